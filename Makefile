@@ -1,0 +1,39 @@
+# `make demo` and `make test` set up everything they need from nothing; both are quick once it is there.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.setup-done
+
+# Ray would otherwise report usage over the network and repaint the terminal.
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(STAMP)
+
+# The Waymo package pins a whole TensorFlow stack that we do not use: only its protocol buffers are imported.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}: run make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps waymo-open-dataset-tf-2-12-0==1.6.7
+	$(BIN)/python -c 'import torch, torchvision, ray, datalake.waymo.protos'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python pipelines/demo.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python benchmarks/run_all.py
+
+clean:
+	rm -rf $(VENV) out

@@ -1,0 +1,1 @@
+"""The data lake: Waymo perception TFRecords as Parquet tables that anyone can query."""

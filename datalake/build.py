@@ -1,0 +1,213 @@
+"""One segment, from its records to its commit: the unit of work of a build."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from datalake.commit import Commit
+from datalake.convert import frame_rows
+from datalake.lake import now, write_commit
+from datalake.plan import BadRecord, RecordRef, SegmentPlan
+from datalake.schema import QUARANTINE, PointMode
+from datalake.store import Store, UnknownOutcomeError
+from datalake.waymo.frame import CAMERAS, Fault, Frame
+from datalake.waymo.parse import FrameError, parse_frame
+from datalake.waymo.tfrecord import RecordError, RecordFile
+from datalake.writer import SegmentWriter
+
+ALL_CAMERAS = tuple(camera for camera in CAMERAS if camera)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """How segments become rows."""
+
+    split: str = "train"
+    cameras: tuple[str, ...] = ALL_CAMERAS
+    points: PointMode = "quantised"
+    # A segment fails when a larger share of its records is quarantined, whole or in part.
+    max_quarantined: float = 0.1
+
+
+@dataclass(slots=True)
+class SegmentReport:
+    """What became of one segment.
+
+    outcome: `committed` by this attempt, `present` (another attempt committed it first), or `failed`
+    reason: why it failed, in one line
+    seconds: time per stage (read, parse, convert, write, commit)
+    """
+
+    segment: str
+    outcome: Literal["committed", "present", "failed"] = "failed"
+    reason: str = ""
+    frames: int = 0
+    points: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    quarantined: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside the block to `stage`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+
+class _SegmentFailedError(Exception):
+    """The segment must not be committed; the message is the reason."""
+
+
+def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> SegmentReport:
+    """Build one segment and commit it; whatever happens, the lake has all of it or none.
+
+    Bad input ends in the quarantine, or in a report whose outcome is `failed`. Raises OSError where a source or
+    the lake cannot be read or written: another attempt may succeed.
+    """
+    store = Store(lake_url)
+    report = SegmentReport(plan.segment)
+    attempt = uuid.uuid4().hex[:16]
+    quarantine = [_bad_row(plan.segment, bad) for bad in plan.bad]
+    with SegmentWriter(store, config.split, plan.segment, attempt) as writer:
+        try:
+            _write_frames(plan, config, writer, quarantine, report)
+            _check_quarantine(plan, config, quarantine, report)
+        except _SegmentFailedError as failure:
+            writer.discard()
+            name = f"_failed/{config.split}/{plan.segment}.json"
+            store.write(name, json.dumps({"reason": str(failure), "quarantine": quarantine}, indent=1).encode())
+            report.reason = f"{failure}; every bad record is listed in {store.url}/{name}"
+            return report
+        with report.timed("write"):
+            files = writer.finish(pa.RecordBatch.from_pylist(quarantine, QUARANTINE))
+        commit = Commit(
+            split=config.split,
+            segment=plan.segment,
+            attempt=attempt,
+            created_at=now(),
+            points_mode=config.points,
+            cameras=config.cameras,
+            sources=plan.sources,
+            frames=report.frames,
+            points=report.points,
+            quarantined=len(quarantine),
+            chunks=tuple(writer.chunks),
+            files=files,
+        )
+        with report.timed("commit"):
+            try:
+                won = write_commit(store, commit)
+            except UnknownOutcomeError:
+                # The commit may exist, so its files must stay; a later build sweeps them if it does not.
+                writer.keep()
+                raise
+        if not won:
+            writer.discard()
+    report.outcome = "committed" if won else "present"
+    report.bytes_out = sum(file.bytes for file in files.values())
+    return report
+
+
+def _write_frames(
+    plan: SegmentPlan,
+    config: BuildConfig,
+    writer: SegmentWriter,
+    quarantine: list[dict[str, Any]],
+    report: SegmentReport,
+) -> None:
+    cameras = frozenset(config.cameras)
+    seen: set[int] = set()
+    files: dict[str, RecordFile] = {}
+    with ExitStack() as stack:
+        for ref in plan.records:
+            report.bytes_in += ref.slot.end - ref.slot.offset
+            if ref.source not in files:
+                files[ref.source] = stack.enter_context(RecordFile(ref.source))
+            try:
+                with report.timed("read"):
+                    payload = files[ref.source].read(ref.slot)
+                with report.timed("parse"):
+                    frame = parse_frame(payload, cameras)
+                    _check_identity(frame, plan, ref, seen)
+            except (RecordError, FrameError) as error:
+                stage = "framing" if isinstance(error, RecordError) else "frame"
+                quarantine.append(_row(plan.segment, ref, "record", Fault(stage, type(error).__name__, str(error))))
+                continue
+            seen.add(frame.timestamp_us)
+            quarantine += [_row(plan.segment, ref, "part", fault) for fault in frame.faults]
+            with report.timed("convert"):
+                rows = frame_rows(frame, config.points)
+            with report.timed("write"):
+                writer.append(rows)
+            report.frames += 1
+            report.points += len(frame.points)
+
+
+def _check_identity(frame: Frame, plan: SegmentPlan, ref: RecordRef, seen: set[int]) -> None:
+    """Raise FrameError unless the frame is the one that was planned, and the only one of its time."""
+    if (frame.segment, frame.timestamp_us) != (plan.segment, ref.timestamp_us):
+        raise FrameError(
+            f"frame is {frame.segment} at {frame.timestamp_us}, but its first bytes say"
+            f" {plan.segment} at {ref.timestamp_us}"
+        )
+    if frame.timestamp_us in seen:
+        raise FrameError(f"a frame with timestamp_us {frame.timestamp_us} is in this segment already; kept the first")
+
+
+def _check_quarantine(
+    plan: SegmentPlan, config: BuildConfig, quarantine: list[dict[str, Any]], report: SegmentReport
+) -> None:
+    affected = {(row["source"], row["record_index"]) for row in quarantine}
+    records = len(plan.records) + len(plan.bad)
+    report.quarantined = len(quarantine)
+    if report.frames == 0:
+        raise _SegmentFailedError(f"none of its {records} records is a usable frame ({quarantine[0]['message']})")
+    if len(affected) > config.max_quarantined * records:
+        raise _SegmentFailedError(
+            f"{len(affected)} of {records} records are quarantined in whole or in part, more than the share of"
+            f" {config.max_quarantined:g} allowed (first: {quarantine[0]['message']});"
+            " raise --max-quarantined to accept"
+        )
+
+
+def _bad_row(segment: str, bad: BadRecord) -> dict[str, Any]:
+    return {
+        "segment": segment,
+        "source": bad.source,
+        "record_index": bad.index,
+        "byte_offset": bad.offset,
+        "byte_length": bad.length,
+        "timestamp_us": None,
+        "scope": "record",
+        "stage": "framing" if bad.error_type == "RecordError" else "frame",
+        "error_type": bad.error_type,
+        "message": bad.message,
+    }
+
+
+def _row(segment: str, ref: RecordRef, scope: str, fault: Fault) -> dict[str, Any]:
+    return {
+        "segment": segment,
+        "source": ref.source,
+        "record_index": ref.slot.index,
+        "byte_offset": ref.slot.offset,
+        "byte_length": ref.slot.end - ref.slot.offset,
+        "timestamp_us": ref.timestamp_us,
+        "scope": scope,
+        "stage": fault.stage,
+        "error_type": fault.error_type,
+        "message": fault.message,
+    }

@@ -1,0 +1,134 @@
+"""The commit of one segment: a single object that makes all of its files part of the lake, or none."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from datalake.schema import SCHEMA_VERSION, TABLES, PointMode
+from datalake.waymo.parse import FrameError, check_segment_name
+
+_SPLIT_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
+_ATTEMPT = re.compile(r"[0-9a-f]{16}")
+
+
+class LakeError(ValueError):
+    """A lake, or a part of it, is not what it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """One Parquet file of a commit; its name follows from split, table, segment and attempt."""
+
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One TFRecord file that a segment was built from.
+
+    version: the store's etag where it has one, else the time of modification
+    records: how many of its records belong to the segment
+    """
+
+    uri: str
+    bytes: int
+    version: str
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Everything a reader has to know of one segment.
+
+    chunks: for each row group that the tables share, the camera number of each row of `image`: "1212" is two
+    frames of FRONT and FRONT_LEFT
+    """
+
+    split: str
+    segment: str
+    attempt: str
+    created_at: str
+    points_mode: PointMode
+    cameras: tuple[str, ...]
+    sources: tuple[SourceFile, ...]
+    frames: int
+    points: int
+    quarantined: int
+    chunks: tuple[str, ...]
+    files: dict[str, DataFile]
+    schema_version: int = SCHEMA_VERSION
+
+    def file_name(self, table: str) -> str:
+        """Return the name of the segment's file of `table`, relative to the lake."""
+        return data_file_name(self.split, table, self.segment, self.attempt)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the commit as JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any], where: str) -> Commit:
+        """Return the commit in `values`; raises LakeError naming `where` on another schema version or shape.
+
+        Every part that becomes a file name is checked, so that no commit can point out of its lake.
+        """
+        check_schema_version(values, where)
+        try:
+            commit = Commit(
+                **{
+                    **values,
+                    "cameras": tuple(values["cameras"]),
+                    "chunks": tuple(values["chunks"]),
+                    "sources": tuple(SourceFile(**source) for source in values["sources"]),
+                    "files": {table: DataFile(**file) for table, file in values["files"].items()},
+                }
+            )
+            check_split_name(commit.split)
+            check_segment_name(commit.segment)
+        except (KeyError, TypeError, AttributeError, FrameError) as error:
+            raise LakeError(f"{where}: not a commit of this lake: {error}") from error
+        if not _ATTEMPT.fullmatch(commit.attempt) or set(commit.files) != set(TABLES):
+            raise LakeError(f"{where}: not a commit of this lake: bad attempt or tables")
+        return commit
+
+
+def check_schema_version(values: dict[str, Any], where: str) -> None:
+    """Raise LakeError unless `values` were written with this schema version."""
+    found = values.get("schema_version") if isinstance(values, dict) else None
+    if found != SCHEMA_VERSION:
+        raise LakeError(
+            f"{where}: schema version {found} found, this version reads and writes {SCHEMA_VERSION};"
+            " build a new lake, or install the version that wrote this one"
+        )
+
+
+def check_split_name(split: str) -> None:
+    """Raise LakeError unless `split` can be a folder of a lake."""
+    if not _SPLIT_NAME.fullmatch(split):
+        raise LakeError(f"split {split!r}: expected 1 to 64 of a-z, 0-9 and '_', not starting with '_'")
+
+
+def data_file_name(split: str, table: str, segment: str, attempt: str) -> str:
+    """Return the name of a data file relative to its lake."""
+    return f"{split}/{table}/{segment}-{attempt}.parquet"
+
+
+def commit_name(split: str, segment: str) -> str:
+    """Return the name of a segment's commit relative to its lake."""
+    return f"_commits/{split}/{segment}.json"
+
+
+def load_json(data: bytes, where: str) -> dict[str, Any]:
+    """Return the JSON object in `data`; raises LakeError naming `where`."""
+    try:
+        values = json.loads(data)
+    except ValueError as error:
+        raise LakeError(f"{where}: not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise LakeError(f"{where}: expected a JSON object, got {type(values).__name__}")
+    return values

@@ -1,0 +1,211 @@
+"""A lake: its commits, and the snapshots that readers open.
+
+    <lake>/_lake.json                            how this lake stores points, and its schema version
+    <lake>/_commits/<split>/<segment>.json       created only if absent: the commit of one segment
+    <lake>/_snapshots/<n>.json                   created only if absent: the frozen list of commits, n = 1, 2, …
+    <lake>/<split>/<table>/<segment>-<attempt>.parquet
+
+A reader opens one snapshot and never lists. Nothing that a snapshot names is ever changed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from datalake.commit import Commit, LakeError, check_schema_version, commit_name, load_json
+from datalake.schema import SCHEMA_VERSION, TABLES, PointMode
+from datalake.store import Store
+
+_FORMAT = "_lake.json"
+# Commits are small objects behind a round trip each; this many are under way at once.
+_PARALLEL_READS = 16
+
+
+@dataclass(frozen=True)
+class Lake:
+    """One snapshot of a lake, open for reading."""
+
+    store: Store
+    snapshot: int
+    points_mode: PointMode
+    commits: tuple[Commit, ...]
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The names of the lake's tables."""
+        return tuple(TABLES)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits that have a segment."""
+        return tuple(sorted({commit.split for commit in self.commits}))
+
+    def in_split(self, split: str | None) -> tuple[Commit, ...]:
+        """Return the commits of `split`, or all for None; raises LakeError for a split without segments."""
+        if split is None:
+            return self.commits
+        if split not in self.splits:
+            raise LakeError(f"{self.store.url}: no split {split!r}, there are: {', '.join(self.splits) or 'none'}")
+        return tuple(commit for commit in self.commits if commit.split == split)
+
+    def dataset(self, table: str, split: str | None = None) -> ds.Dataset:
+        """Return `table` as a pyarrow dataset, for pyarrow, DuckDB, Polars and whatever else reads one.
+
+        No file is touched yet. A filter on `segment` prunes whole files, also without touching them.
+        """
+        if table not in TABLES:
+            raise LakeError(f"no table {table!r}, there are: {', '.join(TABLES)}")
+        file_format = ds.ParquetFileFormat()
+        filesystem = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(self.store.fs))
+        fragments = [
+            file_format.make_fragment(
+                self.store.path(commit.file_name(table)),
+                filesystem,
+                partition_expression=ds.field("segment") == commit.segment,
+            )
+            for commit in self.in_split(split)
+        ]
+        return ds.FileSystemDataset(fragments, TABLES[table], file_format, filesystem)
+
+    def scan(
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        filter: ds.Expression | None = None,  # noqa: A002 - the name pyarrow's own scanner has
+        split: str | None = None,
+    ) -> ds.Scanner:
+        """Return a pyarrow scanner over `table`: `.to_table()`, `.to_batches()`, `.count_rows()`."""
+        return self.dataset(table, split).scanner(columns=columns and list(columns), filter=filter)
+
+
+def open_lake(url: str, snapshot: int | None = None) -> Lake:
+    """Open a lake at its newest snapshot, or at `snapshot`.
+
+    Raises LakeError where there is no lake, no such snapshot, or one of another schema version.
+    """
+    store = Store(url)
+    points_mode = read_points_mode(store)
+    if points_mode is None:
+        raise LakeError(f"{store.url}: no lake here (no {_FORMAT}); build one with pipelines/build_lake.py")
+    number = newest_snapshot(store) if snapshot is None else snapshot
+    if number == 0:
+        raise LakeError(f"{store.url}: the lake has no snapshot yet; finish a build with pipelines/build_lake.py")
+    return Lake(store, number, points_mode, _read_snapshot(store, number))
+
+
+def prepare_lake(store: Store, points_mode: PointMode) -> None:
+    """Make `store` a lake whose points are stored in `points_mode`, or check that it is one already."""
+    values = {"schema_version": SCHEMA_VERSION, "points_mode": points_mode}
+    if store.create(_FORMAT, _dump(values)):
+        return
+    found = read_points_mode(store)
+    if found != points_mode:
+        raise LakeError(
+            f"{store.url}: this lake stores points {found}, not {points_mode}; build into another lake,"
+            f" or with --points {found}"
+        )
+
+
+def read_points_mode(store: Store) -> PointMode | None:
+    """Return how the lake stores points, or None where there is no lake."""
+    try:
+        values = load_json(store.read(_FORMAT), f"{store.url}/{_FORMAT}")
+    except FileNotFoundError:
+        return None
+    check_schema_version(values, f"{store.url}/{_FORMAT}")
+    mode: PointMode = values["points_mode"]
+    return mode
+
+
+def newest_snapshot(store: Store) -> int:
+    """Return the number of the newest snapshot, 0 where there is none.
+
+    Snapshots are numbered without gaps, so about 2 log2(n) existence checks find the last; nothing is listed.
+    """
+    high = 1
+    while store.exists(_snapshot_name(high)):
+        high *= 2
+    low = high // 2  # exists, or is 0; `high` does not exist
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if store.exists(_snapshot_name(middle)) else (low, middle)
+    return low
+
+
+def publish_snapshot(store: Store) -> int:
+    """Freeze the commits as they are now into the next snapshot; return the number of the one that has them.
+
+    With nothing new since the last snapshot, that one is returned. Where another builder publishes first, its
+    snapshot is looked at, and the next number tried.
+    """
+    while True:
+        number = newest_snapshot(store)
+        known = _read_snapshot(store, number) if number else ()
+        by_name = {commit_name(commit.split, commit.segment): commit for commit in known}
+        listed = list_commits(store)
+        if set(listed) == set(by_name):
+            return number
+        # Commits never change, so those of the last snapshot need not be read again.
+        fresh = [name for name in listed if name not in by_name]
+        by_name.update(zip(fresh, read_commits(store, fresh), strict=True))
+        values = {
+            "schema_version": SCHEMA_VERSION,
+            "number": number + 1,
+            "created_at": now(),
+            "commits": [by_name[name].to_json() for name in sorted(listed)],
+        }
+        if store.create(_snapshot_name(number + 1), _dump(values)):
+            return number + 1
+
+
+def list_commits(store: Store, split: str | None = None) -> list[str]:
+    """Return the names of all commits, or those of one split. Builders list; readers open snapshots."""
+    found = store.listing("_commits" if split is None else f"_commits/{split}")
+    return sorted(name for name in found if name.endswith(".json"))
+
+
+def read_commits(store: Store, names: Sequence[str]) -> list[Commit]:
+    """Return the commits of those names, in order."""
+
+    def read(name: str) -> Commit:
+        where = f"{store.url}/{name}"
+        return Commit.from_json(load_json(store.read(name), where), where)
+
+    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+        return list(pool.map(read, names))
+
+
+def write_commit(store: Store, commit: Commit) -> bool:
+    """Commit a segment; return False where another attempt already did."""
+    return store.create(commit_name(commit.split, commit.segment), _dump(commit.to_json()))
+
+
+def now() -> str:
+    """Return the time in UTC, to the second, as ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _snapshot_name(number: int) -> str:
+    return f"_snapshots/{number}.json"
+
+
+def _read_snapshot(store: Store, number: int) -> tuple[Commit, ...]:
+    where = f"{store.url}/{_snapshot_name(number)}"
+    try:
+        values = load_json(store.read(_snapshot_name(number)), where)
+    except FileNotFoundError:
+        raise LakeError(f"{where}: no such snapshot; the newest is {newest_snapshot(store)}") from None
+    check_schema_version(values, where)
+    return tuple(Commit.from_json(commit, where) for commit in values["commits"])
+
+
+def _dump(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, separators=(",", ":")).encode() + b"\n"

@@ -1,0 +1,186 @@
+"""What is to be built: which records of which files make up which segment.
+
+Sources are indexed first, by their headers and the first bytes of each record: a few kB of every frame's MBs
+are read. Only then is it known that a segment is whole, however its frames are spread over files.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import fsspec
+from google.protobuf.message import DecodeError
+
+from datalake.commit import LakeError, SourceFile
+from datalake.waymo.parse import FrameError, check_segment_name
+from datalake.waymo.protos import dataset_pb2
+from datalake.waymo.tfrecord import HEADER_BYTES, Gap, RecordError, RecordFile, Slot
+from datalake.waymo.wire import WireError, peek_frame
+
+# Context (calibrations) and timestamp come first in a frame and take 3 to 8 kB.
+_PEEK_BYTES = 16 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRef:
+    """One record of a segment: where it lies, and when its frame was taken."""
+
+    source: str
+    slot: Slot
+    timestamp_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A record, or a stretch of bytes between records, that cannot be attributed to a frame."""
+
+    source: str
+    index: int
+    offset: int
+    length: int
+    error_type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceIndex:
+    """The records of one source file by segment, and what could not be read, by the neighbouring segment."""
+
+    uri: str
+    bytes: int
+    version: str
+    records: dict[str, list[RecordRef]]
+    bad: dict[str, list[BadRecord]]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentPlan:
+    """All that one segment is built from: records by time, unreadable neighbours, and the files they lie in."""
+
+    segment: str
+    records: tuple[RecordRef, ...]
+    bad: tuple[BadRecord, ...]
+    sources: tuple[SourceFile, ...]
+
+
+@dataclass(slots=True)
+class _Segments:
+    """Attributes what is unreadable to the segment before it in the file or, at the file's start, behind it."""
+
+    records: dict[str, list[RecordRef]] = field(default_factory=lambda: defaultdict(list))
+    bad: dict[str, list[BadRecord]] = field(default_factory=lambda: defaultdict(list))
+    current: str | None = None
+    early: list[BadRecord] = field(default_factory=list)
+
+    def add(self, segment: str, record: RecordRef) -> None:
+        self.records[segment].append(record)
+        self.current = segment
+        self.bad[segment] += self.early
+        self.early = []
+
+    def add_bad(self, record: BadRecord) -> None:
+        (self.early if self.current is None else self.bad[self.current]).append(record)
+
+
+def list_sources(patterns: Sequence[str]) -> list[str]:
+    """Return the URLs that `patterns` name, each once, sorted.
+
+    A pattern is a URL, a glob on any fsspec store, or a `.txt` file with one URL or glob a line. Raises
+    LakeError for a pattern that names nothing.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        if pattern.endswith(".txt"):
+            with fsspec.open(pattern, "rt") as stream:
+                lines = [line.strip() for line in stream]
+            nested = [line for line in lines if line and not line.startswith("#")]
+            if not nested:
+                raise LakeError(f"{pattern}: the list of sources is empty")
+            found.update(list_sources(nested))
+            continue
+        fs, path = fsspec.core.url_to_fs(pattern)
+        matches = fs.glob(path) if any(mark in path for mark in "*?[") else [path]
+        if not matches:
+            raise LakeError(f"{pattern}: no file matches; check the path, and quote the glob")
+        found.update(fs.unstrip_protocol(match) for match in matches)
+    return sorted(found)
+
+
+def index_source(uri: str) -> SourceIndex:
+    """Walk one TFRecord file and return whose records it holds.
+
+    Raises OSError where it cannot be read, LakeError where no record of it belongs to a segment.
+    """
+    fs, path = fsspec.core.url_to_fs(uri)
+    info = fs.info(path)
+    if info.get("type") == "directory":
+        raise LakeError(f"{uri}: is a folder; name its files, for example {uri.rstrip('/')}/*.tfrecord")
+    segments = _Segments()
+    with RecordFile(uri) as file:
+        for found in file.slots():
+            if isinstance(found, Gap):
+                bad = BadRecord(uri, found.index, found.offset, found.length, "RecordError", found.reason)
+                segments.add_bad(bad)
+                continue
+            try:
+                segment, timestamp_us = _identify(file, found, segments.current)
+            except (FrameError, RecordError) as error:
+                length = found.end - found.offset
+                bad = BadRecord(uri, found.index, found.offset, length, type(error).__name__, str(error))
+                segments.add_bad(bad)
+                continue
+            segments.add(segment, RecordRef(uri, found, timestamp_us))
+        size = file.size
+    if not segments.records:
+        reason = f"the first at byte 0: {segments.early[0].message}" if segments.early else "it is empty"
+        raise LakeError(f"{uri}: no record of a Waymo segment in {size} bytes ({reason})")
+    return SourceIndex(uri, size, _version(info), dict(segments.records), dict(segments.bad))
+
+
+def plan_segments(indexes: Iterable[SourceIndex]) -> list[SegmentPlan]:
+    """Return one plan per segment, sorted by name, with its records from every file, sorted by time."""
+    records: dict[str, list[RecordRef]] = defaultdict(list)
+    bad: dict[str, list[BadRecord]] = defaultdict(list)
+    sources: dict[str, list[SourceFile]] = defaultdict(list)
+    for index in sorted(indexes, key=lambda index: index.uri):
+        for segment, found in index.records.items():
+            records[segment] += found
+            bad[segment] += index.bad.get(segment, [])
+            sources[segment].append(SourceFile(index.uri, index.bytes, index.version, len(found)))
+    return [
+        SegmentPlan(
+            segment,
+            tuple(sorted(records[segment], key=lambda ref: (ref.timestamp_us, ref.source, ref.slot.offset))),
+            tuple(bad[segment]),
+            tuple(sources[segment]),
+        )
+        for segment in sorted(records)
+    ]
+
+
+def _identify(file: RecordFile, slot: Slot, current: str | None) -> tuple[str, int]:
+    """Return (segment, timestamp_us) of a record; raises FrameError or RecordError where it has none."""
+    try:
+        segment, timestamp_us = peek_frame(file.read_range(slot.offset + HEADER_BYTES, min(_PEEK_BYTES, slot.length)))
+    except WireError:
+        segment = None
+    if segment is None or segment != current:
+        # An unusual order of fields, or a name that is new in this file: only a whole, checked record may
+        # open a segment, or a flipped bit in a name would found one of its own.
+        payload = file.read(slot)
+        try:
+            frame = dataset_pb2.Frame.FromString(payload)
+        except DecodeError as error:
+            raise FrameError(f"payload of {len(payload)} bytes is not a Waymo Frame: {error}") from error
+        segment, timestamp_us = frame.context.name, frame.timestamp_micros
+    check_segment_name(segment)
+    return segment, timestamp_us
+
+
+def _version(info: dict[str, object]) -> str:
+    for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created"):
+        if info.get(key) is not None:
+            return str(info[key])
+    return ""

@@ -1,0 +1,1 @@
+"""Official Waymo Open Dataset TFRecords to plain numpy values: framing, protocol buffers, range images."""

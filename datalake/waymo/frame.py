@@ -1,0 +1,169 @@
+"""What a Waymo frame holds, as plain numpy values.
+
+Frames of reference. Vehicle: x forward, y left, z up, metres, origin on the ground. Camera: x forward along the
+optical axis, y left, z up. World: the segment's global frame. `a_to_b` maps coordinates in a to coordinates in b.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Positions are the official enum numbers (`CameraName`, `LaserName`, `Label.Type` in dataset.proto, label.proto).
+CAMERAS = (None, "FRONT", "FRONT_LEFT", "FRONT_RIGHT", "SIDE_LEFT", "SIDE_RIGHT")
+LASERS = (None, "TOP", "FRONT", "SIDE_LEFT", "SIDE_RIGHT", "REAR")
+OBJECT_TYPES = (None, "VEHICLE", "PEDESTRIAN", "SIGN", "CYCLIST")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A part of a record that could not be kept, and why; the rest of the record goes on.
+
+    stage: where it was found: `record`, `frame`, `image`, `lidar`, `label`
+    """
+
+    stage: str
+    error_type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CameraImage:
+    """One camera's picture, with its calibration where the record has a usable one.
+
+    jpeg: the record's own bytes
+    intrinsic: float64 [9] (f_u, f_v, c_u, c_v, k1, k2, p1, p2, k3) in pixels, or None
+    camera_to_vehicle: float64 [4, 4] or None
+    vehicle_to_world: float64 [4, 4] at this camera's exposure, 20 to 70 ms after the frame, or None
+    panoptic: uint16 PNG of class * panoptic_divisor + instance, or None
+    """
+
+    camera: str
+    jpeg: bytes
+    width: int
+    height: int
+    intrinsic: NDArray[np.float64] | None
+    camera_to_vehicle: NDArray[np.float64] | None
+    vehicle_to_world: NDArray[np.float64] | None
+    panoptic: bytes | None
+    panoptic_divisor: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """N lidar returns, lasers in the order of `LASERS`, return 1 before 2, in range-image order within each.
+
+    xyz_m: float32 [3, N], vehicle frame at the frame's time, ego motion compensated
+    intensity, elongation: float32 [N], the sensor's own units
+    laser: int8 [N], index into `LASERS`
+    return_index: int8 [N], 1 or 2
+    no_label_zone: bool [N]
+    camera: int8 [2, N], index into `CAMERAS` of the two stored projections, 0 = none
+    u, v: int16 [2, N], pixels, 0 where there is no projection
+    semantic_class: int8 [N] (official `Segmentation.Type`; 0 = undefined), or None where nothing is labelled
+    instance_id: int32 [N], or None where nothing is labelled
+    """
+
+    xyz_m: NDArray[np.float32]
+    intensity: NDArray[np.float32]
+    elongation: NDArray[np.float32]
+    laser: NDArray[np.int8]
+    return_index: NDArray[np.int8]
+    no_label_zone: NDArray[np.bool_]
+    camera: NDArray[np.int8]
+    u: NDArray[np.int16]
+    v: NDArray[np.int16]
+    semantic_class: NDArray[np.int8] | None
+    instance_id: NDArray[np.int32] | None
+
+    def __len__(self) -> int:
+        return self.xyz_m.shape[1]
+
+    @staticmethod
+    def empty() -> Points:
+        """Return no points: what a frame without lidar has."""
+        return Points(
+            xyz_m=np.zeros((3, 0), np.float32),
+            intensity=np.zeros(0, np.float32),
+            elongation=np.zeros(0, np.float32),
+            laser=np.zeros(0, np.int8),
+            return_index=np.zeros(0, np.int8),
+            no_label_zone=np.zeros(0, np.bool_),
+            camera=np.zeros((2, 0), np.int8),
+            u=np.zeros((2, 0), np.int16),
+            v=np.zeros((2, 0), np.int16),
+            semantic_class=None,
+            instance_id=None,
+        )
+
+    @staticmethod
+    def concatenate(parts: list[Points]) -> Points:
+        """Return all points in order; where only some parts are labelled, the others are class and instance 0."""
+        if not parts:
+            return Points.empty()
+        labelled = any(part.semantic_class is not None for part in parts)
+        columns: dict[str, Any] = {}
+        for field in fields(Points):
+            values = [getattr(part, field.name) for part in parts]
+            if field.name in ("semantic_class", "instance_id"):
+                dtype = np.int8 if field.name == "semantic_class" else np.int32
+                values = [
+                    np.zeros(len(part), dtype) if value is None else value
+                    for part, value in zip(parts, values, strict=True)
+                ]
+                columns[field.name] = np.concatenate(values) if labelled else None
+            else:
+                columns[field.name] = np.concatenate(values, axis=-1)
+        return Points(**columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Label2D:
+    """An object's box in one camera's picture: x0, y0, x1, y1 in pixels, x along the picture's width."""
+
+    camera: str
+    object_id: str
+    type: str
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    difficulty: int
+
+
+@dataclass(frozen=True, slots=True)
+class Label3D:
+    """An object's box in the vehicle frame, in metres and radians; heading turns about z, 0 along x."""
+
+    object_id: str
+    type: str
+    center_x_m: float
+    center_y_m: float
+    center_z_m: float
+    length_m: float
+    width_m: float
+    height_m: float
+    heading_rad: float
+    speed_x_mps: float
+    speed_y_mps: float
+    lidar_points: int
+    difficulty: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One moment of a segment. `faults` lists every part of the record that is not in the other fields."""
+
+    segment: str
+    timestamp_us: int
+    location: str | None
+    time_of_day: str | None
+    weather: str | None
+    images: tuple[CameraImage, ...]
+    points: Points
+    labels_2d: tuple[Label2D, ...]
+    labels_3d: tuple[Label3D, ...]
+    faults: tuple[Fault, ...]

@@ -1,0 +1,217 @@
+"""One record's payload to a `Frame`: parse what is there, name what is not."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from PIL import Image
+
+from datalake.waymo.frame import CAMERAS, OBJECT_TYPES, CameraImage, Fault, Frame, Label2D, Label3D
+from datalake.waymo.lidar import read_points, read_transform
+from datalake.waymo.protos import dataset_pb2
+
+# Segment names become file names: one path component, nothing hidden, nothing a shell or a store reads its way.
+_SEGMENT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
+_MAX_PIXELS = 64 << 20
+
+
+class FrameError(ValueError):
+    """The record as a whole cannot become a frame."""
+
+
+def check_segment_name(name: str) -> None:
+    """Raise FrameError unless `name` is safe as one component of a path on any store."""
+    if not _SEGMENT_NAME.fullmatch(name):
+        raise FrameError(
+            f"segment name {name[:80]!r} is not 1 to 200 letters, digits, '_', '-' or '.', not starting with '-' or '.'"
+        )
+
+
+def parse_frame(payload: bytes, cameras: frozenset[str]) -> Frame:
+    """Return the frame in a record's payload, with the pictures and 2D labels of `cameras` alone.
+
+    Raises FrameError where no frame can be made of it at all: not a `Frame`, no usable segment name, no
+    timestamp. Everything smaller ends in `Frame.faults`.
+    """
+    try:
+        record = dataset_pb2.Frame.FromString(payload)
+    except DecodeError as error:
+        raise FrameError(f"payload of {len(payload)} bytes is not a Waymo Frame: {error}") from error
+    check_segment_name(record.context.name)
+    if record.timestamp_micros <= 0:
+        raise FrameError(f"frame has no timestamp (timestamp_micros is {record.timestamp_micros})")
+
+    faults: list[Fault] = []
+    vehicle_to_world = read_transform(record.pose)
+    if vehicle_to_world is None:
+        faults.append(Fault("frame", "FrameError", "the frame's pose is missing or not finite"))
+    stats = record.context.stats
+    return Frame(
+        segment=record.context.name,
+        timestamp_us=record.timestamp_micros,
+        location=stats.location or None,
+        time_of_day=stats.time_of_day or None,
+        weather=stats.weather or None,
+        images=_read_images(record, cameras, faults),
+        points=read_points(record, vehicle_to_world, faults),
+        labels_2d=_read_labels_2d(record, cameras, faults),
+        labels_3d=_read_labels_3d(record, faults),
+        faults=tuple(faults),
+    )
+
+
+def _read_images(record: Any, cameras: frozenset[str], faults: list[Fault]) -> tuple[CameraImage, ...]:
+    calibrations = {calibration.name: calibration for calibration in record.context.camera_calibrations}
+    images: dict[int, CameraImage] = {}
+    for message in record.images:
+        if not 0 < message.name < len(CAMERAS):
+            faults.append(Fault("image", "FrameError", f"an image has the unknown camera name {message.name}"))
+            continue
+        camera = CAMERAS[message.name]
+        if camera not in cameras:
+            continue
+        if message.name in images:
+            faults.append(Fault("image", "FrameError", f"camera {camera} appears twice; kept the first image"))
+            continue
+        try:
+            images[message.name] = _read_image(message, camera, calibrations.get(message.name), faults)
+        except FrameError as error:
+            faults.append(Fault("image", "FrameError", f"image of {camera} is left out: {error}"))
+    return tuple(images[name] for name in sorted(images))
+
+
+def _read_image(message: Any, camera: str, calibration: Any | None, faults: list[Fault]) -> CameraImage:
+    width, height = _read_jpeg_size(message.image)
+    intrinsic: NDArray[np.float64] | None = None
+    camera_to_vehicle: NDArray[np.float64] | None = None
+    if calibration is None:
+        faults.append(Fault("image", "FrameError", f"camera {camera} has no calibration; image kept without it"))
+    else:
+        if (calibration.width, calibration.height) != (width, height):
+            raise FrameError(
+                f"the JPEG is {width}x{height}, its calibration is for {calibration.width}x{calibration.height}"
+            )
+        values = np.array(calibration.intrinsic, np.float64)
+        camera_to_vehicle = read_transform(calibration.extrinsic)
+        if values.shape == (9,) and np.isfinite(values).all():
+            intrinsic = values
+        if intrinsic is None or camera_to_vehicle is None:
+            part = "intrinsic" if intrinsic is None else "extrinsic"
+            text = f"the {part} of camera {camera} is missing or not finite; image kept without it"
+            faults.append(Fault("image", "FrameError", text))
+    vehicle_to_world = read_transform(message.pose)
+    if vehicle_to_world is None:
+        text = f"image of {camera} has no finite pose; kept without it"
+        faults.append(Fault("image", "FrameError", text))
+    panoptic = message.camera_segmentation_label
+    has_panoptic = bool(panoptic.panoptic_label) and panoptic.panoptic_label_divisor > 0
+    if panoptic.panoptic_label and not has_panoptic:
+        text = f"panoptic label of {camera} has no divisor and is left out"
+        faults.append(Fault("image", "FrameError", text))
+    return CameraImage(
+        camera=camera,
+        jpeg=message.image,
+        width=width,
+        height=height,
+        intrinsic=intrinsic,
+        camera_to_vehicle=camera_to_vehicle,
+        vehicle_to_world=vehicle_to_world,
+        panoptic=panoptic.panoptic_label if has_panoptic else None,
+        panoptic_divisor=panoptic.panoptic_label_divisor if has_panoptic else None,
+    )
+
+
+def _read_jpeg_size(jpeg: bytes) -> tuple[int, int]:
+    """Return (width, height) from the header, having checked that the picture has an end; decodes nothing."""
+    if not jpeg:
+        raise FrameError("it has no bytes")
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
+            width, height = picture.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise FrameError(f"its JPEG header cannot be read ({type(error).__name__})") from error
+    if not 0 < width * height <= _MAX_PIXELS:
+        raise FrameError(f"its JPEG header claims {width}x{height} pixels")
+    if b"\xff\xd9" not in jpeg[-64:]:
+        raise FrameError("its JPEG is cut off (no end-of-image marker)")
+    return width, height
+
+
+def _read_labels_2d(record: Any, cameras: frozenset[str], faults: list[Fault]) -> tuple[Label2D, ...]:
+    labels = []
+    for group in record.camera_labels:
+        camera = CAMERAS[group.name] if 0 < group.name < len(CAMERAS) else None
+        if camera is None and group.labels:
+            text = f"{len(group.labels)} 2D labels belong to the unknown camera {group.name}"
+            faults.append(Fault("label", "FrameError", text))
+        if camera is None or camera not in cameras:
+            continue
+        for label in group.labels:
+            box = label.box
+            try:
+                kind = _check_label(label, ("center_x", "center_y", "length", "width"))
+            except FrameError as error:
+                text = f"2D label {label.id[:40]!r} of {camera} is left out: {error}"
+                faults.append(Fault("label", "FrameError", text))
+                continue
+            labels.append(
+                Label2D(
+                    camera=camera,
+                    object_id=label.id,
+                    type=kind,
+                    x0=box.center_x - box.length / 2,
+                    y0=box.center_y - box.width / 2,
+                    x1=box.center_x + box.length / 2,
+                    y1=box.center_y + box.width / 2,
+                    difficulty=label.detection_difficulty_level,
+                )
+            )
+    return tuple(sorted(labels, key=lambda label: CAMERAS.index(label.camera)))
+
+
+def _read_labels_3d(record: Any, faults: list[Fault]) -> tuple[Label3D, ...]:
+    labels = []
+    for label in record.laser_labels:
+        box = label.box
+        try:
+            kind = _check_label(label, ("center_x", "center_y", "center_z", "length", "width", "height", "heading"))
+        except FrameError as error:
+            text = f"3D label {label.id[:40]!r} is left out: {error}"
+            faults.append(Fault("label", "FrameError", text))
+            continue
+        labels.append(
+            Label3D(
+                object_id=label.id,
+                type=kind,
+                center_x_m=box.center_x,
+                center_y_m=box.center_y,
+                center_z_m=box.center_z,
+                length_m=box.length,
+                width_m=box.width,
+                height_m=box.height,
+                heading_rad=box.heading,
+                speed_x_mps=label.metadata.speed_x,
+                speed_y_mps=label.metadata.speed_y,
+                lidar_points=label.num_lidar_points_in_box,
+                difficulty=label.detection_difficulty_level,
+            )
+        )
+    return tuple(labels)
+
+
+def _check_label(label: Any, parts: tuple[str, ...]) -> str:
+    """Return the label's type; raises FrameError unless its type is known and its box whole."""
+    if not 0 < label.type < len(OBJECT_TYPES):
+        raise FrameError(f"its type {label.type} is unknown")
+    for part in parts:
+        if not label.box.HasField(part) or not math.isfinite(getattr(label.box, part)):
+            raise FrameError(f"its box has no finite {part}")
+    if label.box.length < 0 or label.box.width < 0:
+        raise FrameError(f"its box has a negative size ({label.box.length:g} x {label.box.width:g})")
+    return OBJECT_TYPES[label.type] or ""

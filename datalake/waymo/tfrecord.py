@@ -1,0 +1,176 @@
+"""TFRecord framing: find, check, read and write records on any fsspec URL, one record in memory at a time.
+
+A record is `length: uint64 | masked crc32c(length): uint32 | payload | masked crc32c(payload): uint32`, all
+little-endian, and nothing separates records (source: `tensorflow/core/lib/io/record_writer.h`). A damaged
+length therefore hides the start of the next record; `RecordFile.slots` finds it again by its checksum, so
+that one flipped bit costs one record and not the rest of the file.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import fsspec
+import google_crc32c
+import numpy as np
+
+HEADER_BYTES = 12
+FOOTER_BYTES = 4
+# A full Waymo frame has 4 to 10 MB. A longer claim is a damaged or hostile record, never allocated.
+MAX_PAYLOAD_BYTES = 256 << 20
+_SCAN_BYTES = 1 << 20
+
+
+class RecordError(ValueError):
+    """A record's bytes do not hold what its framing promises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a record with an intact header lies: `offset` is the first byte of its header."""
+
+    index: int
+    offset: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """Byte offset just behind the record."""
+        return self.offset + HEADER_BYTES + self.length + FOOTER_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A stretch of `length` bytes from `offset` in which no record can be read, and why."""
+
+    index: int
+    offset: int
+    length: int
+    reason: str
+
+
+def masked_crc32c(data: bytes) -> int:
+    """Return TensorFlow's masked CRC32C of `data` (rotated right by 15 bits, plus a constant)."""
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame_record(payload: bytes) -> bytes:
+    """Return `payload` with its TFRecord header and footer."""
+    length = struct.pack("<Q", len(payload))
+    return b"".join(
+        (length, struct.pack("<I", masked_crc32c(length)), payload, struct.pack("<I", masked_crc32c(payload)))
+    )
+
+
+def write_records(url: str, payloads: Iterable[bytes]) -> None:
+    """Write one TFRecord file to `url`; it appears under its name only when it is complete."""
+    fs, path = fsspec.core.url_to_fs(url)
+    fs.makedirs(fs._parent(path), exist_ok=True)
+    unfinished = f"{path}.unfinished"
+    with fs.open(unfinished, "wb") as stream:
+        for payload in payloads:
+            stream.write(frame_record(payload))
+    fs.mv(unfinished, path)
+
+
+class RecordFile:
+    """Random access to the records of one TFRecord file.
+
+    Reads are exact ranges (no read-ahead), so walking the headers of a remote file moves a few bytes a record.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Open `url`; raises OSError (not found, no permission, …) as the store reports it."""
+        self.url = url
+        fs, path = fsspec.core.url_to_fs(url)
+        self._stream: Any = fs.open(path, "rb", cache_type="none")
+        self.size = int(self._stream.seek(0, 2))
+
+    def __enter__(self) -> RecordFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def read_range(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes from `offset` (fewer only at the end of the file)."""
+        self._stream.seek(offset)
+        return bytes(self._stream.read(length))
+
+    def read(self, slot: Slot) -> bytes:
+        """Return the payload of `slot`; raises RecordError where it is cut off or fails its checksum."""
+        data = self.read_range(slot.offset + HEADER_BYTES, slot.length + FOOTER_BYTES)
+        if len(data) < slot.length + FOOTER_BYTES:
+            raise RecordError(f"record is cut off after {len(data)} of {slot.length + FOOTER_BYTES} bytes")
+        payload = data[: slot.length]
+        (expected,) = struct.unpack("<I", data[slot.length :])
+        if masked_crc32c(payload) != expected:
+            raise RecordError(f"payload of {slot.length} bytes fails its CRC32C")
+        return payload
+
+    def slots(self) -> Iterator[Slot | Gap]:
+        """Walk the file: a `Slot` for each record whose header is intact, a `Gap` for what lies between.
+
+        Payload checksums are left to `read`, with one exception: where no record follows a slot, its own
+        checksum decides whether the slot is sound (the next header is damaged) or cut short (its stated
+        length swallows the records behind it, which are then found again).
+        """
+        index, offset = 0, 0
+        while offset < self.size:
+            found = self._slot_at(index, offset)
+            if isinstance(found, Slot) and not self._follows(found.end) and not self._is_sound(found):
+                found = "record is shorter than its stated length, or fails its CRC32C before a damaged record"
+            if isinstance(found, Slot):
+                yield found
+                offset = found.end
+            else:
+                start, offset = offset, self._next_header(offset + 1)
+                yield Gap(index, start, offset - start, found)
+            index += 1
+
+    def _slot_at(self, index: int, offset: int) -> Slot | str:
+        """Return the slot whose header stands at `offset`, or why there is none."""
+        header = self.read_range(offset, HEADER_BYTES)
+        if len(header) < HEADER_BYTES:
+            return f"file ends inside a record header ({len(header)} of {HEADER_BYTES} bytes)"
+        length, expected = struct.unpack("<QI", header)
+        if masked_crc32c(header[:8]) != expected:
+            return "record length fails its CRC32C"
+        if length > MAX_PAYLOAD_BYTES:
+            return f"record claims {length} bytes, more than the {MAX_PAYLOAD_BYTES} that any frame can have"
+        slot = Slot(index, offset, length)
+        if slot.end > self.size:
+            return f"record of {length} bytes is cut off by the end of the file"
+        return slot
+
+    def _follows(self, offset: int) -> bool:
+        return offset == self.size or isinstance(self._slot_at(0, offset), Slot)
+
+    def _is_sound(self, slot: Slot) -> bool:
+        try:
+            self.read(slot)
+        except RecordError:
+            return False
+        return True
+
+    def _next_header(self, offset: int) -> int:
+        """Return the first byte offset from `offset` on at which an intact header stands, or the file's size."""
+        while offset + HEADER_BYTES <= self.size:
+            window = np.frombuffer(self.read_range(offset, _SCAN_BYTES + HEADER_BYTES - 1), np.uint8)
+            starts = len(window) - HEADER_BYTES + 1
+            # Lengths stay below 2**32, so the upper four bytes are zero: few places are left to checksum.
+            zero = window[4 : starts + 7] == 0
+            candidates = np.flatnonzero(zero[:-3] & zero[1:-2] & zero[2:-1] & zero[3:])
+            for start in candidates:
+                found = self._slot_at(0, offset + int(start))
+                if isinstance(found, Slot) and found.length > 0:
+                    return found.offset
+            offset += starts
+        return self.size
