@@ -1,0 +1,163 @@
+"""A build over many processes: Ray runs one task per source to index it, then one task per segment.
+
+This is the only place of the package that knows Ray; everything that it calls runs without.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from datalake.build import BuildConfig, SegmentReport, build_segment
+from datalake.commit import Commit, LakeError, check_split_name
+from datalake.lake import list_commits, prepare_lake, publish_snapshot, read_commits
+from datalake.plan import SegmentPlan, SourceIndex, index_source, list_sources, plan_segments
+from datalake.store import Store
+from datalake.vacuum import GRACE_S, vacuum
+
+Item = TypeVar("Item")
+
+# A worker that dies (killed, out of memory, node lost) has its task run again; so has one whose store failed.
+_ATTEMPTS_AFTER_FIRST = 3
+
+
+@dataclass(slots=True)
+class BuildReport:
+    """What became of a build.
+
+    segments: one report per segment that was worked on
+    skipped: segments that were in the lake before
+    failures: source or segment -> why it is not in the lake, in one line
+    snapshot: the number of the snapshot that holds everything committed so far
+    swept: files of dead attempts that were removed
+    """
+
+    segments: list[SegmentReport] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    snapshot: int = 0
+    swept: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a build is: `done` of `total` sources indexed (`index`) or frames built (`build`)."""
+
+    stage: str
+    done: int
+    total: int
+
+
+def build_lake(
+    sources: Sequence[str],
+    lake_url: str,
+    config: BuildConfig,
+    notify: Callable[[Progress], None],
+    grace_s: float = GRACE_S,
+) -> BuildReport:
+    """Build every segment of `sources` that the lake does not have, and publish a snapshot.
+
+    Ray must be initialised. Raises LakeError where nothing can be built at all (no source, another schema
+    version or point mode); every other failure is one line of the report, and the rest goes on.
+    """
+    check_split_name(config.split)
+    store = Store(lake_url)
+    prepare_lake(store, config.points)
+    report = BuildReport()
+    plans = plan_segments(_index(list_sources(sources), report, notify))
+    committed = {commit.segment: commit for commit in read_commits(store, list_commits(store, config.split))}
+    todo = []
+    for plan in plans:
+        if plan.segment not in committed:
+            todo.append(plan)
+        elif reason := _differs(plan, committed[plan.segment], config):
+            report.failures[plan.segment] = reason
+        else:
+            report.skipped.append(plan.segment)
+    _build(todo, store.url, config, report, notify)
+    report.swept = len(vacuum(store, config.split, grace_s))
+    report.snapshot = publish_snapshot(store)
+    return report
+
+
+def _index(uris: Sequence[str], report: BuildReport, notify: Callable[[Progress], None]) -> Iterator[SourceIndex]:
+    for done, (uri, result) in enumerate(_run(index_source, [(uri, (uri,)) for uri in uris]), start=1):
+        if isinstance(result, SourceIndex):
+            yield result
+        else:
+            report.failures[uri] = _one_line(result)
+        notify(Progress("index", done, len(uris)))
+
+
+def _build(
+    plans: Sequence[SegmentPlan],
+    lake_url: str,
+    config: BuildConfig,
+    report: BuildReport,
+    notify: Callable[[Progress], None],
+) -> None:
+    total, done = sum(len(plan.records) for plan in plans), 0
+    notify(Progress("build", 0, total))
+    # Long segments first: the last tasks to finish are then short ones.
+    ordered = sorted(plans, key=lambda plan: -len(plan.records))
+    for plan, result in _run(build_segment, [(plan, (plan, lake_url, config)) for plan in ordered]):
+        if isinstance(result, SegmentReport):
+            report.segments.append(result)
+            if result.outcome == "failed":
+                report.failures[plan.segment] = result.reason
+        else:
+            report.failures[plan.segment] = _one_line(result)
+        done += len(plan.records)
+        notify(Progress("build", done, total))
+
+
+def _differs(plan: SegmentPlan, commit: Commit, config: BuildConfig) -> str:
+    """Return why a committed segment is not what these sources and settings would give, or nothing."""
+    planned = sorted((source.bytes, source.records) for source in plan.sources)
+    present = sorted((source.bytes, source.records) for source in commit.sources)
+    if planned != present:
+        return (
+            f"is in the lake already, built from other files ({_total(present)} records in {len(present)} files,"
+            f" here {_total(planned)} in {len(planned)}); build all of its files into a new lake or split"
+        )
+    if commit.cameras != config.cameras:
+        return f"is in the lake already with cameras {', '.join(commit.cameras)}; use these, or another split"
+    return ""
+
+
+def _total(sources: list[tuple[int, int]]) -> int:
+    return sum(records for _, records in sources)
+
+
+def _run(function: Callable[..., Any], calls: Iterable[tuple[Item, tuple[Any, ...]]]) -> Iterator[tuple[Item, Any]]:
+    """Yield (item, result) or (item, exception) as the calls finish, with about two under way per CPU."""
+    task = ray.remote(function).options(num_cpus=1, max_retries=_ATTEMPTS_AFTER_FIRST, retry_exceptions=[OSError])
+    window = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    remaining = iter(calls)
+    running: dict[ray.ObjectRef, Item] = {}
+    while True:
+        for item, arguments in itertools.islice(remaining, window - len(running)):
+            running[task.remote(*arguments)] = item
+        if not running:
+            return
+        finished, _ = ray.wait(list(running), num_returns=1)
+        for reference in finished:
+            item = running.pop(reference)
+            try:
+                yield item, ray.get(reference)
+            except RayTaskError as error:
+                # What the function said of its input or its store is a result; anything else is a bug of ours.
+                if not isinstance(error.cause, LakeError | OSError):
+                    raise
+                yield item, error.cause
+            except RayError as error:
+                yield item, error
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,183 @@
+"""A deterministic, sharded, resumable stream of samples from one snapshot of a lake.
+
+    stream = SampleStream(open_lake(url), LoaderConfig(global_batch=16))
+    for batch in stream.loader(workers=2):        # batch: list[Sample]
+        ...
+
+The order is a function of (snapshot, split, cameras, seed, epoch, streams) alone: not of ranks, workers or
+earlier interruptions. How many samples have been trained says where to go on, on any number of ranks that
+divides the global batch. Nothing is kept on disk or between processes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from datalake.chunk import Chunk, SampleOptions, SegmentFiles
+from datalake.commit import LakeError
+from datalake.lake import Lake
+from datalake.order import epoch_order, share
+from datalake.sample import Sample
+from datalake.waymo.frame import CAMERAS
+
+_CHUNKS_AHEAD = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """Which samples, and in which order.
+
+    global_batch: samples per step over all ranks; in training an epoch is cut to whole batches
+    shuffle: a new random order every epoch; otherwise the lake's own order
+    streams: how many chunks are mixed at a time, all of them in memory (see `datalake.order`)
+    """
+
+    split: str = "train"
+    cameras: tuple[str, ...] = ("FRONT",)
+    image_size: tuple[int, int] | None = None
+    points: bool = True
+    panoptic: bool = False
+    global_batch: int = 8
+    shuffle: bool = True
+    seed: int = 0
+    streams: int = 64
+
+
+class SampleStream(IterableDataset[Sample]):
+    """The samples of one rank, from a given position on.
+
+    start: samples trained so far, by all ranks together; a multiple of the global batch
+    epochs: stop after that many epochs in all, or None to go on for ever. With `shuffle=False` there is one epoch,
+        whose last batch may be smaller, so that each sample is seen exactly once.
+    """
+
+    def __init__(
+        self,
+        lake: Lake,
+        config: LoaderConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+        epochs: int | None = 1,
+    ) -> None:
+        self.lake, self.config, self.rank, self.world_size = lake, config, rank, world_size
+        self.start, self.epochs = start, epochs
+        self._commits = lake.in_split(config.split)
+        self._segment, self._group, self._rows, self._sizes = _index(
+            [commit.chunks for commit in self._commits], config.cameras
+        )
+        total = len(self._rows)
+        self.epoch_samples = total // config.global_batch * config.global_batch if config.shuffle else total
+        if config.global_batch % world_size:
+            raise LakeError(f"a global batch of {config.global_batch} cannot be cut among {world_size} ranks")
+        if not config.shuffle and epochs != 1:
+            raise LakeError("without shuffling there is one epoch; pass epochs=1")
+        if start % config.global_batch:
+            raise LakeError(f"cannot resume after {start} samples: not a multiple of the batch {config.global_batch}")
+        if self.epoch_samples == 0:
+            raise LakeError(
+                f"{lake.store.url}: split {config.split!r} has {total} images of {', '.join(config.cameras)},"
+                f" fewer than one batch of {config.global_batch}"
+            )
+
+    def loader(self, workers: int = 0) -> DataLoader[list[Sample]]:
+        """Return a DataLoader whose batches are lists of this rank's samples, in order."""
+        return DataLoader(
+            cast(IterableDataset[list[Sample]], self),
+            batch_size=self.config.global_batch // self.world_size,
+            num_workers=workers,
+            collate_fn=list,
+        )
+
+    def __iter__(self) -> Iterator[Sample]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        # An epoch's positions are counted in whole batches, so that batches never cross from one to the next.
+        batch = self.config.global_batch
+        padded = -(-self.epoch_samples // batch) * batch
+        epoch, start = divmod(self.start, padded)
+        turn = worker
+        while self.epochs is None or epoch < self.epochs:
+            positions = share(start, self.epoch_samples, batch, self.rank, self.world_size, turn, workers)
+            yield from self._read(self.order(epoch)[positions])
+            # The next epoch's first batch goes to the worker behind the one that had this epoch's last.
+            turn = (turn - (padded - start) // batch) % workers
+            epoch, start = epoch + 1, 0
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the samples of an epoch int64 [N] in their order, numbered as they lie in the lake."""
+        if not self.config.shuffle:
+            return np.arange(len(self._rows))
+        return epoch_order(self._sizes, self.config.streams, self.config.seed, epoch)
+
+    def _read(self, samples: NDArray[np.int64]) -> Iterator[Sample]:
+        """Yield samples in order; a chunk is in memory from its first to its last sample, a file likewise.
+
+        A thread reads the next chunks while the pictures of the present ones are decoded.
+        """
+        config = self.config
+        options = SampleOptions(config.image_size, config.points, config.panoptic)
+        places = list(zip(self._segment[samples].tolist(), self._group[samples].tolist(), strict=True))
+        upcoming = list(dict.fromkeys(places))
+        samples_left, chunks_left = Counter(places), Counter(segment for segment, _ in upcoming)
+        files: dict[int, SegmentFiles] = {}
+        chunks: dict[tuple[int, int], Future[Chunk]] = {}
+
+        def read(place: tuple[int, int]) -> Chunk:
+            segment, group = place
+            if segment not in files:
+                files[segment] = SegmentFiles(self.lake, self._commits[segment])
+            return Chunk(files[segment], group, options)
+
+        with ThreadPoolExecutor(1) as reader:
+            queue = iter(upcoming)
+            for place in itertools.islice(queue, _CHUNKS_AHEAD):
+                chunks[place] = reader.submit(read, place)
+            try:
+                started: set[tuple[int, int]] = set()
+                for sample, place in zip(samples.tolist(), places, strict=True):
+                    if place not in started:
+                        started.add(place)
+                        if (following := next(queue, None)) is not None:
+                            chunks[following] = reader.submit(read, following)
+                    yield chunks[place].result().sample(int(self._rows[sample]))
+                    samples_left[place] -= 1
+                    if not samples_left[place]:
+                        del chunks[place]
+                        chunks_left[place[0]] -= 1
+                        if not chunks_left[place[0]]:
+                            files.pop(place[0]).close()
+            finally:
+                reader.shutdown(cancel_futures=True)
+                for opened in files.values():
+                    opened.close()
+
+
+def _index(
+    chunks: list[tuple[str, ...]], cameras: tuple[str, ...]
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+    """Return segment, row group and row [N] of every image of `cameras`, and the images per chunk [C]."""
+    unknown = sorted(set(cameras) - set(CAMERAS[1:]))
+    if unknown:
+        raise LakeError(
+            f"unknown cameras: {', '.join(map(str, unknown))}; there are {', '.join(map(str, CAMERAS[1:]))}"
+        )
+    wanted = {str(CAMERAS.index(camera)) for camera in cameras}
+    places, sizes = [], []
+    for segment, groups in enumerate(chunks):
+        for group, row_cameras in enumerate(groups):
+            rows = [row for row, camera in enumerate(row_cameras) if camera in wanted]
+            places += [(segment, group, row) for row in rows]
+            sizes.append(len(rows))
+    columns = np.array(places, np.int32).reshape(-1, 3).T
+    return columns[0], columns[1], columns[2], np.array(sizes, np.int64)

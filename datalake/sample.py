@@ -1,0 +1,80 @@
+"""One picture with all that the lake knows about it, as tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class SampleKey:
+    """Which picture it is."""
+
+    segment: str
+    timestamp_us: int
+    camera: str
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The M labelled objects of one picture.
+
+    boxes: float32 [M, 4], x0, y0, x1, y1 in pixels
+    classes: int64 [M], 1 VEHICLE, 2 PEDESTRIAN, 3 SIGN, 4 CYCLIST
+    depth_m: float32 [M], mean distance of the object's points from the camera's centre, NaN without points
+    """
+
+    boxes: torch.Tensor
+    classes: torch.Tensor
+    depth_m: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Lidar:
+    """The P points of the picture's frame, and where the picture's camera sees n of them.
+
+    points: float32 [4, P], rows x, y, z in metres (vehicle frame at the frame's time) and intensity
+    laser: int8 [P], 1 TOP, 2 FRONT, 3 SIDE_LEFT, 4 SIDE_RIGHT, 5 REAR
+    semantic_class: int8 [P], 0 undefined, or None where the frame's points are not labelled
+    pixel_point: int32 [n], indices into the P points
+    pixel_uv: float32 [2, n], the record's own projections of these, in pixels
+    pixel_depth_m: float32 [n], their distance from the camera's centre
+    """
+
+    points: torch.Tensor
+    laser: torch.Tensor
+    semantic_class: torch.Tensor | None
+    pixel_point: torch.Tensor
+    pixel_uv: torch.Tensor
+    pixel_depth_m: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Panoptic:
+    """What each pixel shows: official class uint8 [H, W], and instance int32 [H, W] within the class."""
+
+    semantic_class: torch.Tensor
+    instance: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One camera's picture with everything that belongs to it, all at the picture's (resized) scale.
+
+    Pixels are continuous coordinates: pixel [row i, column j] covers [j, j + 1) x [i, i + 1).
+
+    image: uint8 [3, H, W], RGB
+    lidar: None where points are not asked for
+    panoptic: None where the picture is not labelled so, or it is not asked for
+    intrinsic: float64 [9] (f_u, f_v, c_u, c_v, k1, k2, p1, p2, k3), or None where the record has none
+    camera_to_vehicle: float64 [4, 4], or None where the record has none
+    """
+
+    key: SampleKey
+    image: torch.Tensor
+    objects: Objects
+    lidar: Lidar | None
+    panoptic: Panoptic | None
+    intrinsic: torch.Tensor | None
+    camera_to_vehicle: torch.Tensor | None

@@ -1,0 +1,44 @@
+"""Removal of what no commit refers to: the remains of killed attempts."""
+
+from __future__ import annotations
+
+from datalake.commit import data_file_name
+from datalake.lake import list_commits, read_commits
+from datalake.schema import TABLES
+from datalake.store import Store
+
+# Longer than any one segment takes to build: files of a running attempt are never older than this.
+GRACE_S = 24 * 3600.0
+
+
+def unreferenced(store: Store, split: str, grace_s: float = GRACE_S) -> list[str]:
+    """Return the names of the objects of `split` that can be deleted, sorted.
+
+    A file is kept while it is younger than `grace_s`: its attempt may still be running. An attempt at a segment
+    that another one has committed can only lose, so its files need no grace. Commits are read before files are
+    listed, so that an attempt committing in between is seen as young, not as dead.
+    """
+    commits = read_commits(store, list_commits(store, split))
+    attempts = {commit.segment: commit.attempt for commit in commits}
+    kept = {data_file_name(split, table, commit.segment, commit.attempt) for commit in commits for table in TABLES}
+    doomed = []
+    for table in TABLES:
+        for name, age_s in store.listing(f"{split}/{table}").items():
+            segment = name.rsplit("/", 1)[-1].rsplit("-", 1)[0]
+            if name not in kept and (segment in attempts or age_s > grace_s):
+                doomed.append(name)
+    for name, age_s in store.listing(f"_commits/{split}").items():
+        if name.endswith(".tmp") and age_s > grace_s:
+            doomed.append(name)
+    for name in store.listing(f"_failed/{split}"):
+        if name.rsplit("/", 1)[-1].removesuffix(".json") in attempts:
+            doomed.append(name)
+    return sorted(doomed)
+
+
+def vacuum(store: Store, split: str, grace_s: float = GRACE_S) -> list[str]:
+    """Delete what `unreferenced` names, and return it."""
+    names = unreferenced(store, split, grace_s)
+    for name in names:
+        store.delete(name)
+    return names

@@ -1,0 +1,1 @@
+"""The jobs: configuration, Ray, and nothing else."""

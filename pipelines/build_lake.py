@@ -1,0 +1,125 @@
+"""Build a lake from Waymo TFRecords: `python pipelines/build_lake.py --source GLOB --lake URL`.
+
+Runs by itself on this machine's cores, or unchanged as `ray job submit --working-dir . -- python
+pipelines/build_lake.py …` on a cluster. Run it again after any interruption: what is committed is skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from datalake.build import ALL_CAMERAS, BuildConfig
+from datalake.commit import LakeError
+from datalake.fanout import BuildReport, build_lake
+from datalake.schema import PointMode
+from pipelines.cluster import cluster
+from pipelines.progress import ProgressBar
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildLake:
+    """Build a lake of Parquet tables from Waymo perception TFRecords."""
+
+    # TFRecord files: URLs, quoted globs, or .txt files with one of either a line. Any fsspec store.
+    source: tuple[str, ...]
+    # Where the lake is, or is to be: a local path, s3:// or gs://.
+    lake: str
+    # The split that the segments become part of.
+    split: str = "train"
+    # The cameras whose images, labels and depths are kept.
+    cameras: tuple[str, ...] = ALL_CAMERAS
+    # `quantised` rounds positions to 1/256 m (error at most 2 mm); `lossless` keeps every bit.
+    points: PointMode = "quantised"
+    # A segment fails when a larger share of its records is quarantined, whole or in part.
+    max_quarantined: float = 0.1
+    # Unreferenced files younger than this many hours may belong to a running build, and are kept.
+    grace_hours: float = 24.0
+
+
+def run(config: BuildLake, console: Console) -> int:
+    """Build, print the closing table, and return the exit status: 0 only if every segment is in the lake."""
+    unknown = sorted(set(config.cameras) - set(ALL_CAMERAS))
+    if unknown or not config.cameras:
+        raise LakeError(
+            f"--cameras: unknown {', '.join(unknown) or '(none)'}; expected some of {', '.join(ALL_CAMERAS)}"
+        )
+    started = time.monotonic()
+    settings = BuildConfig(
+        split=config.split,
+        cameras=tuple(camera for camera in ALL_CAMERAS if camera in config.cameras),
+        points=config.points,
+        max_quarantined=config.max_quarantined,
+    )
+    with cluster(), ProgressBar(console) as bar:
+        report = build_lake(
+            config.source,
+            absolute(config.lake),
+            settings,
+            lambda step: bar.update(step.stage, step.done, step.total, "files" if step.stage == "index" else "frames"),
+            config.grace_hours * 3600,
+        )
+    console.print(summary(report, time.monotonic() - started))
+    for name, reason in sorted(report.failures.items()):
+        console.print(f"[red]failed[/] {name}: {reason}", soft_wrap=True, highlight=False)
+    return 1 if report.failures else 0
+
+
+def absolute(url: str) -> str:
+    """Return `url`, with a local path made absolute.
+
+    Raises LakeError for a relative path inside a Ray job: the job's folder is a copy that is thrown away.
+    """
+    if "://" in url or os.path.isabs(url):  # noqa: PTH117 - a URL is no Path
+        return url
+    if os.environ.get("RAY_JOB_ID") or os.environ.get("RAY_ADDRESS"):
+        raise LakeError(
+            f"{url}: a relative path would lie in the job's throw-away folder; give an absolute path or URL"
+        )
+    return os.path.abspath(url)  # noqa: PTH100
+
+
+def summary(report: BuildReport, wall_s: float) -> Table:
+    """Return the closing table of a build."""
+    built = [segment for segment in report.segments if segment.outcome == "committed"]
+    seconds: dict[str, float] = defaultdict(float)
+    for segment in report.segments:
+        for stage, spent in segment.seconds.items():
+            seconds[stage] += spent
+    frames, points = sum(s.frames for s in built), sum(s.points for s in built)
+    bytes_in, bytes_out = sum(s.bytes_in for s in built), sum(s.bytes_out for s in built)
+    present = len(report.skipped) + sum(segment.outcome == "present" for segment in report.segments)
+    table = Table(title=f"snapshot {report.snapshot}", show_header=False, title_justify="left")
+    table.add_row("segments", f"{len(built):,} committed, {present:,} there before, {len(report.failures):,} failed")
+    table.add_row("frames", f"{frames:,} in {wall_s:,.1f} s ({frames / wall_s:,.1f} frames/s)")
+    table.add_row("points", f"{points:,}")
+    table.add_row("bytes in", f"{bytes_in:,}")
+    table.add_row("bytes out", f"{bytes_out:,}" + (f" ({bytes_out / bytes_in:.3f} of in)" if bytes_in else ""))
+    table.add_row("quarantined", f"{sum(segment.quarantined for segment in report.segments):,} rows")
+    table.add_row("swept", f"{report.swept:,} files of dead attempts")
+    stages = ", ".join(f"{stage} {spent:,.2f}" for stage, spent in seconds.items())
+    table.add_row("seconds per stage", stages or "none: nothing to do")
+    return table
+
+
+def main() -> None:
+    """Run from the command line; bad input ends in one line and exit status 2."""
+    config = tyro.cli(BuildLake, description=__doc__)
+    console = Console()
+    try:
+        status = run(config, console)
+    except (LakeError, OSError) as error:
+        Console(stderr=True).print(f"build_lake: {error}", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(2)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

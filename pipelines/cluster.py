@@ -1,0 +1,29 @@
+"""How a job reaches Ray: the cluster that it was submitted to, or one of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """Connect to Ray for the duration of the block.
+
+    Under `ray job submit` (RAY_ADDRESS is set) the job's cluster is joined as it is. Otherwise a local one is
+    started and stopped: a bare `ray.init()` might join a cluster that died and wait for it for ever.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING)
+    else:
+        # Usage reports would go over the network.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
