@@ -5,7 +5,9 @@ This is the only place of the package that knows Ray; everything that it calls r
 
 from __future__ import annotations
 
+import errno
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -22,8 +24,12 @@ from datalake.vacuum import GRACE_S, vacuum
 
 Item = TypeVar("Item")
 
-# A worker that dies (killed, out of memory, node lost) has its task run again; so has one whose store failed.
-_ATTEMPTS_AFTER_FIRST = 3
+# A task whose worker dies (killed, out of memory, node lost) is run again.
+_RETRIES = 3
+# A store that fails is asked again after these pauses; what will not change by waiting is not.
+_BACKOFF_S = (1.0, 4.0, None)
+_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_PERMANENT_CODES = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 
 
 @dataclass(slots=True)
@@ -136,13 +142,13 @@ def _total(sources: list[tuple[int, int]]) -> int:
 
 def _run(function: Callable[..., Any], calls: Iterable[tuple[Item, tuple[Any, ...]]]) -> Iterator[tuple[Item, Any]]:
     """Yield (item, result) or (item, exception) as the calls finish, with about two under way per CPU."""
-    task = ray.remote(function).options(num_cpus=1, max_retries=_ATTEMPTS_AFTER_FIRST, retry_exceptions=[OSError])
+    task = ray.remote(_attempt).options(num_cpus=1, max_retries=_RETRIES)
     window = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     remaining = iter(calls)
     running: dict[ray.ObjectRef, Item] = {}
     while True:
         for item, arguments in itertools.islice(remaining, window - len(running)):
-            running[task.remote(*arguments)] = item
+            running[task.remote(function, *arguments)] = item
         if not running:
             return
         finished, _ = ray.wait(list(running), num_returns=1)
@@ -150,13 +156,27 @@ def _run(function: Callable[..., Any], calls: Iterable[tuple[Item, tuple[Any, ..
             item = running.pop(reference)
             try:
                 yield item, ray.get(reference)
-            except RayTaskError as error:
-                # What the function said of its input or its store is a result; anything else is a bug of ours.
-                if not isinstance(error.cause, LakeError | OSError):
-                    raise
-                yield item, error.cause
+            except RayTaskError:
+                raise
             except RayError as error:
                 yield item, error
+
+
+def _attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `function` returns, or what it says of its input or its store; a store gets a few chances.
+
+    Exceptions of other kinds are bugs, and pass.
+    """
+    for delay_s in _BACKOFF_S:
+        try:
+            return function(*arguments)
+        except LakeError as error:
+            return error
+        except OSError as error:
+            if delay_s is None or isinstance(error, _PERMANENT) or error.errno in _PERMANENT_CODES:
+                return error
+            time.sleep(delay_s)
+    raise AssertionError("the last attempt returns")
 
 
 def _one_line(error: BaseException) -> str:

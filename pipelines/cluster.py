@@ -9,6 +9,9 @@ from contextlib import contextmanager
 
 import ray
 
+# Ray's local clusters authenticate by token, which is right, and say so at every start, which is noise.
+_TOKEN_NOTICE = "ray._private.authentication.authentication_token_setup"
+
 
 @contextmanager
 def cluster() -> Iterator[None]:
@@ -20,9 +23,15 @@ def cluster() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
     else:
-        # Usage reports would go over the network.
+        # Usage reports would go over the network; and nothing of a local run has to listen beyond loopback.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+        logging.getLogger(_TOKEN_NOTICE).setLevel(logging.ERROR)
+        ray.init(
+            address="local",
+            _node_ip_address="127.0.0.1",
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+        )
     try:
         yield
     finally:

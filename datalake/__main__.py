@@ -1,0 +1,127 @@
+"""`python -m datalake info|verify|vacuum|show --lake URL`: look at a lake, check it, clean it, draw it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib as mpl
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+from datalake.commit import LakeError
+from datalake.info import print_info
+from datalake.lake import list_commits, open_lake
+from datalake.show import save_frame
+from datalake.store import Store
+from datalake.vacuum import unreferenced, vacuum
+from datalake.verify import verify
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Print what a lake holds: rows, bytes, classes, boxes by size, depth histogram."""
+
+    lake: str
+    # A snapshot by number; the newest if not given.
+    snapshot: int | None = None
+
+    def run(self, console: Console) -> int:
+        """Print, and return exit status 0."""
+        print_info(open_lake(self.lake, self.snapshot), console)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Read every file of a snapshot and check sizes, checksums, schemas and rows."""
+
+    lake: str
+    snapshot: int | None = None
+
+    def run(self, console: Console) -> int:
+        """Print each problem on a line, and return exit status 0 only if there is none."""
+        lake = open_lake(self.lake, self.snapshot)
+        problems = 0
+        checks = track(verify(lake), "verify", len(lake.commits), console=console, disable=not console.is_terminal)
+        for _, found in checks:
+            problems += len(found)
+            for problem in found:
+                console.print(f"[red]damaged[/] {problem}", soft_wrap=True, highlight=False)
+        files = sum(len(commit.files) for commit in lake.commits)
+        size = sum(file.bytes for commit in lake.commits for file in commit.files.values())
+        console.print(
+            f"snapshot {lake.snapshot}: {files:,} files, {size:,} bytes, {problems} problems", highlight=False
+        )
+        return 1 if problems else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vacuum:
+    """Delete files that no commit refers to: the remains of killed builds."""
+
+    lake: str
+    # Files younger than this may belong to a running build, and are kept.
+    grace_hours: float = 24.0
+    # Only say what would be deleted.
+    dry_run: bool = False
+
+    def run(self, console: Console) -> int:
+        """Delete, say what, and return exit status 0."""
+        store = Store(self.lake)
+        act = unreferenced if self.dry_run else vacuum
+        splits = {name.split("/")[1] for name in list_commits(store)}
+        splits |= {name for name in store.folders() if not name.startswith(("_", "."))}
+        names = [name for split in sorted(splits) for name in act(store, split, self.grace_hours * 3600)]
+        for name in names:
+            console.print(name, highlight=False)
+        console.print(f"{len(names)} files {'would be deleted' if self.dry_run else 'deleted'}", highlight=False)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Draw a frame to a PNG: boxes with depth, points on the image, and the scene from above."""
+
+    lake: str
+    split: str = "train"
+    # The segment's name; the first of the split if not given.
+    segment: str | None = None
+    frame: int = 0
+    camera: str = "FRONT"
+    out: Path = Path("frame.png")
+
+    def run(self, console: Console) -> int:
+        """Draw, say where, and return exit status 0."""
+        mpl.use("agg")
+        lake = open_lake(self.lake)
+        segment = self.segment or lake.in_split(self.split)[0].segment
+        save_frame(lake, self.split, segment, self.frame, self.camera, self.out)
+        console.print(f"{segment} frame {self.frame} {self.camera}: {self.out}", highlight=False, soft_wrap=True)
+        return 0
+
+
+Command = (
+    Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Vacuum, tyro.conf.subcommand("vacuum")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+)
+
+
+def main() -> None:
+    """Run from the command line; bad input ends in one line and exit status 2."""
+    command: Info | Verify | Vacuum | Show = tyro.cli(Command, prog="python -m datalake", description=__doc__)
+    try:
+        status = command.run(Console())
+    except (LakeError, OSError) as error:
+        Console(stderr=True).print(f"datalake: {error}", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(2)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

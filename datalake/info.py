@@ -1,0 +1,68 @@
+"""What is in a lake: counts, classes, sizes, distances."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+
+from datalake.lake import Lake
+
+# Box heights in pixels (COCO's area bounds, taken as squares) and object distances in metres.
+_HEIGHTS_PX = (0, 8, 16, 32, 64, 96, 192, np.inf)
+_DEPTHS_M = (0, 5, 10, 20, 30, 40, 50, 75, np.inf)
+_BAR_WIDTH = 40
+
+
+def print_info(lake: Lake, console: Console) -> None:
+    """Print what the snapshot holds, split by split; counts come from the commits, distributions from `label`."""
+    console.print(f"{lake.store.url}: snapshot {lake.snapshot}, points {lake.points_mode}", highlight=False)
+    for split in lake.splits:
+        commits = lake.in_split(split)
+        table = Table(title=f"split {split}", title_justify="left")
+        for heading in ("table", "rows", "bytes", "files"):
+            table.add_column(heading, justify="left" if heading == "table" else "right")
+        for name in lake.tables:
+            files = [commit.files[name] for commit in commits]
+            rows, size = sum(file.rows for file in files), sum(file.bytes for file in files)
+            table.add_row(name, f"{rows:,}", f"{size:,}", f"{len(files):,}")
+        console.print(table)
+        frames, points = sum(commit.frames for commit in commits), sum(commit.points for commit in commits)
+        console.print(f"{len(commits):,} segments, {frames:,} frames, {points:,} points", highlight=False)
+        _print_labels(lake, split, console)
+
+
+def _print_labels(lake: Lake, split: str, console: Console) -> None:
+    labels = lake.scan("label", ["type", "camera", "y0", "y1", "depth_m"], split=split).to_table()
+    for column in ("type", "camera"):
+        counts = labels.column(column).value_counts()
+        _print_bars(
+            f"2D boxes by {column}",
+            {entry["values"].as_py(): entry["counts"].as_py() for entry in counts},
+            console,
+        )
+    height_px = pc.subtract(labels.column("y1"), labels.column("y0")).to_numpy()
+    _print_bars("2D boxes by height", _histogram(height_px, _HEIGHTS_PX, "px"), console)
+    depth_m = labels.column("depth_m")
+    bars = _histogram(depth_m.drop_null().to_numpy(), _DEPTHS_M, "m")
+    _print_bars("2D boxes by depth", {**bars, "no point": depth_m.null_count}, console)
+
+
+def _histogram(values: np.ndarray, edges: tuple[float, ...], unit: str) -> dict[str, int]:
+    counts, _ = np.histogram(values, edges)
+    names = [
+        f"{low:g}-{high:g} {unit}" if np.isfinite(high) else f"over {low:g} {unit}"
+        for low, high in itertools.pairwise(edges)
+    ]
+    return dict(zip(names, counts.tolist(), strict=True))
+
+
+def _print_bars(title: str, counts: dict[str, int], console: Console) -> None:
+    table = Table(title=title, show_header=False, title_justify="left", box=None)
+    most = max(counts.values(), default=0) or 1
+    for name, count in counts.items():
+        table.add_row(name, f"{count:>8,}", "█" * round(count / most * _BAR_WIDTH))
+    console.print(table)

@@ -1,0 +1,149 @@
+"""A frame as a picture: boxes with depth, points on the image, and the scene from above."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pyarrow.dataset as ds
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from datalake.commit import Commit, LakeError
+from datalake.lake import Lake
+from datalake.waymo.frame import CAMERAS
+
+TYPE_COLORS = {"VEHICLE": "#ffb000", "PEDESTRIAN": "#fe6100", "CYCLIST": "#dc267f", "SIGN": "#648fff"}
+_DEPTH_COLORS = "turbo"
+_MAX_DEPTH_M = 60.0
+_VIEW_M = 50.0
+
+
+def draw_frame(lake: Lake, split: str, segment: str, frame: int, camera: str) -> Figure:
+    """Return a figure of the `frame`-th frame of a segment, seen by `camera` and from above.
+
+    Raises LakeError where the lake has no such segment, frame or camera.
+    """
+    commit = _find(lake, split, segment)
+    rows = _rows(lake, commit, "image", ["timestamp_us", "camera", "jpeg"])
+    times = sorted({row["timestamp_us"] for row in rows})
+    if not 0 <= frame < len(times):
+        raise LakeError(f"segment {segment} has frames 0 to {len(times) - 1}, not {frame}")
+    timestamp_us = times[frame]
+    images = [row for row in rows if row["timestamp_us"] == timestamp_us and row["camera"] == camera]
+    if not images:
+        raise LakeError(f"frame {frame} of {segment} has no image of {camera}; there are: {_cameras(rows)}")
+    picture = np.asarray(Image.open(io.BytesIO(images[0]["jpeg"])).convert("RGB"))
+    here = (ds.field("timestamp_us") == timestamp_us) & (ds.field("camera") == camera)
+    labels = _rows(lake, commit, "label", None, here)
+    depth = _rows(lake, commit, "depth", None, here)[0]
+    now = ds.field("timestamp_us") == timestamp_us
+    point = _rows(lake, commit, "point", ["x_m", "y_m", "z_m"], now)[0]
+    boxes = _rows(lake, commit, "label_3d", None, now)
+
+    height, width = picture.shape[:2]
+    # Two pictures below each other, and the view from above as tall as both.
+    image_in = max(2.2, 6.0 * height / width)
+    figure, axes = plt.subplot_mosaic(
+        [["boxes", "above"], ["points", "above"]],
+        figsize=(6 + 2 * image_in, 2 * image_in),
+        width_ratios=(6, 2 * image_in),
+        layout="constrained",
+        dpi=160,
+    )
+    draw_boxes(axes["boxes"], picture, labels)
+    draw_points(axes["points"], picture, depth)
+    draw_above(axes["above"], point, boxes)
+    figure.suptitle(f"{segment}  frame {frame}  {camera}", fontsize=8)
+    return figure
+
+
+def draw_boxes(axes: Axes, picture: NDArray[np.uint8], labels: list[dict[str, Any]]) -> None:
+    """Draw the picture with its 2D boxes, each with type and mean depth."""
+    axes.imshow(picture)
+    for label in labels:
+        color = TYPE_COLORS[label["type"]]
+        corner, width, height = (label["x0"], label["y0"]), label["x1"] - label["x0"], label["y1"] - label["y0"]
+        axes.add_patch(mpl.patches.Rectangle(corner, width, height, fill=False, edgecolor=color, linewidth=0.9))
+        text = "no point" if label["depth_m"] is None else f"{label['depth_m']:.0f} m"
+        axes.text(
+            *corner, text, fontsize=4.5, color="black", va="bottom", bbox={"facecolor": color, "pad": 0.4, "lw": 0}
+        )
+    _frame(axes, "2D boxes and their mean depth")
+
+
+def draw_points(axes: Axes, picture: NDArray[np.uint8], depth: dict[str, Any]) -> None:
+    """Draw the picture, darkened, under its lidar points, coloured by their distance from the camera."""
+    axes.imshow((picture * 0.45).astype(np.uint8))
+    size = max(0.3, 220 / max(1, len(depth["u"])) ** 0.55)
+    shown = axes.scatter(
+        depth["u"], depth["v"], c=depth["depth_m"], s=size, cmap=_DEPTH_COLORS, vmin=0, vmax=_MAX_DEPTH_M, linewidths=0
+    )
+    axes.set_xlim(0, picture.shape[1])
+    axes.set_ylim(picture.shape[0], 0)
+    inside = axes.inset_axes((0.03, 0.92, 0.3, 0.03))
+    bar = axes.figure.colorbar(shown, cax=inside, orientation="horizontal")
+    bar.set_label("depth [m]", fontsize=5, labelpad=1, color="white")
+    bar.ax.tick_params(labelsize=5, length=1.5, pad=1, colors="white")
+    _frame(axes, f"{len(depth['u']):,} lidar points on the image")
+
+
+def draw_above(axes: Axes, point: dict[str, Any], boxes: list[dict[str, Any]]) -> None:
+    """Draw points and 3D boxes from above, the vehicle in the middle, driving upwards."""
+    x_m, y_m, z_m = (np.asarray(point[name], np.float32) for name in ("x_m", "y_m", "z_m"))
+    axes.scatter(-y_m, x_m, c=np.clip(z_m, -0.5, 3), s=0.25, cmap="viridis", linewidths=0)
+    for box in boxes:
+        half = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2 * (box["length_m"], box["width_m"])
+        cos, sin = np.cos(box["heading_rad"]), np.sin(box["heading_rad"])
+        corners = half @ np.array([[cos, sin], [-sin, cos]]) + (box["center_x_m"], box["center_y_m"])
+        outline = np.stack((-corners[:, 1], corners[:, 0]), axis=1)
+        color = TYPE_COLORS[box["type"]]
+        axes.add_patch(mpl.patches.Polygon(outline, fill=False, edgecolor=color, linewidth=0.8))
+    axes.plot(0, 0, marker="^", color="red", markersize=4)
+    axes.set_xlim(-_VIEW_M, _VIEW_M)
+    axes.set_ylim(-_VIEW_M, _VIEW_M)
+    axes.set_facecolor("#111111")
+    axes.set_aspect("equal")
+    _frame(axes, f"{len(x_m):,} points and {len(boxes)} 3D boxes from above, ±{_VIEW_M:g} m")
+
+
+def save_frame(lake: Lake, split: str, segment: str, frame: int, camera: str, path: Path) -> None:
+    """Write the figure of `draw_frame` to a PNG file."""
+    figure = draw_frame(lake, split, segment, frame, camera)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _find(lake: Lake, split: str, segment: str) -> Commit:
+    commits = lake.in_split(split)
+    found = [commit for commit in commits if commit.segment == segment]
+    if not found:
+        names = ", ".join(commit.segment for commit in commits[:5])
+        raise LakeError(f"split {split!r} has no segment {segment!r}; it has {len(commits)}, the first: {names}")
+    return found[0]
+
+
+def _rows(
+    lake: Lake, commit: Commit, table: str, columns: list[str] | None, where: ds.Expression | None = None
+) -> list[dict[str, Any]]:
+    belongs = ds.field("segment") == commit.segment
+    wanted = belongs if where is None else belongs & where
+    rows: list[dict[str, Any]] = lake.scan(table, columns, wanted, commit.split).to_table().to_pylist()
+    return rows
+
+
+def _cameras(rows: list[dict[str, Any]]) -> str:
+    return ", ".join(sorted({row["camera"] for row in rows}, key=CAMERAS.index))
+
+
+def _frame(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=6, pad=2)
+    axes.set_xticks([])
+    axes.set_yticks([])
