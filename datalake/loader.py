@@ -97,6 +97,8 @@ class SampleStream(IterableDataset[Sample]):
             batch_size=self.config.global_batch // self.world_size,
             num_workers=workers,
             collate_fn=list,
+            # fsspec's remote stores own threads, which a forked process would not have.
+            multiprocessing_context="spawn" if workers and not self.lake.store.is_local else None,
         )
 
     def __iter__(self) -> Iterator[Sample]:

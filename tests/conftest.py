@@ -1,0 +1,60 @@
+"""Fixtures that every package's tests share."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_REAL_DATA = Path(__file__).parents[2] / "shared/data"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real inputs beside the checkout; tests that need it are skipped, by name, where it is missing."""
+    if not _REAL_DATA.is_dir():
+        pytest.skip(f"real inputs are missing: no folder {_REAL_DATA}")
+    return _REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """The URL of a bucket on an S3 server of our own, which answers one request after the other."""
+    import s3fs
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    # Not threaded: moto's own test-and-write is no more atomic than a dictionary, the real store's is.
+    server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        s3fs.S3FileSystem().mkdir("lakes")
+        yield "s3://lakes"
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.shutdown()
+        thread.join()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+@pytest.fixture
+def s3_lake(s3_bucket: str) -> str:
+    """The URL of a place on S3 where nothing is yet."""
+    return f"{s3_bucket}/{uuid.uuid4().hex}"

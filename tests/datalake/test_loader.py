@@ -1,0 +1,203 @@
+"""The stream of samples: what is in them, and that the order survives ranks, workers and interruptions."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as ds
+import pytest
+import torch
+from PIL import Image
+
+from datalake.commit import LakeError
+from datalake.lake import Lake
+from datalake.loader import LoaderConfig, SampleStream
+from datalake.sample import Sample
+from tests.datalake.conftest import DRIVE_FRAMES, DRIVE_SEGMENTS, build_drives
+
+IMAGES = DRIVE_SEGMENTS * DRIVE_FRAMES
+CONFIG = LoaderConfig(global_batch=4, streams=8)
+
+
+def keys(stream: SampleStream, workers: int = 0) -> list[list[Any]]:
+    return [[sample.key for sample in batch] for batch in stream.loader(workers)]
+
+
+def equal(left: Any, right: Any) -> bool:
+    if isinstance(left, torch.Tensor):
+        return left.dtype == right.dtype and torch.equal(left.nan_to_num(-1), right.nan_to_num(-1))
+    if is_dataclass(left):
+        return all(equal(getattr(left, field.name), getattr(right, field.name)) for field in fields(left))
+    return bool(left == right)
+
+
+def row(lake: Lake, table: str, sample: Sample, *, camera: bool = True) -> list[dict[str, Any]]:
+    where = (ds.field("segment") == sample.key.segment) & (ds.field("timestamp_us") == sample.key.timestamp_us)
+    if camera:
+        where &= ds.field("camera") == sample.key.camera
+    rows: list[dict[str, Any]] = lake.scan(table, filter=where).to_table().to_pylist()
+    return rows
+
+
+def first(lake: Lake, config: LoaderConfig = CONFIG) -> Sample:
+    return next(iter(SampleStream(lake, config)))
+
+
+def test_an_epoch_has_each_image_of_its_camera_at_most_once(drive_lake: Lake) -> None:
+    seen = [key for batch in keys(SampleStream(drive_lake, CONFIG)) for key in batch]
+    assert len(seen) == len(set(seen)) == IMAGES // 4 * 4
+    assert {key.camera for key in seen} == {"FRONT"}
+
+
+def test_without_shuffling_each_image_comes_once_in_the_order_of_the_lake(drive_lake: Lake) -> None:
+    config = LoaderConfig(global_batch=4, shuffle=False, cameras=("FRONT", "FRONT_LEFT"))
+    seen = [key for batch in keys(SampleStream(drive_lake, config)) for key in batch]
+    table = drive_lake.scan("image", ["segment", "timestamp_us", "camera"]).to_table().to_pylist()
+    assert [(key.segment, key.timestamp_us, key.camera) for key in seen] == [tuple(line.values()) for line in table]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_number_of_workers_does_not_change_the_batches(drive_lake: Lake, workers: int) -> None:
+    config = LoaderConfig(global_batch=4, streams=8, points=False)
+    assert keys(SampleStream(drive_lake, config, epochs=2), workers) == keys(SampleStream(drive_lake, config, epochs=2))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_together_have_the_batches_of_one(drive_lake: Lake, world_size: int) -> None:
+    ranks = [keys(SampleStream(drive_lake, CONFIG, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    together = [[key for part in parts for key in part] for parts in zip(*ranks, strict=True)]
+    assert together == keys(SampleStream(drive_lake, CONFIG))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_gives_exactly_the_samples_that_were_left(drive_lake: Lake, workers: int) -> None:
+    whole = keys(SampleStream(drive_lake, CONFIG, epochs=2))
+    for step in (1, 5, 8, 11):
+        resumed = SampleStream(drive_lake, CONFIG, epochs=2, start=4 * step)
+        assert keys(resumed, workers) == whole[step:]
+
+
+def test_resumed_samples_are_equal_to_the_last_bit(drive_lake: Lake) -> None:
+    config = LoaderConfig(global_batch=4, streams=8, image_size=(48, 32), panoptic=True)
+    whole = [sample for batch in SampleStream(drive_lake, config).loader() for sample in batch]
+    resumed = [sample for batch in SampleStream(drive_lake, config, start=8).loader(2) for sample in batch]
+    assert len(resumed) == len(whole) - 8
+    assert all(equal(left, right) for left, right in zip(resumed, whole[8:], strict=True))
+
+
+def test_the_image_is_the_decoded_jpeg(drive_lake: Lake) -> None:
+    sample = first(drive_lake)
+    (line,) = row(drive_lake, "image", sample)
+    expected = np.asarray(Image.open(io.BytesIO(line["jpeg"])).convert("RGB")).transpose(2, 0, 1)
+    # Two builds of libjpeg may round the inverse transform apart by one.
+    assert np.abs(sample.image.numpy().astype(int) - expected).max() <= 2
+
+
+def test_objects_are_the_labels_of_the_image(drive_lake: Lake) -> None:
+    for sample in SampleStream(drive_lake, CONFIG):
+        lines = row(drive_lake, "label", sample)
+        assert sample.objects.boxes.tolist() == [[line["x0"], line["y0"], line["x1"], line["y1"]] for line in lines]
+        names = {"VEHICLE": 1, "PEDESTRIAN": 2, "SIGN": 3, "CYCLIST": 4}
+        assert sample.objects.classes.tolist() == [names[line["type"]] for line in lines]
+        depths = [np.nan if line["depth_m"] is None else line["depth_m"] for line in lines]
+        np.testing.assert_array_equal(sample.objects.depth_m.numpy(), np.array(depths, np.float32))
+
+
+def test_points_are_those_of_the_frame(drive_lake: Lake) -> None:
+    sample = first(drive_lake)
+    (line,) = row(drive_lake, "point", sample, camera=False)
+    assert sample.lidar is not None
+    assert sample.lidar.points.tolist() == [line[name] for name in ("x_m", "y_m", "z_m", "intensity")]
+    assert sample.lidar.laser.tolist() == line["laser"]
+    assert sample.lidar.semantic_class is not None
+    assert sample.lidar.semantic_class.tolist() == line["semantic_class"]
+
+
+def test_projected_points_lie_at_their_depth_from_the_camera(drive_lake: Lake) -> None:
+    sample = first(drive_lake)
+    assert sample.lidar is not None
+    assert sample.camera_to_vehicle is not None
+    seen = sample.lidar.points[:3, sample.lidar.pixel_point.long()].double()
+    away = (seen - sample.camera_to_vehicle[:3, 3:]).norm(dim=0)
+    assert len(away) > 20
+    # Positions are rounded to 1/256 m, depths are not.
+    assert (away - sample.lidar.pixel_depth_m).abs().max() < 0.004
+
+
+def test_everything_is_resized_together(drive_lake: Lake) -> None:
+    native = first(drive_lake, LoaderConfig(global_batch=4, streams=8, panoptic=True))
+    half = first(drive_lake, LoaderConfig(global_batch=4, streams=8, panoptic=True, image_size=(48, 16)))
+    assert native.key == half.key
+    assert half.image.shape == (3, 16, 48)
+    scale = torch.tensor([0.5, 0.25])
+    torch.testing.assert_close(half.objects.boxes, native.objects.boxes * scale.repeat(2))
+    assert native.lidar is not None
+    assert half.lidar is not None
+    torch.testing.assert_close(half.lidar.pixel_uv, native.lidar.pixel_uv * scale[:, None])
+    assert native.intrinsic is not None
+    assert half.intrinsic is not None
+    torch.testing.assert_close(half.intrinsic[:4], native.intrinsic[:4] * scale.double().repeat(2))
+    assert half.panoptic is not None
+    assert half.panoptic.semantic_class.shape == (16, 48)
+
+
+def test_panoptic_classes_agree_with_the_boxes(drive_lake: Lake) -> None:
+    config = LoaderConfig(global_batch=4, streams=8, panoptic=True, points=False)
+    found = 0
+    for sample in SampleStream(drive_lake, config):
+        assert sample.panoptic is not None
+        for box, kind in zip(sample.objects.boxes, sample.objects.classes, strict=True):
+            x0, y0, x1, y1 = box.round().int().tolist()
+            classes = set(sample.panoptic.semantic_class[y0:y1, x0:x1].unique().tolist())
+            # Official camera classes: 2 car, 3 truck, 4 bus, 5 other large vehicle, 9 pedestrian.
+            if kind == 1:
+                found += 1
+                assert classes & {2, 3, 4, 5}
+    assert found > 10
+
+
+def test_points_that_are_not_asked_for_are_not_read(drive_lake: Lake) -> None:
+    assert first(drive_lake, LoaderConfig(global_batch=4, points=False)).lidar is None
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (LoaderConfig(split="test"), {}, "no split 'test', there are: train"),
+        (LoaderConfig(cameras=("ROOF",)), {}, "unknown cameras: ROOF"),
+        (LoaderConfig(cameras=("SIDE_LEFT",)), {}, "0 images of SIDE_LEFT"),
+        (LoaderConfig(global_batch=64), {}, "33 images of FRONT, fewer than one batch of 64"),
+        (LoaderConfig(global_batch=4), {"world_size": 3}, "4 cannot be cut among 3 ranks"),
+        (LoaderConfig(global_batch=4), {"start": 6}, "not a multiple of the batch 4"),
+        (LoaderConfig(shuffle=False), {"epochs": 2}, "there is one epoch"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_in_one_line(
+    drive_lake: Lake, config: LoaderConfig, options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(LakeError, match=message) as caught:
+        SampleStream(drive_lake, config, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_jpeg_that_does_not_decode_is_named(own_lake: Lake) -> None:
+    commit = own_lake.commits[0]
+    path = own_lake.store.path(commit.file_name("image"))
+    with open(path, "r+b") as stream:  # noqa: PTH123
+        data = stream.read()
+        for start in (at for at in range(len(data)) if data[at : at + 3] == b"\xff\xd8\xff"):
+            stream.seek(start)
+            stream.write(b"\0\0\0")
+    config = LoaderConfig(global_batch=1, shuffle=False, points=False)
+    with pytest.raises(LakeError, match=rf"{commit.segment}.*the JPEG of FRONT at \d+ does not decode"):
+        first(own_lake, config)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_reads_from_an_object_store(drive_sources: list[str], s3_lake: str, workers: int) -> None:
+    lake = build_drives(drive_sources[:1], s3_lake)
+    config = LoaderConfig(global_batch=2, streams=2)
+    assert len(keys(SampleStream(lake, config), workers)) == DRIVE_FRAMES // 2

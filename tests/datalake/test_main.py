@@ -1,0 +1,78 @@
+"""The command line, as a user runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datalake.lake import Lake
+from tests.datalake.conftest import DRIVE_FRAMES, DRIVE_SEGMENTS
+
+
+def datalake(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "datalake", *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_info_counts_what_is_there(drive_lake: Lake) -> None:
+    done = datalake("info", "--lake", drive_lake.store.url)
+    assert done.returncode == 0, done.stderr
+    points = sum(commit.points for commit in drive_lake.commits)
+    assert f"{DRIVE_SEGMENTS} segments, {DRIVE_SEGMENTS * DRIVE_FRAMES} frames, {points:,} points" in done.stdout
+    boxes = drive_lake.scan("label").count_rows()
+    by_type = [line for line in done.stdout.splitlines() if line.strip().startswith(("VEHICLE", "PEDEST", "CYCLIST"))]
+    assert sum(int(line.split()[1].replace(",", "")) for line in by_type) == boxes
+
+
+def test_verify_ends_with_1_where_a_file_is_damaged(own_lake: Lake) -> None:
+    assert datalake("verify", "--lake", own_lake.store.url).returncode == 0
+    path = Path(own_lake.store.path(own_lake.commits[1].file_name("point")))
+    path.write_bytes(path.read_bytes()[:-1])
+    done = datalake("verify", "--lake", own_lake.store.url)
+    assert done.returncode == 1
+    assert path.name in done.stdout
+
+
+def test_vacuum_deletes_only_without_dry_run(own_lake: Lake) -> None:
+    left = Path(own_lake.store.path(f"train/image/{own_lake.commits[0].segment}-0123456789abcdef.parquet"))
+    left.write_bytes(b"left behind")
+    assert "1 files would be deleted" in datalake("vacuum", "--lake", own_lake.store.url, "--dry-run").stdout
+    assert left.exists()
+    assert "1 files deleted" in datalake("vacuum", "--lake", own_lake.store.url).stdout
+    assert not left.exists()
+
+
+def test_show_draws_the_frame_with_its_points_in_colour(drive_lake: Lake, tmp_path: Path) -> None:
+    out = tmp_path / "frame.png"
+    done = datalake("show", "--lake", drive_lake.store.url, "--frame", "2", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    pixels = np.asarray(Image.open(out).convert("RGB")).astype(int)
+    assert min(pixels.shape[:2]) > 400
+    # The simulated street is mostly grey; boxes and depths are not.
+    assert ((pixels.max(axis=2) - pixels.min(axis=2)) > 120).mean() > 0.002
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "--lake", "{empty}"], "no lake here"),
+        (["info", "--lake", "{lake}", "--snapshot", "7"], "no such snapshot; the newest is 1"),
+        (["show", "--lake", "{lake}", "--segment", "nowhere"], "has no segment 'nowhere'"),
+        (["show", "--lake", "{lake}", "--frame", "99"], "has frames 0 to 10, not 99"),
+        (["show", "--lake", "{lake}", "--camera", "SIDE_LEFT"], "has no image of SIDE_LEFT; there are: FRONT"),
+        (["show", "--lake", "{lake}", "--split", "val"], "no split 'val', there are: train"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_status_2(
+    drive_lake: Lake, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = datalake(*(part.format(empty=tmp_path, lake=drive_lake.store.url) for part in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

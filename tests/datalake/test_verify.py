@@ -1,0 +1,64 @@
+"""Every kind of damage to a lake is found and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from datalake.lake import Lake
+from datalake.verify import verify
+
+
+def problems(lake: Lake) -> list[str]:
+    return [problem for _, found in verify(lake) for problem in found]
+
+
+def data_file(lake: Lake, table: str) -> Path:
+    return Path(lake.store.path(lake.commits[0].file_name(table)))
+
+
+def test_a_sound_lake_has_no_problem(drive_lake: Lake) -> None:
+    assert problems(drive_lake) == []
+
+
+@pytest.mark.parametrize("table", ["image", "point", "quarantine"])
+def test_one_flipped_bit_is_found(own_lake: Lake, table: str) -> None:
+    path = data_file(own_lake, table)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    (problem,) = problems(own_lake)
+    assert path.name in problem
+    assert "SHA-256" in problem
+
+
+def test_a_missing_file_is_found(own_lake: Lake) -> None:
+    data_file(own_lake, "label").unlink()
+    (problem,) = problems(own_lake)
+    assert problem.endswith("missing")
+
+
+def test_a_truncated_file_is_found(own_lake: Lake) -> None:
+    path = data_file(own_lake, "depth")
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-10])
+    (problem,) = problems(own_lake)
+    assert f"{size - 10} bytes, {size} committed" in problem
+
+
+def test_a_replaced_file_is_found_even_if_it_is_sound_parquet(own_lake: Lake) -> None:
+    path = data_file(own_lake, "label")
+    rows = pq.read_table(path)
+    pq.write_table(rows.slice(1), path)
+    (problem,) = problems(own_lake)
+    assert path.name in problem
+
+
+def test_a_changed_commit_is_found(own_lake: Lake) -> None:
+    commit = own_lake.commits[0]
+    path = Path(own_lake.store.path(f"_commits/train/{commit.segment}.json"))
+    path.write_text(path.read_text().replace(f'"frames":{commit.frames}', '"frames":99'))
+    (problem,) = problems(own_lake)
+    assert "differs from snapshot 1" in problem
