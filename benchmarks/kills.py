@@ -93,7 +93,7 @@ def workers_of(driver: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         if (
             entry.name.isdigit()
-            and _title(int(entry.name)).startswith("ray::_attempt")
+            and _title(int(entry.name)).startswith("ray::attempt")
             and _descends(int(entry.name), driver)
         ):
             found.append(int(entry.name))
@@ -105,7 +105,7 @@ def kill_once(sources: str, lake: Path, target: str, after_s: float, expected: d
     process = start(sources, lake)
     _await_lake(lake)
     time.sleep(after_s)
-    victims = [process.pid] if target == "driver" else workers_of(process.pid)
+    victims = [process.pid] if target == "driver" else _await_worker(process)
     killed = bool(victims) and process.poll() is None
     if killed:
         os.kill(victims[0], signal.SIGKILL)
@@ -168,7 +168,7 @@ def _descends(process: int, ancestor: int) -> bool:
 def _await_end_of_group(group: int) -> None:
     """Wait until no worker of the killed driver can write any more, then clear away what Ray left running."""
     for _ in range(300):
-        if not any(_title(process).startswith("ray::_attempt") for process in _members(group)):
+        if not any(_title(process).startswith("ray::attempt") for process in _members(group)):
             break
         time.sleep(0.1)
     else:
@@ -183,6 +183,15 @@ def _members(group: int) -> list[int]:
         if entry.name.isdigit() and (status := _status(int(entry.name))) and int(status[2]) == group:
             members.append(int(entry.name))
     return members
+
+
+def _await_worker(process: subprocess.Popen[str]) -> list[int]:
+    """Return the workers that run a task, as soon as there are any; none if the build ends first."""
+    while process.poll() is None:
+        if workers := workers_of(process.pid):
+            return workers
+        time.sleep(0.02)
+    return []
 
 
 def _await_lake(lake: Path) -> None:

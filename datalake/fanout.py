@@ -142,7 +142,7 @@ def _total(sources: list[tuple[int, int]]) -> int:
 
 def _run(function: Callable[..., Any], calls: Iterable[tuple[Item, tuple[Any, ...]]]) -> Iterator[tuple[Item, Any]]:
     """Yield (item, result) or (item, exception) as the calls finish, with about two under way per CPU."""
-    task = ray.remote(_attempt).options(num_cpus=1, max_retries=_RETRIES)
+    task = ray.remote(attempt).options(num_cpus=1, max_retries=_RETRIES)
     window = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     remaining = iter(calls)
     running: dict[ray.ObjectRef, Item] = {}
@@ -162,7 +162,7 @@ def _run(function: Callable[..., Any], calls: Iterable[tuple[Item, tuple[Any, ..
                 yield item, error
 
 
-def _attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return what `function` returns, or what it says of its input or its store; a store gets a few chances.
 
     Exceptions of other kinds are bugs, and pass.

@@ -17,6 +17,7 @@ from datalake.waymo.frame import CAMERAS
 # footer stays small.
 _CHUNK_ROWS = 8
 _ZSTD_LEVEL = 3
+_DICTIONARY_BYTES = 64 << 10
 
 # Encodings by table and column, measured on a full-size frame (benchmarks/encode.py). Everything else is PLAIN
 # or dictionary, as Parquet's defaults have it.
@@ -118,6 +119,8 @@ class SegmentWriter:
             },
             use_dictionary=[path for name, path in paths.items() if name not in encodings],
             column_encoding={paths[name]: encoding for name, encoding in encodings.items()},
+            # A column of many values (elongation of a noisy sensor) leaves its dictionary early, not after 1 MB.
+            dictionary_pagesize_limit=_DICTIONARY_BYTES,
             # Bounds of single values inside lists and pictures prune nothing.
             write_statistics=[path for name, path in paths.items() if path == name and name != "jpeg"],
         )

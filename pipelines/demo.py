@@ -58,14 +58,14 @@ def run(config: Demo, console: Console) -> int:
     lake_url = str((config.out / "lake").absolute())
     failed = False
     with ProgressBar(console) as bar:
-        folders = {split: _simulate(config, drives, split, bar) for split in _SEEDS}
+        drives_of = {split: _simulate(config, drives, split, bar) for split in _SEEDS}
     with cluster():
-        for split, folder in folders.items():
+        for split, sources in drives_of.items():
             settings = BuildConfig(split=split, cameras=config.cameras)
             with ProgressBar(console) as bar:
                 begun = time.monotonic()
                 report: BuildReport = build_lake(
-                    [f"{folder}/*.tfrecord"],
+                    sources,
                     lake_url,
                     settings,
                     lambda step, bar=bar: bar.update(  # type: ignore[misc]
@@ -87,7 +87,7 @@ def run(config: Demo, console: Console) -> int:
     return 1 if failed or problems else 0
 
 
-def _simulate(config: Demo, drives: DriveConfig, split: str, bar: ProgressBar) -> Path:
+def _simulate(config: Demo, drives: DriveConfig, split: str, bar: ProgressBar) -> list[str]:
     folder = (config.out / "drives" / split).absolute()
     segments = config.train_segments if split == "train" else config.val_segments
     done = 0
@@ -98,7 +98,7 @@ def _simulate(config: Demo, drives: DriveConfig, split: str, bar: ProgressBar) -
         bar.update(f"drives {split}", done * config.frames, segments * config.frames, "frames")
 
     bar.update(f"drives {split}", 0, segments * config.frames, "frames")
-    write_drives(
+    return write_drives(
         str(folder),
         drives,
         segments=segments,
@@ -107,7 +107,6 @@ def _simulate(config: Demo, drives: DriveConfig, split: str, bar: ProgressBar) -
         workers=os.cpu_count() or 1,
         progress=finished,
     )
-    return folder
 
 
 def _write_report(lake: Lake, out: Path) -> Path:
@@ -119,9 +118,8 @@ def _write_report(lake: Lake, out: Path) -> Path:
         save_frame(lake, commit.split, commit.segment, commit.frames // 2, commit.cameras[0], path)
         caption = f"{commit.split} · {commit.segment} · {commit.frames} frames · {commit.points:,} points"
         encoded = base64.b64encode(path.read_bytes()).decode()
-        figures.append(
-            f'<figure><img src="data:image/png;base64,{encoded}"><figcaption>{html.escape(caption)}</figcaption></figure>'
-        )
+        image = f'<img src="data:image/png;base64,{encoded}">'
+        figures.append(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
     text = Console(file=io.StringIO(), record=True, width=100)
     print_info(lake, text)
     page = out / "report.html"

@@ -1,0 +1,144 @@
+"""The job as users start it: from the command line, on a cluster, and killed in the middle."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kills import contents, finish, kill_once, start
+from datalake.lake import open_lake
+from datalake.synthetic import DriveConfig, write_drives
+
+ROOT = Path(__file__).resolve().parents[2]
+SEGMENTS, FRAMES = 6, 40
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A glob of drives that take a few seconds to build."""
+    folder = tmp_path_factory.mktemp("drives")
+    config = DriveConfig(image_width=96, image_height=64, beams=32, columns=160)
+    write_drives(str(folder), config, segments=SEGMENTS, frames=FRAMES, seed=4, workers=2)
+    return f"{folder}/*.tfrecord"
+
+
+@pytest.fixture(scope="module")
+def whole(sources: str, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
+    """The checksums of a lake that nothing interrupted."""
+    lake = tmp_path_factory.mktemp("whole")
+    finish(start(sources, lake))
+    return contents(open_lake(str(lake)))
+
+
+def build(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "pipelines/build_lake.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=cwd)
+
+
+def test_a_build_ends_in_a_table_and_status_0(sources: str, tmp_path: Path) -> None:
+    done = build("--source", sources, "--lake", str(tmp_path / "lake"), "--cameras", "FRONT", "--split", "val")
+    assert done.returncode == 0, done.stderr
+    lake = open_lake(str(tmp_path / "lake"))
+    assert (lake.splits, len(lake.commits)) == (("val",), SEGMENTS)
+    for row in (f"{SEGMENTS} committed, 0 there before, 0 failed", f"{SEGMENTS * FRAMES} in ", "seconds per stage"):
+        assert row in done.stdout
+
+
+def test_one_failed_source_gives_status_1_and_one_line(sources: str, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.tfrecord"
+    done = build("--source", sources, str(missing), "--lake", str(tmp_path / "lake"))
+    assert done.returncode == 1
+    assert [line for line in done.stdout.splitlines() if line.startswith("failed")] == [
+        f"failed {missing.as_uri()}: FileNotFoundError: [Errno 2] No such file or directory: '{missing}'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "/nowhere/*.tfrecord", "--lake", "{lake}"], "/nowhere/*.tfrecord: no file matches"),
+        (["--source", "x", "--lake", "{lake}", "--cameras", "ROOF"], "--cameras: unknown ROOF"),
+        (["--source", "x", "--lake", "{lake}", "--split", "../up"], "split '../up': expected"),
+        (["--source", "x", "--lake", "http://127.0.0.1/lake"], "a lake needs create-if-absent"),
+    ],
+)
+def test_bad_arguments_give_status_2_and_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = build(*(part.format(lake=tmp_path / "lake") for part in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("after_s", [0.3, 1.0])
+def test_a_killed_driver_costs_time_only(
+    sources: str, whole: dict[tuple[str, str], str], tmp_path: Path, after_s: float
+) -> None:
+    outcome = kill_once(sources, tmp_path / "lake", "driver", after_s, whole)
+    assert outcome.killed
+    assert outcome.problems == []
+
+
+def test_a_killed_worker_costs_time_only(sources: str, whole: dict[tuple[str, str], str], tmp_path: Path) -> None:
+    outcome = kill_once(sources, tmp_path / "lake", "worker", 0.0, whole)
+    assert outcome.killed
+    assert outcome.problems == []
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a user of a real cluster with a job server."""
+    port = free_port()
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    environment = {
+        **os.environ,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}"]
+    command += ["--num-cpus=2", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+    head = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        assert head.stdout is not None
+        for line in head.stdout:
+            if "--block" in line:
+                break
+        yield {**environment, "RAY_ADDRESS": f"http://127.0.0.1:{port}"}
+    finally:
+        head.terminate()
+        head.wait(timeout=30)
+
+
+def submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "pipelines/build_lake.py", *arguments]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=180)
+
+
+def test_the_same_command_runs_as_a_ray_job(
+    job_server: dict[str, str], sources: str, whole: dict[tuple[str, str], str], tmp_path: Path
+) -> None:
+    done = submit(job_server, "--source", sources, "--lake", str(tmp_path / "lake"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(open_lake(str(tmp_path / "lake"))) == whole
+
+
+def test_a_relative_lake_in_a_ray_job_is_refused(job_server: dict[str, str], sources: str) -> None:
+    done = submit(job_server, "--source", sources, "--lake", "lake")
+    assert done.returncode != 0
+    assert "a relative path would lie in the job's throw-away folder" in done.stdout
