@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from datalake.commit import Commit
+from datalake.commit import Commit, LakeError, check_split_name
 from datalake.convert import frame_rows
 from datalake.lake import now, write_commit
 from datalake.plan import BadRecord, RecordRef, SegmentPlan
@@ -77,6 +77,9 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
     Bad input ends in the quarantine, or in a report whose outcome is `failed`. Raises OSError where a source or
     the lake cannot be read or written: another attempt may succeed.
     """
+    check_split_name(config.split)
+    if unknown := sorted(set(config.cameras) - set(ALL_CAMERAS)):
+        raise LakeError(f"no camera {', '.join(unknown)}, there are: {', '.join(ALL_CAMERAS)}")
     store = Store(lake_url)
     report = SegmentReport(plan.segment)
     attempt = uuid.uuid4().hex[:16]
@@ -172,13 +175,16 @@ def _check_quarantine(
 ) -> None:
     affected = {(row["source"], row["record_index"]) for row in quarantine}
     records = len(plan.records) + len(plan.bad)
+    # A gap may have held many records: it counts for as many of the segment's average size as it is long.
+    size = sum(ref.slot.end - ref.slot.offset for ref in plan.records) / len(plan.records)
+    hidden = sum(max(0, round(bad.length / size) - 1) for bad in plan.bad)
     report.quarantined = len(quarantine)
     if report.frames == 0:
         raise _SegmentFailedError(f"none of its {records} records is a usable frame ({quarantine[0]['message']})")
-    if len(affected) > config.max_quarantined * records:
+    if len(affected) + hidden > config.max_quarantined * (records + hidden):
         raise _SegmentFailedError(
-            f"{len(affected)} of {records} records are quarantined in whole or in part, more than the share of"
-            f" {config.max_quarantined:g} allowed (first: {quarantine[0]['message']});"
+            f"{len(affected) + hidden} of {records + hidden} records are quarantined in whole or in part, more than the"
+            f" share of {config.max_quarantined:g} allowed (first: {quarantine[0]['message']});"
             " raise --max-quarantined to accept"
         )
 
@@ -205,7 +211,8 @@ def _row(segment: str, ref: RecordRef, scope: str, fault: Fault) -> dict[str, An
         "record_index": ref.slot.index,
         "byte_offset": ref.slot.offset,
         "byte_length": ref.slot.end - ref.slot.offset,
-        "timestamp_us": ref.timestamp_us,
+        # The first bytes of a damaged frame may claim anything, also what no int64 holds.
+        "timestamp_us": ref.timestamp_us if 0 <= ref.timestamp_us < 1 << 63 else None,
         "scope": scope,
         "stage": fault.stage,
         "error_type": fault.error_type,

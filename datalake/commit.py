@@ -90,9 +90,10 @@ class Commit:
             )
             check_split_name(commit.split)
             check_segment_name(commit.segment)
-        except (KeyError, TypeError, AttributeError, FrameError) as error:
+            is_attempt = _ATTEMPT.fullmatch(commit.attempt)
+        except (KeyError, TypeError, AttributeError, FrameError, LakeError) as error:
             raise LakeError(f"{where}: not a commit of this lake: {error}") from error
-        if not _ATTEMPT.fullmatch(commit.attempt) or set(commit.files) != set(TABLES):
+        if not is_attempt or set(commit.files) != set(TABLES):
             raise LakeError(f"{where}: not a commit of this lake: bad attempt or tables")
         return commit
 

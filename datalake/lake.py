@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from datalake.commit import Commit, LakeError, check_schema_version, commit_name, load_json
-from datalake.schema import SCHEMA_VERSION, TABLES, PointMode
+from datalake.schema import POINT_MODES, SCHEMA_VERSION, TABLES, PointMode
 from datalake.store import Store
 
 _FORMAT = "_lake.json"
@@ -121,7 +121,10 @@ def read_points_mode(store: Store) -> PointMode | None:
     except FileNotFoundError:
         return None
     check_schema_version(values, f"{store.url}/{_FORMAT}")
-    mode: PointMode = values["points_mode"]
+    mode: PointMode | None = values.get("points_mode")
+    if mode not in POINT_MODES:
+        expected = ", ".join(POINT_MODES)
+        raise LakeError(f"{store.url}/{_FORMAT}: expected points_mode to be one of {expected}, got {mode}")
     return mode
 
 
@@ -177,7 +180,10 @@ def read_commits(store: Store, names: Sequence[str]) -> list[Commit]:
 
     def read(name: str) -> Commit:
         where = f"{store.url}/{name}"
-        return Commit.from_json(load_json(store.read(name), where), where)
+        commit = Commit.from_json(load_json(store.read(name), where), where)
+        if commit_name(commit.split, commit.segment) != name:
+            raise LakeError(f"{where}: is the commit of {commit.split}/{commit.segment}, under another name")
+        return commit
 
     with ThreadPoolExecutor(_PARALLEL_READS) as pool:
         return list(pool.map(read, names))
@@ -204,7 +210,10 @@ def _read_snapshot(store: Store, number: int) -> tuple[Commit, ...]:
     except FileNotFoundError:
         raise LakeError(f"{where}: no such snapshot; the newest is {newest_snapshot(store)}") from None
     check_schema_version(values, where)
-    return tuple(Commit.from_json(commit, where) for commit in values["commits"])
+    commits = values.get("commits")
+    if not isinstance(commits, list):
+        raise LakeError(f"{where}: not a snapshot of this lake: no list of commits")
+    return tuple(Commit.from_json(commit, where) for commit in commits)
 
 
 def _dump(values: dict[str, Any]) -> bytes:

@@ -16,11 +16,8 @@ from google.protobuf.message import DecodeError
 from datalake.commit import LakeError, SourceFile
 from datalake.waymo.parse import FrameError, check_segment_name
 from datalake.waymo.protos import dataset_pb2
-from datalake.waymo.tfrecord import HEADER_BYTES, Gap, RecordError, RecordFile, Slot
+from datalake.waymo.tfrecord import HEADER_BYTES, PEEK_BYTES, Gap, RecordError, RecordFile, Slot
 from datalake.waymo.wire import WireError, peek_frame
-
-# Context (calibrations) and timestamp come first in a frame and take 3 to 8 kB.
-_PEEK_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +84,8 @@ class _Segments:
 def list_sources(patterns: Sequence[str]) -> list[str]:
     """Return the URLs that `patterns` name, each once, sorted.
 
-    A pattern is a URL, a glob on any fsspec store, or a `.txt` file with one URL or glob a line. Raises
-    LakeError for a pattern that names nothing.
+    A pattern is a URL, a glob on any fsspec store, or a `.txt` file with one URL or glob a line ('#' starts a
+    comment). Raises LakeError for a pattern that names nothing.
     """
     found: set[str] = set()
     for pattern in patterns:
@@ -98,6 +95,8 @@ def list_sources(patterns: Sequence[str]) -> list[str]:
             nested = [line for line in lines if line and not line.startswith("#")]
             if not nested:
                 raise LakeError(f"{pattern}: the list of sources is empty")
+            if lists := [line for line in nested if line.endswith(".txt")]:
+                raise LakeError(f"{pattern}: a list of sources cannot name another list ({lists[0]})")
             found.update(list_sources(nested))
             continue
         fs, path = fsspec.core.url_to_fs(pattern)
@@ -163,7 +162,7 @@ def plan_segments(indexes: Iterable[SourceIndex]) -> list[SegmentPlan]:
 def _identify(file: RecordFile, slot: Slot, current: str | None) -> tuple[str, int]:
     """Return (segment, timestamp_us) of a record; raises FrameError or RecordError where it has none."""
     try:
-        segment, timestamp_us = peek_frame(file.read_range(slot.offset + HEADER_BYTES, min(_PEEK_BYTES, slot.length)))
+        segment, timestamp_us = peek_frame(file.read_range(slot.offset + HEADER_BYTES, min(PEEK_BYTES, slot.length)))
     except WireError:
         segment = None
     if segment is None or segment != current:

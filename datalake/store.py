@@ -63,12 +63,13 @@ class Store:
             self.fs.pipe_file(path, data, mode="create")
         except FileExistsError:
             return False
+        except (PermissionError, FileNotFoundError):
+            raise  # the store said no
         except OSError as error:
-            # The answer was lost, not necessarily the write. The bytes name their author, so they settle it.
+            # The answer was lost, not necessarily the write. The bytes name their author, so they settle it; but
+            # where there are none, the write may still be on its way.
             try:
                 return bool(self.fs.cat_file(path) == data)
-            except FileNotFoundError:
-                raise error from None
             except OSError:
                 raise UnknownOutcomeError(f"{self.url}/{name}: created or not, unknown: {error}") from error
         return True
@@ -124,15 +125,15 @@ class Store:
         path = self.path(name)
         if self.is_local:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return Sink(self.fs.open(path, "wb"), sync=self.is_local)
+        return Sink(self.fs.open(path, "wb"), folder=Path(path).parent if self.is_local else None)
 
 
 class Sink:
     """A write-only stream that counts and hashes what passes; on a local disk `close` waits for the platter."""
 
-    def __init__(self, stream: Any, sync: bool) -> None:
+    def __init__(self, stream: Any, folder: Path | None) -> None:
         self._stream = stream
-        self._sync = sync
+        self._folder = folder
         self._hash = hashlib.sha256()
         self._bytes = 0
         self._discarded = False
@@ -164,9 +165,10 @@ class Sink:
         if self.closed:
             return
         self.closed = True
-        if self._sync:
+        if self._folder:
             self._stream.flush()
             os.fsync(self._stream.fileno())
+            _sync_folder(self._folder)
         self._stream.close()
 
     def discard(self) -> None:
@@ -174,13 +176,15 @@ class Sink:
         if self.closed:
             return
         self.closed = self._discarded = True
-        if self._sync:
+        if self._folder:
             # A full disk fails here a second time, over bytes that nobody wants any more.
             with contextlib.suppress(OSError):
                 self._stream.close()
         else:
             # On an object store closing would publish what is written so far.
             self._stream.discard()
+            # s3fs leaves it open, and would try to flush its missing buffer when it is collected.
+            self._stream.closed = True
 
     @property
     def size(self) -> int:

@@ -12,7 +12,7 @@ from datalake.waymo.matrix import MatrixError, decode_float_matrix, decode_int_m
 from datalake.waymo.protos import segmentation_pb2
 from datalake.waymo.range_image import Rays, beam_inclinations, compensate_motion, laser_rays
 
-# The sensors reach 75 m. Ranges beyond this, infinite ones and NaN are damage, not measurements.
+# The sensors reach 75 m. Ranges beyond this and NaN are damage; zero and negative ones say that nothing returned.
 MAX_RANGE_M = 500.0
 _TOP = LASERS.index("TOP")
 _SEMANTIC_CLASSES = len(segmentation_pb2.Segmentation.Type.values())
@@ -76,24 +76,31 @@ def _read_laser(
         return []
     rows, columns, _ = next(iter(images.values()))[1].shape
 
-    inclination = beam_inclinations(
-        np.array(calibration.beam_inclinations, np.float64),
-        calibration.beam_inclination_min,
-        calibration.beam_inclination_max,
-        rows,
-    )
-    rays = laser_rays(inclination, columns, laser_to_vehicle)
-    if laser.name == _TOP:
-        rays = compensate_motion(rays, _read_pixel_pose(laser, rows, columns), _required(vehicle_to_world))
-
+    uniform = calibration.HasField("beam_inclination_min") and calibration.HasField("beam_inclination_max")
+    if not calibration.beam_inclinations and not uniform:
+        raise LidarError("its calibration has no beam inclinations")
+    with np.errstate(invalid="ignore"):
+        inclination = beam_inclinations(
+            np.array(calibration.beam_inclinations, np.float64),
+            calibration.beam_inclination_min,
+            calibration.beam_inclination_max,
+            rows,
+        )
+    if not np.isfinite(inclination).all():
+        raise LidarError("its beam inclinations are not finite")
     parts = []
-    for number, (message, image) in images.items():
-        try:
-            if image.shape[:2] != (rows, columns):
-                raise LidarError(f"its range image is {image.shape[:2]}, return 1's is {(rows, columns)}")
-            parts.append(_read_return(laser, number, message, image, rays, faults))
-        except LidarError as error:
-            _fault(faults, laser, number, "is left out", error)
+    # Overflow and NaN in poses and calibrations end in positions that are not finite, which are reported below.
+    with np.errstate(over="ignore", invalid="ignore"):
+        rays = laser_rays(inclination, columns, laser_to_vehicle)
+        if laser.name == _TOP:
+            rays = compensate_motion(rays, _read_pixel_pose(laser, rows, columns), _required(vehicle_to_world))
+        for number, (message, image) in images.items():
+            try:
+                if image.shape[:2] != (rows, columns):
+                    raise LidarError(f"its range image is {image.shape[:2]}, return 1's is {(rows, columns)}")
+                parts.append(_read_return(laser, number, message, image, rays, faults))
+            except LidarError as error:
+                _fault(faults, laser, number, "is left out", error)
     return parts
 
 
@@ -114,8 +121,6 @@ def _read_pixel_pose(laser: Any, rows: int, columns: int) -> NDArray[np.float32]
     pose = decode_float_matrix(compressed)
     if pose.shape != (rows, columns, 6):
         raise LidarError(f"expected pixel poses [{rows}, {columns}, 6], got {list(pose.shape)}")
-    if not np.isfinite(pose).all():
-        raise LidarError("its pixel poses are not finite")
     return pose
 
 
@@ -135,6 +140,11 @@ def _read_return(
         text = f"{int(broken.sum())} of {len(range_m)} cells have a range that is NaN or beyond {MAX_RANGE_M:g} m"
         _fault(faults, laser, number, "keeps its other cells", LidarError(text))
     cells = np.flatnonzero((range_m > 0) & ~broken)
+    xyz_m = rays.points(cells, range_m[cells])
+    if not (finite := np.isfinite(xyz_m).all(axis=0)).all():
+        text = f"{int((~finite).sum())} returns have a position that is not finite (pixel pose or calibration)"
+        _fault(faults, laser, number, "keeps its other returns", LidarError(text))
+        cells, xyz_m = cells[finite], np.ascontiguousarray(xyz_m[:, finite])
     intensity, elongation = flat[cells, 1], flat[cells, 2]
     for name, values in (("intensity", intensity), ("elongation", elongation)):
         unusable = ~np.isfinite(values)
@@ -146,7 +156,7 @@ def _read_return(
     camera, u, v = _read_projections(laser, number, message, image.shape[:2], cells, faults)
     semantic, instance = _read_semantics(laser, number, message, image.shape[:2], cells, faults)
     return Points(
-        xyz_m=rays.points(cells, range_m[cells]),
+        xyz_m=xyz_m,
         intensity=intensity,
         elongation=elongation,
         laser=np.full(len(cells), laser.name, np.int8),
@@ -182,8 +192,9 @@ def _read_projections(
     named = slots[:, 0] != 0
     if slots.size and (slots.min() < 0 or slots[:, 0].max() >= len(CAMERAS) or slots[:, 1:].max() >= 1 << 15):
         inside = ((slots >= 0) & (slots < [[len(CAMERAS)], [1 << 15], [1 << 15]])).all(axis=1)
-        text = f"{int((named & ~inside).sum())} camera projections name no camera or no pixel"
-        _fault(faults, laser, number, "keeps their points without them", LidarError(text))
+        if outside := int((named & ~inside).sum()):
+            text = f"{outside} camera projections name no camera or no pixel"
+            _fault(faults, laser, number, "keeps their points without them", LidarError(text))
         named &= inside
     slots *= named[:, None]
     return slots[:, 0].astype(np.int8), slots[:, 1].astype(np.int16), slots[:, 2].astype(np.int16)

@@ -16,8 +16,9 @@ from zlib_ng import zlib_ng
 from datalake.waymo.wire import WireError, read_varint
 
 # The largest honest matrix is TOP's pixel pose: 64 x 2650 x 6 float32, 4 MB. Nothing beyond this is inflated.
-MAX_MATRIX_BYTES = 64 << 20
+MAX_MATRIX_BYTES = 16 << 20
 _SHAPE_BYTES = 64
+_MAX_DIMS = 8
 _DATA_TAG, _SHAPE_TAG, _PACKED_DIMS_TAG, _DIM_TAG = 0x0A, 0x12, 0x0A, 0x08
 
 
@@ -56,17 +57,18 @@ def decode_varints(packed: NDArray[np.uint8]) -> NDArray[np.int32]:
         shift = np.zeros(len(packed), np.uint16)
         np.multiply(continued[:-1], np.uint16(7), out=shift[1:])
         return ((packed.astype(np.uint16) << shift) | low)[~continued].astype(np.int32)
-    ends = np.flatnonzero(~continued)
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    lengths = ends - starts + 1
+    ends = np.flatnonzero(~continued).astype(np.int32)
+    lengths = np.diff(ends, prepend=np.int32(-1))
     if lengths.max() > 10:
         raise MatrixError("packed integers hold a value of more than 10 bytes")
-    values = np.zeros(len(ends), np.uint64)
-    for byte in range(int(lengths.max())):
+    starts = ends - lengths + np.int32(1)
+    del ends
+    # A negative int32 travels as its 64-bit two's complement: its lower half, the first five bytes, is the value.
+    values = (packed[starts] & 0x7F).astype(np.uint32)
+    for byte in range(1, min(5, int(lengths.max()))):
         has = np.flatnonzero(lengths > byte)
-        values[has] |= (packed[starts[has] + byte] & 0x7F).astype(np.uint64) << np.uint64(7 * byte)
-    # A negative int32 travels as its 64-bit two's complement, so the lower half is the value.
-    return (values & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32)
+        values[has] |= (packed[starts[has] + byte] & 0x7F).astype(np.uint32) << np.uint32(7 * byte)
+    return values.view(np.int32)
 
 
 def _inflate(compressed: bytes) -> tuple[bytes, tuple[int, ...]]:
@@ -116,15 +118,21 @@ def _read_shape(message: bytes) -> tuple[int, ...]:
     dims: list[int] = []
     while position < end:
         tag, position = message[position], position + 1
+        stop = position
         if tag == _PACKED_DIMS_TAG:
-            _, position = read_varint(message, position)
+            length, position = read_varint(message, position)
+            stop = position + length
         elif tag == _DIM_TAG:
-            value, position = read_varint(message, position)
-            dims.append(value)
-            continue
+            stop = position + 1
         else:
             raise MatrixError(f"has an unknown field in its shape (tag {tag})")
-        while position < end:
+        if stop > end:
+            raise MatrixError("has a shape that ends inside itself")
+        while position < stop:
             value, position = read_varint(message, position)
+            if value > MAX_MATRIX_BYTES:
+                raise MatrixError(f"has a dimension of {value} in its shape")
             dims.append(value)
+    if not 0 < len(dims) <= _MAX_DIMS:
+        raise MatrixError(f"has {len(dims)} dimensions in its shape")
     return tuple(dims)

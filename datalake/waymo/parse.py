@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 from typing import Any
 
@@ -19,6 +18,8 @@ from datalake.waymo.protos import dataset_pb2
 # Segment names become file names: one path component, nothing hidden, nothing a shell or a store reads its way.
 _SEGMENT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
 _MAX_PIXELS = 64 << 20
+# Pixels or metres; far below what a float32 can hold.
+_MAX_COORDINATE = 1e9
 
 
 class FrameError(ValueError):
@@ -27,7 +28,8 @@ class FrameError(ValueError):
 
 def check_segment_name(name: str) -> None:
     """Raise FrameError unless `name` is safe as one component of a path on any store."""
-    if not _SEGMENT_NAME.fullmatch(name):
+    # protobuf hands out the bytes of a string that is not UTF-8.
+    if not isinstance(name, str) or not _SEGMENT_NAME.fullmatch(name):
         raise FrameError(
             f"segment name {name[:80]!r} is not 1 to 200 letters, digits, '_', '-' or '.', not starting with '-' or '.'"
         )
@@ -52,12 +54,17 @@ def parse_frame(payload: bytes, cameras: frozenset[str]) -> Frame:
     if vehicle_to_world is None:
         faults.append(Fault("frame", "FrameError", "the frame's pose is missing or not finite"))
     stats = record.context.stats
+    place = {}
+    for name in ("location", "time_of_day", "weather"):
+        value = getattr(stats, name)
+        if not isinstance(value, str):
+            faults.append(Fault("frame", "FrameError", f"the frame's {name} is not text"))
+            value = ""
+        place[name] = value or None
     return Frame(
         segment=record.context.name,
         timestamp_us=record.timestamp_micros,
-        location=stats.location or None,
-        time_of_day=stats.time_of_day or None,
-        weather=stats.weather or None,
+        **place,
         images=_read_images(record, cameras, faults),
         points=read_points(record, vehicle_to_world, faults),
         labels_2d=_read_labels_2d(record, cameras, faults),
@@ -207,10 +214,12 @@ def _read_labels_3d(record: Any, faults: list[Fault]) -> tuple[Label3D, ...]:
 
 def _check_label(label: Any, parts: tuple[str, ...]) -> str:
     """Return the label's type; raises FrameError unless its type is known and its box whole."""
+    if not isinstance(label.id, str):
+        raise FrameError("its id is not text")
     if not 0 < label.type < len(OBJECT_TYPES):
         raise FrameError(f"its type {label.type} is unknown")
     for part in parts:
-        if not label.box.HasField(part) or not math.isfinite(getattr(label.box, part)):
+        if not label.box.HasField(part) or not abs(getattr(label.box, part)) <= _MAX_COORDINATE:
             raise FrameError(f"its box has no finite {part}")
     if label.box.length < 0 or label.box.width < 0:
         raise FrameError(f"its box has a negative size ({label.box.length:g} x {label.box.width:g})")

@@ -1,0 +1,201 @@
+"""What a lake needs of a disk or an object store, asked of both."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import Pool
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datalake.store import Store, StoreError, UnknownOutcomeError
+
+
+@pytest.fixture(params=["disk", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A place where nothing is yet, on each kind of store."""
+    return Store(str(tmp_path / "lake") if request.param == "disk" else request.getfixturevalue("s3_lake"))
+
+
+def _race(store: Store, threads: int, name: str) -> list[bytes]:
+    """Let many threads create one object at the same moment; return the bytes of those that won."""
+    barrier = threading.Barrier(threads)
+
+    def create(number: int) -> bytes | None:
+        data = f"author {number}".encode() * 100
+        barrier.wait()
+        return data if store.create(name, data) else None
+
+    with ThreadPoolExecutor(threads) as pool:
+        return [data for data in pool.map(create, range(threads)) if data is not None]
+
+
+def _create_in_process(url: str, name: str, number: int) -> bytes | None:
+    data = f"process {number}".encode() * 100
+    return data if Store(url).create(name, data) else None
+
+
+def test_one_thread_of_many_creates_an_object(store: Store) -> None:
+    for attempt in range(5):
+        name = f"_commits/train/segment-{attempt}.json"
+        (winner,) = _race(store, 12, name)
+        assert store.read(name) == winner
+
+
+def test_one_process_of_many_creates_an_object(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    context: Any = multiprocessing.get_context("fork")
+    pool: Pool
+    with context.Pool(4) as pool:
+        for attempt in range(10):
+            name = f"race-{attempt}"
+            calls = [(str(tmp_path), name, number) for number in range(8)]
+            (winner,) = [data for data in pool.starmap(_create_in_process, calls, chunksize=1) if data is not None]
+            assert store.read(name) == winner
+
+
+def test_created_object_is_never_replaced(store: Store) -> None:
+    assert store.create("a", b"first")
+    assert not store.create("a", b"second")
+    assert store.read("a") == b"first"
+
+
+def test_lost_race_leaves_nothing_beside_the_winner(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    _race(store, 8, "folder/a")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["a"]
+
+
+def test_write_replaces(store: Store) -> None:
+    store.write("folder/a", b"first")
+    store.write("folder/a", b"second")
+    assert store.read("folder/a") == b"second"
+
+
+def test_missing_object_is_not_found(store: Store) -> None:
+    assert not store.exists("a")
+    with pytest.raises(FileNotFoundError):
+        store.read("a")
+    with pytest.raises(FileNotFoundError):
+        store.size("a")
+
+
+def test_deleting_what_is_gone_is_fine(store: Store) -> None:
+    store.write("a", b"1")
+    store.delete("a")
+    store.delete("a")
+    assert not store.exists("a")
+
+
+def test_listing_names_every_object_below_with_its_age(store: Store) -> None:
+    for name in ("x/a", "x/y/b", "z/c"):
+        store.write(name, b"1")
+    found = store.listing("x")
+    assert sorted(found) == ["x/a", "x/y/b"]
+    assert all(-60 < age < 60 for age in found.values())
+
+
+def test_listing_of_nothing_is_empty(store: Store) -> None:
+    assert store.listing("x") == {}
+
+
+def test_listing_shows_what_was_written_since_the_last_one(store: Store) -> None:
+    store.write("x/a", b"1")
+    store.listing("x")
+    store.write("x/b", b"1")
+    assert sorted(store.listing("x")) == ["x/a", "x/b"]
+
+
+def test_folders_are_those_directly_below_the_root(store: Store) -> None:
+    assert store.folders() == []
+    for name in ("train/image/a", "_commits/train/b", "_lake.json"):
+        store.write(name, b"1")
+    assert store.folders() == ["_commits", "train"]
+
+
+def test_sink_knows_size_and_checksum_of_what_it_wrote(store: Store) -> None:
+    data = os.urandom(100_000)
+    with store.sink("folder/a") as sink:
+        sink.write(data[:60_000])
+        sink.write(memoryview(data)[60_000:])
+    assert (sink.size, sink.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert b"".join(store.blocks("folder/a")) == data
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("size", [10, 12 << 20], ids=["small", "beyond one part of an upload"])
+def test_discarded_sink_publishes_nothing_once_its_rest_is_deleted(store: Store, size: int) -> None:
+    sink = store.sink("folder/a")
+    sink.write(bytes(size))
+    sink.discard()
+    store.delete("folder/a")
+    del sink
+    gc.collect()
+    assert not store.exists("folder/a")
+
+
+def test_discarded_sink_lets_late_bytes_fall(store: Store) -> None:
+    sink = store.sink("a")
+    sink.discard()
+    assert sink.write(b"late") == 4
+    assert sink.size == 0
+
+
+def test_error_inside_a_sink_discards_it(s3_lake: str) -> None:
+    store = Store(s3_lake)
+
+    def fail() -> None:
+        with store.sink("a") as sink:
+            sink.write(b"half")
+            raise RuntimeError("the writer failed")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not store.exists("a")
+
+
+class _LostAnswer:
+    """A file system whose create does its work, or not, and then fails; `after` is what it has when asked."""
+
+    def __init__(self, after: Callable[[], bytes]) -> None:
+        self.cat_file = lambda path: after()  # noqa: ARG005 - the name is always the one that was created
+
+    def pipe_file(self, path: str, data: bytes, mode: str) -> None:
+        raise OSError(f"connection reset by peer ({path}, {len(data)}, {mode})")
+
+
+def _raise(error: Exception) -> bytes:
+    raise error
+
+
+def _store_that_loses_answers(after: Callable[[], bytes]) -> Store:
+    store = Store("memory://lost-answers")
+    store.fs = _LostAnswer(after)
+    return store
+
+
+def test_lost_answer_is_settled_by_what_the_store_has() -> None:
+    assert _store_that_loses_answers(lambda: b"mine").create("a", b"mine")
+    assert not _store_that_loses_answers(lambda: b"theirs").create("a", b"mine")
+
+
+def test_lost_answer_that_cannot_be_settled_is_an_unknown_outcome() -> None:
+    with pytest.raises(UnknownOutcomeError, match="unknown"):
+        _store_that_loses_answers(lambda: _raise(OSError("still down"))).create("a", b"mine")
+
+
+def test_lost_answer_without_an_object_is_the_error_itself() -> None:
+    with pytest.raises(OSError, match="connection reset"):
+        _store_that_loses_answers(lambda: _raise(FileNotFoundError("a"))).create("a", b"mine")
+
+
+def test_store_without_create_if_absent_is_refused() -> None:
+    with pytest.raises(StoreError, match="create-if-absent"):
+        Store("http://127.0.0.1/lake")

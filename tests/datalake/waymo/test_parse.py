@@ -1,0 +1,321 @@
+"""One payload to a frame: the usable parts, and a fault for each of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datalake.waymo.frame import Frame
+from datalake.waymo.parse import FrameError, check_segment_name, parse_frame
+from tests.frames import FRONT, HEIGHT, SEGMENT, SIDE_LEFT, START_US, WIDTH, jpeg, make_frame
+
+_CAMERAS = frozenset({"FRONT", "FRONT_LEFT", "FRONT_RIGHT", "SIDE_LEFT", "SIDE_RIGHT"})
+_NOT_TEXT = b"\xff\xfe\xfd"
+
+
+def _parse(record: Any) -> Frame:
+    return parse_frame(record.SerializeToString(), _CAMERAS)
+
+
+def _messages(frame: Frame, stage: str) -> list[str]:
+    """Return the messages of the faults, all of which must be of this stage."""
+    assert {fault.stage for fault in frame.faults} <= {stage}
+    return [fault.message for fault in frame.faults]
+
+
+def test_frame_has_its_name_time_and_place() -> None:
+    frame = _parse(make_frame())
+    assert (frame.segment, frame.timestamp_us) == (SEGMENT, START_US)
+    assert (frame.location, frame.time_of_day, frame.weather) == ("location_sf", "Day", "sunny")
+
+
+def test_whole_frame_has_no_faults() -> None:
+    assert _parse(make_frame()).faults == ()
+
+
+def test_image_has_the_bytes_of_the_record() -> None:
+    record = make_frame()
+    assert [image.jpeg for image in _parse(record).images] == [image.image for image in record.images]
+
+
+def test_images_and_calibrations_are_joined_by_name() -> None:
+    record = make_frame()
+    calibrations = list(record.context.camera_calibrations)
+    del record.context.camera_calibrations[:]
+    record.context.camera_calibrations.extend(reversed(calibrations))
+    for image, calibration in zip(_parse(record).images, calibrations, strict=True):
+        assert image.camera_to_vehicle is not None
+        np.testing.assert_array_equal(image.camera_to_vehicle.ravel(), calibration.extrinsic.transform)
+
+
+def test_images_come_in_the_order_of_the_cameras() -> None:
+    record = make_frame()
+    images = list(record.images)
+    del record.images[:]
+    record.images.extend(reversed(images))
+    assert [image.camera for image in _parse(record).images] == ["FRONT", "SIDE_LEFT"]
+
+
+def test_image_has_the_pose_of_its_own_exposure() -> None:
+    record = make_frame()
+    image = _parse(record).images[0]
+    assert image.vehicle_to_world is not None
+    np.testing.assert_array_equal(image.vehicle_to_world.ravel(), record.images[0].pose.transform)
+
+
+def test_cameras_that_were_not_asked_for_are_left_out_without_a_fault() -> None:
+    frame = parse_frame(make_frame().SerializeToString(), frozenset({"SIDE_LEFT"}))
+    assert [image.camera for image in frame.images] == ["SIDE_LEFT"]
+    assert (frame.labels_2d, frame.faults) == ((), ())
+
+
+def test_box_length_lies_along_x() -> None:
+    record = make_frame()
+    box = record.camera_labels[0].labels[0].box
+    box.center_x, box.center_y, box.length, box.width = 8, 6, 10, 4
+    label = _parse(record).labels_2d[0]
+    assert (label.x0, label.y0, label.x1, label.y1) == (3, 4, 13, 8)
+
+
+def test_labels_have_the_values_of_the_record() -> None:
+    frame = _parse(make_frame())
+    found = [(label.camera, label.object_id, label.type, label.difficulty) for label in frame.labels_2d]
+    assert found == [("FRONT", "box-0", "VEHICLE", 0), ("FRONT", "box-1", "PEDESTRIAN", 1)]
+    solid = frame.labels_3d[0]
+    assert (solid.object_id, solid.type, solid.lidar_points) == ("solid-0", "CYCLIST", 3)
+    assert (solid.length_m, solid.width_m, solid.height_m, solid.heading_rad) == (1.8, 0.6, 1.7, 0.3)
+    assert (solid.speed_x_mps, solid.speed_y_mps) == (4.0, -1.0)
+
+
+def test_panoptic_label_is_kept_with_its_divisor() -> None:
+    record = make_frame()
+    record.images[0].camera_segmentation_label.panoptic_label = b"png"
+    record.images[0].camera_segmentation_label.panoptic_label_divisor = 1000
+    image = _parse(record).images[0]
+    assert (image.panoptic, image.panoptic_divisor) == (b"png", 1000)
+
+
+def test_panoptic_label_without_divisor_is_reported() -> None:
+    record = make_frame()
+    record.images[0].camera_segmentation_label.panoptic_label = b"png"
+    frame = _parse(record)
+    assert (frame.images[0].panoptic, frame.images[0].panoptic_divisor) == (None, None)
+    assert _messages(frame, "image") == ["panoptic label of FRONT has no divisor and is left out"]
+
+
+@pytest.mark.parametrize("payload", [b"\xff" * 20, b"\x0a\xff\x01"], ids=["noise", "cut off"])
+def test_payload_that_is_no_message_is_refused(payload: bytes) -> None:
+    with pytest.raises(FrameError, match="not a Waymo Frame"):
+        parse_frame(payload, _CAMERAS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../evil", "/etc/passwd", "a/b", "a\\b", "a\0b", "-rf", ".hidden", "a b", "a\n", "ü", "a" * 201],
+    ids=repr,
+)
+def test_hostile_segment_name_is_refused(name: str) -> None:
+    with pytest.raises(FrameError, match="segment name"):
+        _parse(make_frame(segment=name))
+
+
+@pytest.mark.parametrize("name", ["1005081002024129653_5313_150_5333_150", "a", "A.b-c_d", "a" * 200], ids=len)
+def test_honest_segment_name_is_accepted(name: str) -> None:
+    check_segment_name(name)
+
+
+@pytest.mark.parametrize("timestamp", [None, 0, -1], ids=str)
+def test_frame_without_time_is_refused(timestamp: int | None) -> None:
+    record = make_frame()
+    record.ClearField("timestamp_micros")
+    if timestamp is not None:
+        record.timestamp_micros = timestamp
+    with pytest.raises(FrameError, match="timestamp"):
+        _parse(record)
+
+
+def test_segment_name_that_is_not_text_is_refused() -> None:
+    payload = make_frame(segment="abc").SerializeToString().replace(b"abc", _NOT_TEXT)
+    with pytest.raises(FrameError):
+        parse_frame(payload, _CAMERAS)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda record: record.camera_labels[0].labels[0],
+        lambda record: record.laser_labels[0],
+    ],
+    ids=["2D", "3D"],
+)
+def test_label_whose_id_is_not_text_is_left_out_alone(place: Callable[[Any], Any]) -> None:
+    record = make_frame()
+    place(record).id = "abc"
+    frame = parse_frame(record.SerializeToString().replace(b"abc", _NOT_TEXT), _CAMERAS)
+    assert len(frame.labels_2d) + len(frame.labels_3d) == 2
+    assert len(_messages(frame, "label")) == 1
+
+
+def test_weather_that_is_not_text_is_left_out() -> None:
+    record = make_frame()
+    record.context.stats.weather = "abc"
+    frame = parse_frame(record.SerializeToString().replace(b"abc", _NOT_TEXT), _CAMERAS)
+    assert frame.weather is None
+    assert len(_messages(frame, "frame")) == 1
+
+
+@pytest.mark.parametrize("values", [[], [1.0] * 15, [np.nan] * 16], ids=["missing", "15 values", "NaN"])
+def test_frame_without_usable_pose_is_reported(values: list[float]) -> None:
+    record = make_frame(lidar=False)
+    del record.pose.transform[:]
+    record.pose.transform.extend(values)
+    assert _messages(_parse(record), "frame") == ["the frame's pose is missing or not finite"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        pytest.param(b"", "no bytes", id="empty"),
+        pytest.param(b"\x89PNG\r\n\x1a\n" + bytes(40), "header cannot be read", id="PNG"),
+        pytest.param(jpeg()[:2] + b"\x00" * 30 + jpeg()[32:], "header cannot be read", id="damaged header"),
+        pytest.param(jpeg()[:10], "header cannot be read", id="header cut off"),
+        pytest.param(jpeg()[:-2] + bytes(100), "no end-of-image marker", id="no end"),
+        pytest.param(jpeg(WIDTH, HEIGHT + 1), "its calibration is for 16x16", id="another size"),
+    ],
+)
+def test_broken_jpeg_costs_its_image_alone(broken: bytes, reason: str) -> None:
+    record = make_frame()
+    record.images[0].image = broken
+    frame = _parse(record)
+    assert [image.camera for image in frame.images] == ["SIDE_LEFT"]
+    (message,) = _messages(frame, "image")
+    assert message.startswith("image of FRONT is left out: ")
+    assert reason in message
+
+
+def test_jpeg_that_claims_a_giant_picture_is_left_out() -> None:
+    record = make_frame()
+    broken = bytearray(record.images[0].image)
+    start = broken.index(b"\xff\xc0") + 5  # height and width behind length and precision of SOF0
+    broken[start : start + 4] = b"\xff\xff\xff\xff"
+    record.images[0].image = bytes(broken)
+    frame = _parse(record)
+    assert [image.camera for image in frame.images] == ["SIDE_LEFT"]
+    assert len(_messages(frame, "image")) == 1
+
+
+def test_damaged_jpeg_headers_never_escape_as_errors() -> None:
+    random = np.random.default_rng(0)
+    record = make_frame(lidar=False)
+    for _ in range(300):
+        broken = bytearray(jpeg())
+        for position in random.integers(0, 200, 3):
+            broken[position] = random.integers(256)
+        record.images[0].image = bytes(broken)
+        frame = _parse(record)
+        assert len(frame.images) + len(frame.faults) >= 2
+
+
+def test_image_without_calibration_is_kept_and_reported() -> None:
+    record = make_frame()
+    del record.context.camera_calibrations[0]
+    frame = _parse(record)
+    assert (frame.images[0].camera, frame.images[0].camera_to_vehicle) == ("FRONT", None)
+    assert _messages(frame, "image") == ["camera FRONT has no calibration; image kept without it"]
+
+
+@pytest.mark.parametrize("part", ["intrinsic", "extrinsic"])
+def test_image_with_half_a_calibration_is_kept_and_reported(part: str) -> None:
+    record = make_frame()
+    record.context.camera_calibrations[0].ClearField(part)
+    frame = _parse(record)
+    kept = frame.images[0]
+    assert (kept.intrinsic is None, kept.camera_to_vehicle is None) == (part == "intrinsic", part == "extrinsic")
+    assert _messages(frame, "image") == [f"the {part} of camera FRONT is missing or not finite; image kept without it"]
+
+
+def test_image_without_pose_is_kept_and_reported() -> None:
+    record = make_frame()
+    record.images[0].ClearField("pose")
+    frame = _parse(record)
+    assert frame.images[0].vehicle_to_world is None
+    assert _messages(frame, "image") == ["image of FRONT has no finite pose; kept without it"]
+
+
+def test_second_image_of_a_camera_is_reported() -> None:
+    record = make_frame()
+    record.images.add().CopyFrom(record.images[1])
+    frame = _parse(record)
+    assert [image.camera for image in frame.images] == ["FRONT", "SIDE_LEFT"]
+    assert _messages(frame, "image") == ["camera SIDE_LEFT appears twice; kept the first image"]
+
+
+def test_image_without_camera_is_reported() -> None:
+    record = make_frame()
+    record.images[0].ClearField("name")
+    frame = _parse(record)
+    assert [image.camera for image in frame.images] == ["SIDE_LEFT"]
+    assert _messages(frame, "image") == ["an image has the unknown camera name 0"]
+
+
+@pytest.mark.parametrize("part", ["center_x", "center_y", "length", "width"])
+@pytest.mark.parametrize("value", [None, np.nan, 1e300], ids=str)
+def test_2d_label_without_a_whole_box_is_left_out_alone(part: str, value: float | None) -> None:
+    record = make_frame()
+    box = record.camera_labels[0].labels[0].box
+    box.ClearField(part)
+    if value is not None:
+        setattr(box, part, value)
+    frame = _parse(record)
+    assert [label.object_id for label in frame.labels_2d] == ["box-1"]
+    (message,) = _messages(frame, "label")
+    assert "'box-0' of FRONT" in message
+
+
+@pytest.mark.parametrize("part", ["center_x", "center_y", "center_z", "length", "width", "height", "heading"])
+def test_3d_label_without_a_whole_box_is_left_out(part: str) -> None:
+    record = make_frame()
+    record.laser_labels[0].box.ClearField(part)
+    frame = _parse(record)
+    assert frame.labels_3d == ()
+    assert _messages(frame, "label") == [f"3D label 'solid-0' is left out: its box has no finite {part}"]
+
+
+def test_label_of_negative_size_is_left_out() -> None:
+    record = make_frame()
+    record.camera_labels[0].labels[0].box.width = -3
+    frame = _parse(record)
+    assert [label.object_id for label in frame.labels_2d] == ["box-1"]
+    assert len(_messages(frame, "label")) == 1
+
+
+def test_label_of_unknown_type_is_left_out() -> None:
+    record = make_frame()
+    record.laser_labels[0].ClearField("type")
+    frame = _parse(record)
+    assert frame.labels_3d == ()
+    assert _messages(frame, "label") == ["3D label 'solid-0' is left out: its type 0 is unknown"]
+
+
+def test_labels_of_an_unknown_camera_are_reported() -> None:
+    record = make_frame()
+    record.camera_labels[0].ClearField("name")
+    frame = _parse(record)
+    assert frame.labels_2d == ()
+    assert _messages(frame, "label") == ["2 2D labels belong to the unknown camera 0"]
+
+
+def test_labels_of_an_image_that_is_broken_are_kept() -> None:
+    record = make_frame()
+    record.images[0].image = b""
+    assert len(_parse(record).labels_2d) == 2
+
+
+def test_labels_come_in_the_order_of_the_cameras() -> None:
+    record = make_frame()
+    record.camera_labels.add().CopyFrom(record.camera_labels[0])
+    record.camera_labels[0].name, record.camera_labels[1].name = SIDE_LEFT, FRONT
+    assert [label.camera for label in _parse(record).labels_2d] == ["FRONT"] * 2 + ["SIDE_LEFT"] * 2
