@@ -55,7 +55,7 @@ def draw_frame(lake: Lake, split: str, segment: str, frame: int, camera: str) ->
         figsize=(6 + 2 * image_in, 2 * image_in),
         width_ratios=(6, 2 * image_in),
         layout="constrained",
-        dpi=160,
+        dpi=120,
     )
     draw_boxes(axes["boxes"], picture, labels)
     draw_points(axes["points"], picture, depth)
@@ -97,7 +97,9 @@ def draw_points(axes: Axes, picture: NDArray[np.uint8], depth: dict[str, Any]) -
 def draw_above(axes: Axes, point: dict[str, Any], boxes: list[dict[str, Any]]) -> None:
     """Draw points and 3D boxes from above, the vehicle in the middle, driving upwards."""
     x_m, y_m, z_m = (np.asarray(point[name], np.float32) for name in ("x_m", "y_m", "z_m"))
-    axes.scatter(-y_m, x_m, c=np.clip(z_m, -0.5, 3), s=0.25, cmap="viridis", linewidths=0)
+    size = min(2.5, 5e4 / max(1, len(x_m)))
+    # The ground lies at 0: starting the colours below it keeps it off the background.
+    axes.scatter(-y_m, x_m, c=z_m, s=size, cmap="viridis", vmin=-2, vmax=3, linewidths=0)
     for box in boxes:
         half = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2 * (box["length_m"], box["width_m"])
         cos, sin = np.cos(box["heading_rad"]), np.sin(box["heading_rad"])
