@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from datalake.lake import Lake
+from datalake.synthetic import DriveConfig, write_drives
+from tests.drives import DRIVE_CAMERAS, DRIVE_FRAMES, DRIVE_SEGMENTS, build_drives
+
 _REAL_DATA = Path(__file__).parents[2] / "shared/data"
 
 
@@ -58,3 +62,23 @@ def s3_bucket() -> Iterator[str]:
 def s3_lake(s3_bucket: str) -> str:
     """The URL of a place on S3 where nothing is yet."""
     return f"{s3_bucket}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def drive_sources(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The TFRecords of three tiny simulated drives."""
+    config = DriveConfig(image_width=96, image_height=64, beams=16, columns=80, cameras=DRIVE_CAMERAS)
+    folder = tmp_path_factory.mktemp("drives")
+    return write_drives(str(folder), config, segments=DRIVE_SEGMENTS, frames=DRIVE_FRAMES, seed=3)
+
+
+@pytest.fixture(scope="session")
+def drive_lake(drive_sources: list[str], tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """The lake of the drives: 3 segments of 11 frames, two cameras, chunks of 8 images. Read only."""
+    return build_drives(drive_sources, str(tmp_path_factory.mktemp("lake")))
+
+
+@pytest.fixture
+def own_lake(drive_sources: list[str], tmp_path: Path) -> Lake:
+    """The same lake, for one test to damage."""
+    return build_drives(drive_sources, str(tmp_path / "lake"))

@@ -15,7 +15,7 @@ from datalake.commit import LakeError
 from datalake.fanout import BuildReport, Progress, attempt, build_lake
 from datalake.lake import open_lake
 from pipelines.cluster import cluster
-from tests.datalake.conftest import DRIVE_CAMERAS, DRIVE_FRAMES, DRIVE_SEGMENTS
+from tests.drives import DRIVE_CAMERAS, DRIVE_FRAMES, DRIVE_SEGMENTS
 
 CONFIG = BuildConfig(cameras=DRIVE_CAMERAS)
 

@@ -16,7 +16,7 @@ from datalake.commit import LakeError
 from datalake.lake import Lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
-from tests.datalake.conftest import DRIVE_FRAMES, DRIVE_SEGMENTS, build_drives
+from tests.drives import DRIVE_FRAMES, DRIVE_SEGMENTS, build_drives
 
 IMAGES = DRIVE_SEGMENTS * DRIVE_FRAMES
 CONFIG = LoaderConfig(global_batch=4, streams=8)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from datalake.lake import Lake
-from tests.datalake.conftest import DRIVE_FRAMES, DRIVE_SEGMENTS
+from tests.drives import DRIVE_FRAMES, DRIVE_SEGMENTS
 
 
 def datalake(*arguments: str) -> subprocess.CompletedProcess[str]:
