@@ -1,6 +1,6 @@
 """Builds that are killed with SIGKILL at a random moment, and then run again: is the lake the same every time?
 
-    python benchmarks/kills.py --builds 50
+    python -m benchmarks.kills --builds 50
 
 Half of the builds lose their driver, half a worker. A build that lost its driver is run again; one that lost a
 worker has to finish by itself. Then every file's checksum must equal that of a build that was never interrupted,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,80 +69,94 @@ class SegmentFiles:
         self._open.clear()
 
 
+@dataclass(frozen=True, slots=True)
+class _Cloud:
+    """One frame's points, as `Lidar` has them: made once, shared by the samples of all its cameras."""
+
+    points: torch.Tensor
+    laser: torch.Tensor
+    semantic_class: torch.Tensor | None
+
+
 class Chunk:
-    """The rows of one chunk, in memory; `sample` makes one picture of it into tensors."""
+    """The rows of one chunk, in memory; `sample` makes one picture of it into tensors.
+
+    All that the pictures share is made here, once, in whatever thread reads the chunk.
+    """
 
     def __init__(self, files: SegmentFiles, group: int, options: SampleOptions) -> None:
-        self._files, self._group, self._options = files, group, options
-        columns = _COLUMNS["image"] + (_PANOPTIC if options.panoptic else [])
-        self._image = files.read("image", group, columns)
-        self._label = files.read("label", group, _COLUMNS["label"])
+        self._options = options
+        self._segment, self._name = files.commit.segment, files.commit.file_name("image")
+        self._image = files.read("image", group, _COLUMNS["image"] + (_PANOPTIC if options.panoptic else []))
+        self._camera: list[str] = self._image["camera"].to_pylist()
+        self._intrinsic = _rows(self._image["intrinsic"])
+        self._camera_to_vehicle = _rows(self._image["camera_to_vehicle"])
+        label = files.read("label", group, _COLUMNS["label"])
+        self._boxes = np.stack([label[name] for name in ("x0", "y0", "x1", "y1")], axis=1)
+        self._classes = np.array([OBJECT_TYPES.index(name) for name in label["type"].to_pylist()], np.int64)
+        self._depth_m = label["depth_m"].astype(np.float32, copy=False)
+        self._labels: dict[tuple[int, str], list[int]] = {}
+        for row, key in enumerate(zip(label["timestamp_us"].tolist(), label["camera"].to_pylist(), strict=True)):
+            self._labels.setdefault(key, []).append(row)
         if options.points:
-            self._point = files.read("point", group, _COLUMNS["point"])
-            self._depth = files.read("depth", group, _COLUMNS["depth"])
+            self._clouds = _read_clouds(files.read("point", group, _COLUMNS["point"]))
+            depth = files.read("depth", group, _COLUMNS["depth"])
+            self._seen = {name: _rows(lists) for name, lists in depth.items()}
 
     def sample(self, row: int) -> Sample:
         """Return the sample of image row `row` of this chunk; raises LakeError where its JPEG does not decode."""
-        timestamp_us = int(self._image["timestamp_us"][row])
-        camera = self._image["camera"][row].as_py()
-        key = SampleKey(self._files.commit.segment, timestamp_us, camera)
+        timestamp_us, camera = int(self._image["timestamp_us"][row]), self._camera[row]
+        key = SampleKey(self._segment, timestamp_us, camera)
         width, height = int(self._image["width"][row]), int(self._image["height"][row])
         size = self._options.image_size or (width, height)
         scale = size[0] / width, size[1] / height
+        intrinsic, camera_to_vehicle = self._intrinsic[row], self._camera_to_vehicle[row]
         return Sample(
             key=key,
             image=self._decode(row, key, size),
             objects=self._objects(timestamp_us, camera, scale),
             lidar=self._lidar(row, timestamp_us, scale) if self._options.points else None,
             panoptic=self._panoptic(row, size) if self._options.panoptic else None,
-            intrinsic=self._intrinsic(row, scale),
-            camera_to_vehicle=_matrix(self._image["camera_to_vehicle"][row]),
+            intrinsic=None if intrinsic is None else torch.from_numpy(intrinsic * [*scale, *scale, 1, 1, 1, 1, 1]),
+            camera_to_vehicle=None if camera_to_vehicle is None else _tensor(camera_to_vehicle).reshape(4, 4),
         )
 
     def _decode(self, row: int, key: SampleKey, size: tuple[int, int]) -> torch.Tensor:
         buffer = self._image["jpeg"][row].as_buffer()
         try:
             if self._options.image_size is None:
-                jpeg = torch.from_numpy(np.frombuffer(buffer, np.uint8).copy())
-                return decode_jpeg(jpeg, ImageReadMode.RGB)
+                return decode_jpeg(_tensor(np.frombuffer(buffer, np.uint8)), ImageReadMode.RGB)
             with Image.open(io.BytesIO(buffer), formats=("JPEG",)) as picture:
                 # The decoder itself halves the picture while it stays larger than needed: fewer pixels to resize.
                 picture.draft("RGB", size)
                 resized = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-                return torch.from_numpy(np.array(resized).transpose(2, 0, 1).copy())
+                return torch.from_numpy(np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)))
         except (RuntimeError, OSError) as error:
             raise LakeError(
-                f"{self._files.commit.file_name('image')}: the JPEG of {key.camera} at {key.timestamp_us} does not"
-                f" decode: {error}; exclude the segment, or build it again from an intact source"
+                f"{self._name}: the JPEG of {key.camera} at {key.timestamp_us} does not decode: {error};"
+                " exclude the segment, or build it again from an intact source"
             ) from error
 
     def _objects(self, timestamp_us: int, camera: str, scale: tuple[float, float]) -> Objects:
-        label = self._label
-        mine = np.flatnonzero(label["timestamp_us"] == timestamp_us)
-        mine = mine[[label["camera"][int(row)].as_py() == camera for row in mine]] if len(mine) else mine
-        edges = [label[name][mine] * factor for name, factor in zip(("x0", "y0", "x1", "y1"), scale * 2, strict=True)]
-        classes = [OBJECT_TYPES.index(label["type"][int(row)].as_py()) for row in mine]
+        mine = np.array(self._labels.get((timestamp_us, camera), ()), np.intp)
         return Objects(
-            boxes=torch.from_numpy(np.stack(edges, axis=1).astype(np.float32)),
-            classes=torch.tensor(classes, dtype=torch.int64),
-            depth_m=torch.from_numpy(label["depth_m"][mine].astype(np.float32)),
+            boxes=torch.from_numpy(self._boxes[mine] * np.array(scale * 2, np.float32)),
+            classes=torch.from_numpy(self._classes[mine]),
+            depth_m=torch.from_numpy(self._depth_m[mine]),
         )
 
     def _lidar(self, row: int, timestamp_us: int, scale: tuple[float, float]) -> Lidar:
-        point, depth = self._point, self._depth
-        frame = int(np.flatnonzero(point["timestamp_us"] == timestamp_us)[0])
-        semantic = point["semantic_class"]
-        uv = np.stack((_values(depth["u"], row), _values(depth["v"], row)))
+        cloud = self._clouds[timestamp_us]
+        # A projection names a pixel; its centre is half a pixel further, and that is what scales.
+        axes = zip((self._seen["u"][row], self._seen["v"][row]), scale, strict=True)
+        uv = [(pixel + np.float32(0.5)) * np.float32(factor) for pixel, factor in axes]
         return Lidar(
-            points=torch.from_numpy(
-                np.stack([_values(point[name], frame) for name in ("x_m", "y_m", "z_m", "intensity")])
-            ),
-            laser=_tensor(_values(point["laser"], frame)),
-            semantic_class=_tensor(_values(semantic, frame)) if semantic[frame].is_valid else None,
-            pixel_point=_tensor(_values(depth["point"], row)),
-            # A projection names a pixel; its centre is half a pixel further, and that is what scales.
-            pixel_uv=torch.from_numpy((uv + np.float32(0.5)) * np.array(scale, np.float32)[:, None]),
-            pixel_depth_m=_tensor(_values(depth["depth_m"], row)),
+            points=cloud.points,
+            laser=cloud.laser,
+            semantic_class=cloud.semantic_class,
+            pixel_point=_tensor(self._seen["point"][row]),
+            pixel_uv=torch.from_numpy(np.stack(uv)),
+            pixel_depth_m=_tensor(self._seen["depth_m"][row]),
         )
 
     def _panoptic(self, row: int, size: tuple[int, int]) -> Panoptic | None:
@@ -152,11 +167,20 @@ class Chunk:
         divisor = int(self._image["panoptic_divisor"][row])
         return Panoptic(torch.from_numpy((code // divisor).astype(np.uint8)), torch.from_numpy(code % divisor))
 
-    def _intrinsic(self, row: int, scale: tuple[float, float]) -> torch.Tensor | None:
-        values = self._image["intrinsic"][row].as_py()
-        if values is None:
-            return None
-        return torch.tensor(values, dtype=torch.float64) * torch.tensor([*scale, *scale, 1, 1, 1, 1, 1])
+
+def _read_clouds(point: dict[str, Any]) -> dict[int, _Cloud]:
+    """Return the points of each frame of the chunk, by its time."""
+    columns = {name: _rows(point[name]) for name in _COLUMNS["point"] if name != "timestamp_us"}
+    clouds = {}
+    for frame, timestamp_us in enumerate(point["timestamp_us"].tolist()):
+        values = [columns[name][frame] for name in ("x_m", "y_m", "z_m", "intensity")]
+        semantic = columns["semantic_class"][frame]
+        clouds[timestamp_us] = _Cloud(
+            points=torch.from_numpy(np.stack(values)),
+            laser=_tensor(columns["laser"][frame]),
+            semantic_class=None if semantic is None else _tensor(semantic),
+        )
+    return clouds
 
 
 def _plain(array: pa.Array) -> Any:
@@ -166,17 +190,14 @@ def _plain(array: pa.Array) -> Any:
     return array
 
 
-def _values(lists: pa.ListArray, row: int) -> NDArray[Any]:
-    """Return the values of one row of a list column, without a copy."""
-    start, stop = lists.offsets[row].as_py(), lists.offsets[row + 1].as_py()
-    return lists.values.slice(start, stop - start).to_numpy()
+def _rows(lists: pa.ListArray) -> list[Any]:
+    """Return the rows of a list column as numpy arrays, without a copy, and None where a row is null."""
+    offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
+    valid = lists.is_valid().to_pylist()
+    bounds = itertools.pairwise(offsets.tolist())
+    return [values[start:stop] if there else None for there, (start, stop) in zip(valid, bounds, strict=True)]
 
 
 def _tensor(values: NDArray[Any]) -> torch.Tensor:
-    """Return an own copy as a tensor: Arrow's memory is read-only and shared by the whole chunk."""
+    """Return an own copy as a tensor: Arrow's memory is read-only, and lives as long as any part of it."""
     return torch.from_numpy(values.copy())
-
-
-def _matrix(value: Any) -> torch.Tensor | None:
-    values = value.as_py()
-    return None if values is None else torch.tensor(values, dtype=torch.float64).reshape(4, 4)

@@ -12,7 +12,7 @@ divides the global batch. Nothing is kept on disk or between processes.
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +29,9 @@ from datalake.order import epoch_order, share
 from datalake.sample import Sample
 from datalake.waymo.frame import CAMERAS
 
+# What is read and decoded before it is asked for, to keep the threads busy.
 _CHUNKS_AHEAD = 2
+_PICTURES_AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class LoaderConfig:
     global_batch: samples per step over all ranks; in training an epoch is cut to whole batches
     shuffle: a new random order every epoch; otherwise the lake's own order
     streams: how many chunks are mixed at a time, all of them in memory (see `datalake.order`)
+    threads: how many pictures each process decodes at once; unlike worker processes, threads copy nothing
     """
 
     split: str = "train"
@@ -50,6 +53,7 @@ class LoaderConfig:
     shuffle: bool = True
     seed: int = 0
     streams: int = 64
+    threads: int = 1
 
 
 class SampleStream(IterableDataset[Sample]):
@@ -125,7 +129,7 @@ class SampleStream(IterableDataset[Sample]):
     def _read(self, samples: NDArray[np.int64]) -> Iterator[Sample]:
         """Yield samples in order; a chunk is in memory from its first to its last sample, a file likewise.
 
-        A thread reads the next chunks while the pictures of the present ones are decoded.
+        One thread reads the next chunks while others decode the next pictures of the present ones.
         """
         config = self.config
         options = SampleOptions(config.image_size, config.points, config.panoptic)
@@ -141,25 +145,40 @@ class SampleStream(IterableDataset[Sample]):
                 files[segment] = SegmentFiles(self.lake, self._commits[segment])
             return Chunk(files[segment], group, options)
 
-        with ThreadPoolExecutor(1) as reader:
-            queue = iter(upcoming)
-            for place in itertools.islice(queue, _CHUNKS_AHEAD):
-                chunks[place] = reader.submit(read, place)
+        def decode(chunk: Future[Chunk], row: int) -> Sample:
+            return chunk.result().sample(row)
+
+        queue = iter(upcoming)
+        started: set[tuple[int, int]] = set()
+        decoding: deque[tuple[tuple[int, int], Future[Sample]]] = deque()
+
+        def finish() -> Sample:
+            place, future = decoding.popleft()
+            sample = future.result()
+            samples_left[place] -= 1
+            if not samples_left[place]:
+                del chunks[place]
+                chunks_left[place[0]] -= 1
+                if not chunks_left[place[0]]:
+                    files.pop(place[0]).close()
+            return sample
+
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(config.threads) as decoders:
             try:
-                started: set[tuple[int, int]] = set()
-                for sample, place in zip(samples.tolist(), places, strict=True):
+                for place in itertools.islice(queue, _CHUNKS_AHEAD):
+                    chunks[place] = reader.submit(read, place)
+                for row, place in zip(self._rows[samples].tolist(), places, strict=True):
                     if place not in started:
                         started.add(place)
                         if (following := next(queue, None)) is not None:
                             chunks[following] = reader.submit(read, following)
-                    yield chunks[place].result().sample(int(self._rows[sample]))
-                    samples_left[place] -= 1
-                    if not samples_left[place]:
-                        del chunks[place]
-                        chunks_left[place[0]] -= 1
-                        if not chunks_left[place[0]]:
-                            files.pop(place[0]).close()
+                    decoding.append((place, decoders.submit(decode, chunks[place], row)))
+                    if len(decoding) > _PICTURES_AHEAD * config.threads:
+                        yield finish()
+                while decoding:
+                    yield finish()
             finally:
+                decoders.shutdown(cancel_futures=True)
                 reader.shutdown(cancel_futures=True)
                 for opened in files.values():
                     opened.close()

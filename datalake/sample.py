@@ -34,6 +34,8 @@ class Objects:
 class Lidar:
     """The P points of the picture's frame, and where the picture's camera sees n of them.
 
+    The samples of one frame may share the memory of its points: change a copy, not these.
+
     points: float32 [4, P], rows x, y, z in metres (vehicle frame at the frame's time) and intensity
     laser: int8 [P], 1 TOP, 2 FRONT, 3 SIDE_LEFT, 4 SIDE_RIGHT, 5 REAR
     semantic_class: int8 [P], 0 undefined, or None where the frame's points are not labelled

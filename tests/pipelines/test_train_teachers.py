@@ -1,0 +1,229 @@
+"""Training as users start it: from the command line, killed in the middle, and with what cannot work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from datalake.build import BuildConfig
+from datalake.lake import open_lake
+from datalake.loader import LoaderConfig, SampleStream
+from datalake.synthetic import DriveConfig, write_drives
+from pipelines.train_teachers import TeacherName, TrainTeachers, main, run
+from teachers.card import read_card
+from teachers.classes import MASK_CLASSES
+from teachers.load import load_teacher
+from teachers.mask_rcnn import MaskRcnnConfig
+from teachers.sanity import check_teacher
+from teachers.training.history import read_history
+from teachers.training.lidar import POINT_CLASSES
+from teachers.training.lidar_course import LidarCourse
+from teachers.training.loop import LoopConfig
+from teachers.training.mask_course import MaskCourse
+from teachers.training.schedule import Schedule
+from tests.lakes import build_files
+
+ROOT = Path(__file__).resolve().parents[2]
+FRAMES = 6
+TEACHERS: tuple[TeacherName, ...] = ("spvcnn", "mask_rcnn")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As in the processes started below; sums depend on how many threads take part."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two segments to train on and one to examine on."""
+    folder = tmp_path_factory.mktemp("teachers")
+    drives = DriveConfig(image_width=96, image_height=64, beams=16, columns=120)
+    for seed, (split, segments) in enumerate({"train": 2, "val": 1}.items()):
+        sources = write_drives(str(folder / split), drives, segments=segments, frames=FRAMES, seed=seed)
+        build_files(str(folder / "lake"), sources, BuildConfig(split=split, cameras=("FRONT",)))
+    return str(folder / "lake")
+
+
+def settings(lake: str, out: Path) -> TrainTeachers:
+    """Return the tiny training that `arguments` asks for."""
+    loop = LoopConfig(steps=14, batch=2, learning_rate=2e-3, checkpoint_every=2)
+    return TrainTeachers(
+        lake=lake,
+        out=str(out),
+        image_size=(96, 64),
+        spvcnn=LidarCourse(width=0.125, voxel_m=0.5, loop=loop),
+        mask_rcnn=MaskCourse(
+            network=MaskRcnnConfig(min_size=64, max_size=96, detections=10), loop=replace(loop, steps=5)
+        ),
+    )
+
+
+def arguments(lake: str, out: Path) -> list[str]:
+    config = settings(lake, out)
+    values = {
+        "lake": config.lake, "out": config.out, "image-size": (96, 64),
+        "spvcnn.width": 0.125, "spvcnn.voxel-m": 0.5,
+        "mask-rcnn.network.min-size": 64, "mask-rcnn.network.max-size": 96, "mask-rcnn.network.detections": 10,
+        "spvcnn.loop.steps": 14, "mask-rcnn.loop.steps": 5,
+    }  # fmt: skip
+    for course in ("spvcnn", "mask-rcnn"):
+        values |= {
+            f"{course}.loop.batch": 2,
+            f"{course}.loop.learning-rate": 2e-3,
+            f"{course}.loop.checkpoint-every": 2,
+        }
+    words: list[str] = []
+    for name, value in values.items():
+        words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return words
+
+
+def start(*words: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "pipelines/train_teachers.py"), *words]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def kill_after(process: subprocess.Popen[str], history: Path, lines: int) -> None:
+    """Kill the process with SIGKILL as soon as its log has so many lines."""
+    deadline = time.monotonic() + 120
+    while not (history.exists() and len(history.read_text().splitlines()) >= lines):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def whole(lake: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an uninterrupted run leaves."""
+    out = tmp_path_factory.mktemp("whole")
+    assert run(settings(lake, out), Console(quiet=True)) == 0
+    return out
+
+
+def test_killed_runs_end_as_an_uninterrupted_one(lake: str, whole: Path, tmp_path: Path) -> None:
+    words = arguments(lake, tmp_path)
+    kill_after(start(*words), tmp_path / "spvcnn/history.jsonl", 3)
+    assert not (tmp_path / "spvcnn/card.json").exists()
+    kill_after(start(*words), tmp_path / "mask_rcnn/history.jsonl", 3)
+    assert not (tmp_path / "mask_rcnn/card.json").exists()
+    last = start(*words)
+    output, errors = last.communicate(timeout=120)
+    assert last.returncode == 0, errors
+    for name in TEACHERS:
+        assert read_history(tmp_path / name / "history.jsonl") == read_history(whole / name / "history.jsonl")
+        cards = read_card(str(tmp_path / name)), read_card(str(whole / name))
+        assert cards[0].weights_sha256 == cards[1].weights_sha256
+        assert cards[0].statistics == cards[1].statistics
+        assert f"{name}: {cards[0].figures['training/steps']:.0f} steps" in output
+        figures = [{n: f for n, f in card.figures.items() if n != "training/seconds"} for card in cards]
+        assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_the_log_shows_the_learning_rate_of_every_step(whole: Path, name: str) -> None:
+    lines = read_history(whole / name / "history.jsonl")
+    steps = {"spvcnn": 14, "mask_rcnn": 5}[name]
+    schedule = Schedule(peak=2e-3, steps=steps, warmup_steps=round(0.1 * steps))
+    assert [line["step"] for line in lines] == list(range(steps))
+    assert [line["learning_rate"] for line in lines] == [schedule.rate(step) for step in range(steps)]
+
+
+def test_a_lidar_teacher_comes_with_statistics_and_data(lake: str, whole: Path) -> None:
+    card = read_card(str(whole / "spvcnn"))
+    assert card.class_names == POINT_CLASSES
+    assert card.statistics is not None
+    assert len(card.statistics.mean) == card.channels == 12
+    opened = open_lake(lake)
+    assert card.data is not None
+    assert card.data.snapshot == opened.snapshot
+    assert card.data.segments == {"train": tuple(sorted(c.segment for c in opened.in_split("train")))}
+    assert set(card.versions) == {"python", "classroomnet", "torch", "torchvision", "numpy", "safetensors"}
+    assert {"mIoU", "accuracy", "trivial/mIoU", "trivial/accuracy", "IoU/CAR", "training/seconds"} <= set(card.figures)
+
+
+def test_a_mask_teacher_comes_with_precision(whole: Path) -> None:
+    card = read_card(str(whole / "mask_rcnn"))
+    assert card.class_names == MASK_CLASSES
+    assert {"mIoU", "trivial/mIoU", "IoU/BACKGROUND", "IoU/VEHICLE", "AP50", "AP50/VEHICLE"} <= set(card.figures)
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_trained_teacher_loads_and_answers(lake: str, whole: Path, name: TeacherName) -> None:
+    teacher = load_teacher(str(whole / name))
+    stream = SampleStream(open_lake(lake), LoaderConfig(split="val", panoptic=True, shuffle=False, global_batch=2))
+    samples = list(stream)
+    target = teacher.look(samples[:2], 16, 24)
+    assert bool(target.valid.any())
+    assert bool(target.values.float().isfinite().all())
+    # What is examined from the files is what was examined in memory.
+    figures = teacher.confusion(samples).figures(teacher.card.class_names)
+    assert figures["mIoU"] == pytest.approx(teacher.card.figures["mIoU"])
+    if name == "spvcnn":
+        assert check_teacher(teacher, [samples[:2]], 16, 24).valid_share > 0.1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lake", "/nowhere", "--out", "/nowhere/out"], "/nowhere: no lake here"),
+        (["--lake", "{lake}", "--out", "{out}", "--eval-split", "test"], "no split 'test', there are: train, val"),
+        (["--lake", "{lake}", "--out", "{out}", "--eval-split", "train"], "are in both splits, train and train"),
+        (["--lake", "{lake}", "--out", "s3://bucket/out"], "--out s3://bucket/out: checkpoints need a local folder"),
+        (["--lake", "{lake}", "--out", "{out}", "--cameras", "SIDE_LEFT"], "has 0 images of SIDE_LEFT"),
+    ],
+)
+def test_bad_arguments_give_status_2_and_one_line(
+    lake: str,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    filled = [word.format(lake=lake, out=tmp_path / "out") for word in words]
+    monkeypatch.setattr(sys, "argv", ["train_teachers", *filled])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_inside_a_ray_job_paths_must_be_absolute(lake: str) -> None:
+    process = start("--lake", lake, "--out", "teachers", environment={"RAY_JOB_ID": "01000000"})
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith("train_teachers: teachers: a relative path would lie in the job's throw-away folder")
+
+
+def test_other_settings_do_not_continue_a_run(lake: str, whole: Path) -> None:
+    config = settings(lake, whole)
+    other = replace(config, teacher="spvcnn", spvcnn=replace(config.spvcnn, voxel_m=0.4))
+    with pytest.raises(ValueError, match=r"spvcnn/checkpoint\.pt: .* voxel_m 0\.5 instead of 0\.4"):
+        run(other, Console(quiet=True))

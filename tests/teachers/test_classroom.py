@@ -1,0 +1,118 @@
+"""Batches handed in and targets collected, in the student's own process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from datalake.sample import Sample
+from teachers.card import TeacherCard, TeacherError
+from teachers.classroom import LocalClassroom
+from teachers.target import Target
+from tests.teachers.cards import lidar_card, lidar_teacher
+
+GRID = (16, 24)
+
+
+class Swapper:
+    """A teacher that mixes up whom it answers."""
+
+    card: TeacherCard = replace(lidar_card(), name="swapper")
+
+    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+        """Return the answers in reverse."""
+        return lidar_teacher().look(list(samples)[::-1], height, width)
+
+
+class LabelSeeker:
+    """A teacher that looks whether it can see labels."""
+
+    card: TeacherCard = replace(lidar_card(), name="seeker")
+
+    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+        """Return an answer where there are none."""
+        for sample in samples:
+            assert sample.panoptic is None
+            assert sample.lidar is None or sample.lidar.semantic_class is None
+        return lidar_teacher().look(samples, height, width)
+
+
+def test_targets_come_in_half_precision_under_the_teachers_names(drive_samples: list[Sample]) -> None:
+    teacher = lidar_teacher()
+    classroom = LocalClassroom([teacher], GRID)
+    targets = classroom.collect(classroom.submit(drive_samples[:2]))
+    assert targets.keys() == classroom.cards.keys() == {"lidar"}
+    expected = teacher.look(drive_samples[:2], *GRID)
+    assert torch.equal(targets["lidar"].valid, expected.valid)
+    assert torch.equal(targets["lidar"].values, expected.values.half().float())
+
+
+def test_answers_about_other_samples_are_noticed(drive_samples: list[Sample]) -> None:
+    classroom = LocalClassroom([Swapper()], GRID)
+    ticket = classroom.submit(drive_samples[:2])
+    with pytest.raises(TeacherError, match="swapper answered about other samples than it was asked: sample 0"):
+        classroom.collect(ticket)
+
+
+def test_labels_do_not_reach_the_teachers(drive_samples: list[Sample]) -> None:
+    classroom = LocalClassroom([LabelSeeker()], GRID)
+    assert classroom.collect(classroom.submit(drive_samples[:1]))["seeker"].valid.any()
+
+
+def test_a_full_window_refuses_more(drive_samples: list[Sample]) -> None:
+    classroom = LocalClassroom([lidar_teacher()], GRID, window=2)
+    first, _ = classroom.submit(drive_samples[:1]), classroom.submit(drive_samples[1:2])
+    with pytest.raises(TeacherError, match="2 batches are in flight"):
+        classroom.submit(drive_samples[2:3])
+    classroom.collect(first)
+    classroom.submit(drive_samples[2:3])
+
+
+def test_batches_may_be_collected_in_any_order_and_once(drive_samples: list[Sample]) -> None:
+    classroom = LocalClassroom([lidar_teacher()], GRID, window=2)
+    first, second = classroom.submit(drive_samples[:1]), classroom.submit(drive_samples[1:2])
+    assert classroom.collect(second)["lidar"].keys == (drive_samples[1].key,)
+    assert classroom.collect(first)["lidar"].keys == (drive_samples[0].key,)
+    with pytest.raises(TeacherError, match="batch 0 is not in flight"):
+        classroom.collect(first)
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 9])
+def test_following_a_loader_keeps_pace_with_the_student(drive_samples: list[Sample], window: int) -> None:
+    classroom = LocalClassroom([lidar_teacher()], GRID, window=window)
+    taken = 0
+
+    def loader() -> Iterator[list[Sample]]:
+        nonlocal taken
+        for sample in drive_samples:
+            taken += 1
+            yield [sample]
+
+    for trained, (batch, targets) in enumerate(classroom.follow(loader())):
+        assert targets["lidar"].keys == (batch[0].key,) == (drive_samples[trained].key,)
+        assert taken == min(trained + window, 6)
+        assert classroom.in_flight < window
+    assert taken == 6
+    assert classroom.in_flight == 0
+
+
+def test_whoever_stops_following_leaves_nothing_behind(drive_samples: list[Sample]) -> None:
+    classroom = LocalClassroom([lidar_teacher()], GRID, window=3)
+    following = classroom.follow([[sample] for sample in drive_samples])
+    next(following)
+    assert classroom.in_flight == 2
+    following.close()
+    assert classroom.in_flight == 0
+
+
+def test_teachers_of_one_name_are_refused() -> None:
+    with pytest.raises(TeacherError, match="two teachers are called lidar"):
+        LocalClassroom([lidar_teacher(), lidar_teacher()], GRID)
+
+
+def test_a_window_of_nothing_is_refused() -> None:
+    with pytest.raises(TeacherError, match="at least 1 batch, got: 0"):
+        LocalClassroom([lidar_teacher()], GRID, window=0)

@@ -1,0 +1,209 @@
+"""The mask teacher: torchvision's networks, the lake's classes, the student's grid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+from torchvision.ops import FrozenBatchNorm2d
+
+from datalake.sample import Panoptic, Sample
+from teachers.card import TeacherCard, TeacherError, read_card, write_card, write_weights
+from teachers.classes import CAMERA_CLASSES, MASK_CLASSES
+from teachers.load import load_teacher
+from teachers.mask_rcnn import ARCHITECTURE, MaskRcnnConfig, MaskRcnnTeacher, build_network
+
+SMALL = MaskRcnnConfig(min_size=64, max_size=96, score=0.0, detections=5)
+PERSON, BICYCLE, CAR, MOTORCYCLE, DOG = 1, 2, 3, 4, 18
+
+
+def mask_card(config: MaskRcnnConfig) -> TeacherCard:
+    """Return the card of a network of this configuration."""
+    return TeacherCard(
+        name="masks",
+        kind="classes",
+        architecture=ARCHITECTURE,
+        options=config.to_options(),
+        channels=4,
+        class_names=MASK_CLASSES,
+        weights_sha256="0" * 64,
+    )
+
+
+def small_network(seed: int = 0) -> MaskRCNN:
+    """Return a network that finds something everywhere, with seeded weights."""
+    torch.manual_seed(seed)
+    return build_network(SMALL)
+
+
+class Scripted(nn.Module):
+    """A Mask R-CNN that always finds the same, as wide as the picture; it remembers the pictures."""
+
+    def __init__(self, found: list[tuple[int, float, tuple[slice, slice]]]) -> None:
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(1))
+        self.found, self.pictures = found, list[Tensor]()
+
+    def forward(self, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Return labels, scores and masks for each picture."""
+        self.pictures += pictures
+        answers = []
+        for picture in pictures:
+            masks = torch.zeros(len(self.found), 1, *picture.shape[1:])
+            for mask, (_, _, place) in zip(masks, self.found, strict=True):
+                mask[0][place] = 0.9
+            labels = torch.tensor([label for label, _, _ in self.found], dtype=torch.int64)
+            answers.append(
+                {"labels": labels, "scores": torch.tensor([score for _, score, _ in self.found]), "masks": masks}
+            )
+        return answers
+
+
+def scripted_teacher(found: list[tuple[int, float, tuple[slice, slice]]]) -> MaskRcnnTeacher:
+    """Return a COCO teacher whose detections (label, score, rows and columns) are given."""
+    network: Any = Scripted(found)
+    return MaskRcnnTeacher(mask_card(MaskRcnnConfig.coco("v1")), network)
+
+
+def test_coco_labels_become_the_lakes_classes_where_they_are(drive_samples: list[Sample]) -> None:
+    left, right = slice(0, 32), slice(64, 96)
+    upper, lower = slice(0, 32), slice(32, 64)
+    teacher = scripted_teacher(
+        [
+            (PERSON, 0.9, (upper, left)),
+            (BICYCLE, 0.8, (upper, right)),
+            (MOTORCYCLE, 0.7, (lower, left)),
+            (CAR, 0.6, (upper, left)),
+            (DOG, 0.95, (lower, right)),
+        ]
+    )
+    target = teacher.look(drive_samples[:2], 4, 6)
+    names = [[MASK_CLASSES[number] for number in row] for row in target.values[0, 0].tolist()]
+    assert names[0] == ["PEDESTRIAN"] * 2 + ["BACKGROUND"] * 2 + ["CYCLIST"] * 2
+    assert names[3] == ["VEHICLE"] * 2 + ["BACKGROUND"] * 4
+    assert target.kind == "classes"
+    assert target.valid.all()
+    assert target.keys == (drive_samples[0].key, drive_samples[1].key)
+    assert target.confidence is not None
+    torch.testing.assert_close(target.confidence[0, 0, 0], torch.tensor([0.9, 0.9, 1, 1, 0.8, 0.8]))
+    torch.testing.assert_close(target.confidence[0, 0, 3], torch.tensor([0.7, 0.7, 1, 1, 1, 1]))
+
+
+def test_the_network_sees_colours_between_0_and_1(drive_samples: list[Sample]) -> None:
+    teacher = scripted_teacher([])
+    teacher.look(drive_samples[:1], 4, 6)
+    network: Any = teacher.network
+    torch.testing.assert_close(network.pictures[0] * 255, drive_samples[0].image.float())
+
+
+def test_a_cell_takes_the_pixel_at_its_centre(drive_samples: list[Sample]) -> None:
+    # Cells are 16 x 16 pixels, their centres at 8, 24 …: a mask up to column 25 has the second cell's, one to 24 not.
+    for edge, cells in ((25, [1, 1, 0]), (24, [1, 0, 0])):
+        teacher = scripted_teacher([(CAR, 0.9, (slice(None), slice(0, edge)))])
+        assert teacher.look(drive_samples[:1], 4, 6).values[0, 0, 0, :3].tolist() == cells
+
+
+def test_pixels_are_compared_with_the_panoptic_labels(drive_samples: list[Sample]) -> None:
+    semantic = torch.full((64, 96), CAMERA_CLASSES.index("ROAD"), dtype=torch.uint8)
+    semantic[:, 48:] = CAMERA_CLASSES.index("BUS")
+    semantic[0] = CAMERA_CLASSES.index("UNDEFINED")
+    panoptic = Panoptic(semantic, torch.zeros(64, 96, dtype=torch.int32))
+    samples = [replace(drive_samples[0], panoptic=panoptic), replace(drive_samples[1], panoptic=None)]
+    counts = scripted_teacher([(CAR, 0.9, (slice(None), slice(0, 72)))]).confusion(samples).counts
+    assert counts[:2, :2].tolist() == [[0, 63 * 48], [63 * 24, 63 * 24]]
+    assert int(counts.sum()) == 63 * 96
+
+
+def test_a_folder_is_all_it_takes(tmp_path: Path, drive_samples: list[Sample]) -> None:
+    network = small_network()
+    sha256 = write_weights(str(tmp_path), network.state_dict())
+    write_card(str(tmp_path), replace(mask_card(SMALL), weights_sha256=sha256))
+    teacher = load_teacher(str(tmp_path))
+    assert isinstance(teacher, MaskRcnnTeacher)
+    assert MaskRcnnConfig.from_options(read_card(str(tmp_path)).options) == SMALL
+    assert not teacher.network.training
+    assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
+    found = teacher.class_maps(drive_samples[:1])[0].classes
+    assert torch.equal(found, MaskRcnnTeacher(mask_card(SMALL), network).class_maps(drive_samples[:1])[0].classes)
+    assert len(found.unique()) > 1
+
+
+def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path) -> None:
+    state = {name: value for name, value in small_network().state_dict().items() if "mask_head" not in name}
+    sha256 = write_weights(str(tmp_path), state)
+    write_card(str(tmp_path), replace(mask_card(SMALL), weights_sha256=sha256))
+    with pytest.raises(TeacherError, match=r"does not fit the network.*mask_head") as caught:
+        load_teacher(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("published_in", [2019, 2022])
+def test_a_file_of_torch_save_makes_a_teacher(tmp_path: Path, drive_samples: list[Sample], published_in: int) -> None:
+    network = small_network(1)
+    state = dict(network.state_dict())
+    if published_in == 2019:
+        # The names that torchvision's older files still have.
+        for new, old in (
+            (r"(\w+_blocks\.\d)\.0\.", r"\1."),
+            (r"rpn\.head\.conv\.0\.0\.", r"rpn.head.conv."),
+            (r"mask_head\.(\d)\.0\.", lambda match: f"mask_head.mask_fcn{int(match[1]) + 1}."),
+        ):
+            state = {re.sub(new, old, name): value for name, value in state.items()}
+        assert "roi_heads.mask_head.mask_fcn4.bias" in state
+    torch.save(state, tmp_path / "weights.pth")
+    teacher = MaskRcnnTeacher.load_coco(str(tmp_path / "weights.pth"), SMALL)
+    assert MaskRcnnConfig.from_options(teacher.card.options) == SMALL
+    ours, theirs = (each.state_dict() for each in (teacher.network, network))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert teacher.look(drive_samples[:1], 4, 6).values.shape == (1, 1, 4, 6)
+
+
+@pytest.mark.parametrize(("variant", "official"), [("v1", maskrcnn_resnet50_fpn), ("v2", maskrcnn_resnet50_fpn_v2)])
+def test_the_variants_take_torchvisions_coco_weights(
+    variant: Literal["v1", "v2"], official: Callable[..., MaskRCNN]
+) -> None:
+    with torch.device("meta"):
+        network = build_network(MaskRcnnConfig.coco(variant))
+        published = official(weights=None, weights_backbone=None).state_dict()
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    if variant == "v1":
+        # They are published out of frozen norms, which keep no counters.
+        published = {name: value for name, value in published.items() if not name.endswith("num_batches_tracked")}
+    assert shapes == {name: value.shape for name, value in published.items()}
+    assert network.transform.min_size == (800,)
+
+
+def test_v1_has_the_norms_its_weights_were_trained_with() -> None:
+    with torch.device("meta"):
+        network = build_network(MaskRcnnConfig.coco("v1"))
+    norms = [module for module in network.backbone.modules() if isinstance(module, FrozenBatchNorm2d)]
+    assert len(norms) == 53
+    assert {norm.eps for norm in norms} == {0.0}
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_bytes(b"<html>not found</html>")
+    with pytest.raises(TeacherError, match=r"weights\.pth"):
+        MaskRcnnTeacher.load_coco(str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"meaning": ["VEHICLE"]}, "label 0 is the network's background"),
+        ({"meaning": [None, "TRAM"]}, "unknown classes TRAM"),
+        ({"anchor_sizes": [8, 16]}, "expected 5, got: 2"),
+        ({"variant": "v3"}, "expected v1, v2 or small, got: 'v3'"),
+        ({"depth": 3}, "not those of a Mask R-CNN"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(TeacherError, match=complaint):
+        build_network(MaskRcnnConfig.from_options({**SMALL.to_options(), **change}))

@@ -1,0 +1,128 @@
+"""What Mask R-CNN is told about pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datalake.sample import Panoptic, Sample
+from teachers.classes import MASK_CLASSES
+from teachers.mask_rcnn import MaskRcnnConfig, build_network
+from teachers.training.masks import MaskTask, instances_of
+from tests.teachers.training.samples import panoptic, sample
+
+CAR, TRUCK, BICYCLE, PEDESTRIAN, ROAD = 2, 3, 6, 9, 20
+LABELS = panoptic(
+    [
+        [CAR, CAR, CAR, ROAD, TRUCK, TRUCK],
+        [CAR, CAR, CAR, ROAD, TRUCK, PEDESTRIAN],
+        [ROAD, CAR, BICYCLE, BICYCLE, ROAD, PEDESTRIAN],
+    ],
+    [
+        [1, 1, 2, 0, 1, 1],
+        [1, 1, 2, 3, 1, 1],
+        [0, 1, 0, 0, 0, 1],
+    ],
+)
+
+
+def test_instances_are_boxes_around_their_own_pixels() -> None:
+    found = instances_of(LABELS, min_pixels=1)
+    got = {
+        (MASK_CLASSES[label], *map(int, box)): int(mask.sum())
+        for box, label, mask in zip(found.boxes, found.labels.tolist(), found.masks, strict=True)
+    }
+    # Car 1, car 2, truck 1 and pedestrian 1; neither the road's number 3 nor the bicycles, which have none.
+    assert got == {
+        ("VEHICLE", 0, 0, 2, 3): 5,
+        ("VEHICLE", 2, 0, 3, 2): 2,
+        ("VEHICLE", 4, 0, 6, 2): 3,
+        ("PEDESTRIAN", 5, 1, 6, 3): 2,
+    }
+    assert torch.equal(found.masks[0], (LABELS.semantic_class == CAR) & (LABELS.instance == 1))
+
+
+def test_small_instances_are_left_out() -> None:
+    assert len(instances_of(LABELS, min_pixels=3).labels) == 2
+    nothing = instances_of(LABELS, min_pixels=100)
+    assert nothing.boxes.shape == (0, 4)
+    assert nothing.masks.shape == (0, 3, 6)
+
+
+class _Listener(nn.Module):
+    """Stands for a network, and keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.backbone = nn.Identity()
+        self.rpn, self.roi_heads = nn.Module(), nn.Module()
+        self.rpn.head, self.roi_heads.box_predictor = nn.Identity(), nn.Identity()
+        self.heard: list[tuple[list[Tensor], list[dict[str, Tensor]]]] = []
+
+    def forward(self, pictures: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        self.heard.append((pictures, targets))
+        return {"loss": self.weight}
+
+
+def labelled(labels: Panoptic) -> Sample:
+    height, width = labels.semantic_class.shape
+    shade = torch.linspace(0, 200, width).byte().expand(3, height, width)
+    return sample(image=shade, panoptic=labels)
+
+
+def test_a_mirrored_picture_has_mirrored_boxes_and_masks() -> None:
+    listener = _Listener()
+    task = MaskTask(listener, min_pixels=1, light=0.0)
+    torch.manual_seed(0)
+    for _ in range(20):
+        task.losses([labelled(LABELS)])
+    rising = []
+    for (picture,), (target,) in listener.heard:
+        rising.append(bool(picture[0, 0, -1] > picture[0, 0, 0]))
+        for box, mask in zip(target["boxes"], target["masks"], strict=True):
+            x0, y0, x1, y1 = box.int().tolist()
+            rows, columns = mask.nonzero(as_tuple=True)
+            assert (int(columns.min()), int(rows.min())) == (x0, y0)
+            assert (int(columns.max()) + 1, int(rows.max()) + 1) == (x1, y1)
+        car = target["masks"][0].bool()
+        expected = (LABELS.semantic_class == CAR) & (LABELS.instance == 1)
+        assert torch.equal(car if rising[-1] else car.flip(-1), expected)
+    assert 4 < sum(rising) < 16
+
+
+def test_light_varies_and_stays_within_the_picture() -> None:
+    listener = _Listener()
+    task = MaskTask(listener, light=0.5)
+    torch.manual_seed(0)
+    task.losses([labelled(LABELS)] * 20)
+    pictures = torch.stack(listener.heard[0][0])
+    assert float(pictures.min()) >= 0
+    assert float(pictures.max()) <= 1
+    assert float(pictures.mean((1, 2, 3)).std()) > 0.05
+
+
+def test_only_pictures_with_panoptic_labels_are_learnt_from() -> None:
+    task = MaskTask(_Listener())
+    assert task.is_labelled(labelled(LABELS))
+    assert not task.is_labelled(sample())
+
+
+def test_boxes_are_computed_in_float32_under_bfloat16() -> None:
+    torch.manual_seed(0)
+    network = build_network(MaskRcnnConfig(min_size=64, max_size=96))
+    task = MaskTask(network, min_pixels=1)
+    seen: list[Any] = []
+    network.rpn.anchor_generator.register_forward_hook(lambda _m, _i, anchors: seen.extend(anchors))
+    network.roi_heads.box_roi_pool.register_forward_pre_hook(lambda _m, inputs: seen.extend(inputs[1]))
+    big = panoptic([[CAR] * 96] * 32 + [[ROAD] * 96] * 32, [[1] * 96] * 32 + [[0] * 96] * 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = task.losses([labelled(big)])
+    assert seen
+    assert {values.dtype for values in seen} == {torch.float32}
+    assert all(bool(loss.isfinite()) for loss in losses.values())
+    assert {name.removeprefix("loss_") for name in losses} == {
+        "classifier", "box_reg", "mask", "objectness", "rpn_box_reg",
+    }  # fmt: skip
