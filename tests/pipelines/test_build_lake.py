@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,7 @@ def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
     }
     command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}"]
     command += ["--num-cpus=2", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
     head = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -125,6 +127,16 @@ def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
         head.wait(timeout=30)
 
 
+def submitted(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Submit the job as soon as the new cluster takes jobs: its agent starts later than the server that answers."""
+    give_up = time.monotonic() + 60
+    while True:
+        done = submit(environment, *arguments)
+        if "No available agent" not in done.stderr or time.monotonic() > give_up:
+            return done
+        time.sleep(1)
+
+
 def submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "pipelines/build_lake.py", *arguments]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=180)
@@ -133,12 +145,12 @@ def submit(environment: dict[str, str], *arguments: str) -> subprocess.Completed
 def test_the_same_command_runs_as_a_ray_job(
     job_server: dict[str, str], sources: str, whole: dict[tuple[str, str], str], tmp_path: Path
 ) -> None:
-    done = submit(job_server, "--source", sources, "--lake", str(tmp_path / "lake"))
+    done = submitted(job_server, "--source", sources, "--lake", str(tmp_path / "lake"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert contents(open_lake(str(tmp_path / "lake"))) == whole
 
 
 def test_a_relative_lake_in_a_ray_job_is_refused(job_server: dict[str, str], sources: str) -> None:
-    done = submit(job_server, "--source", sources, "--lake", "lake")
+    done = submitted(job_server, "--source", sources, "--lake", "lake")
     assert done.returncode != 0
     assert "a relative path would lie in the job's throw-away folder" in done.stdout

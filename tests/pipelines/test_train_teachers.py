@@ -60,7 +60,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def settings(lake: str, out: Path) -> TrainTeachers:
     """Return the tiny training that `arguments` asks for."""
-    loop = LoopConfig(steps=14, batch=2, learning_rate=2e-3, checkpoint_every=2)
+    loop = LoopConfig(steps=14, batch=2, learning_rate=2e-3, checkpoint_every=2, precision="float32")
     return TrainTeachers(
         lake=lake,
         out=str(out),
