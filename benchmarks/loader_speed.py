@@ -6,7 +6,7 @@ Four sets of pictures: all five cameras of full-size frames, FRONT alone, all fi
 384 x 256 pictures of simulated drives. Contenders on each, in turns, several rounds:
 
 - bare: `decode_jpeg` of bytes that are in memory already (and an antialiased resize, where all resize)
-- lake: `SampleStream.loader`, with labels, points and projections joined
+- lake: `SampleStream.loader`, with labels, points and projections joined; and with labels alone
 - mosaicml-streaming and webdataset: the same pictures and arrays, written in their formats, shuffled by their means
 
 each in this process and in DataLoaders with workers; bare and lake also with several decoding threads in this
@@ -200,6 +200,7 @@ def contenders(options: LoaderSpeed, name: str, lake: Lake, folder: Path) -> Ite
     # The lake of full-size frames keeps all five cameras' pictures, whatever is read of it.
     per_sample = None if name == "front" else stored / len(jpegs)
     yield Contender("lake", partial(lake_batches, lake, config), per_sample)
+    yield Contender("lake, labels alone", partial(lake_batches, lake, replace(config, points=False)), None)
     in_threads = replace(config, threads=options.threads)
     yield Contender(_BARE_THREADED, partial(pictures.threaded, options.threads), None, threaded=True)
     yield Contender("lake, threads", partial(lake_batches, lake, in_threads), per_sample, threaded=True)
