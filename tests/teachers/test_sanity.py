@@ -86,7 +86,7 @@ def test_a_real_lidar_teacher_is_described(drive_samples: list[Sample]) -> None:
     report = check_teacher(teacher, [drive_samples], *GRID)
     assert report.figures == figures
     assert 0.1 < report.valid_share < 1
-    assert report.constant_channels == 0
+    assert report.constant_channels < teacher.card.channels / 2
 
 
 def test_a_teacher_below_its_card_is_refused(drive_samples: list[Sample]) -> None:

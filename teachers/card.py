@@ -1,0 +1,205 @@
+"""A teacher on disk: a folder with its weights and the card that says what they are.
+
+    <folder>/weights.safetensors
+    <folder>/card.json
+
+The folder is a local path or any URL that fsspec opens. Write the weights first: the card names their checksum, so a
+folder that was only half replaced is refused when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+import fsspec
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+CARD_FILE, WEIGHTS_FILE = "card.json", "weights.safetensors"
+CARD_VERSION = 1
+
+Kind = Literal["continuous", "classes"]
+
+_log = logging.getLogger(__name__)
+
+
+class TeacherError(ValueError):
+    """A teacher, or what it says, is not what it should be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelStatistics:
+    """Mean and variance of each of D channels over the valid cells of a data set."""
+
+    mean: tuple[float, ...]
+    variance: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.variance):
+            raise TeacherError(f"statistics: {len(self.mean)} means but {len(self.variance)} variances")
+        if not all(map(math.isfinite, self.mean)) or not all(0 <= value < math.inf for value in self.variance):
+            raise TeacherError("statistics: expected finite means and variances of at least 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """Which frames a teacher was trained on: a student that learns on them gets their labels at second hand.
+
+    lake: URL of the lake
+    snapshot: number of its snapshot
+    segments: split -> names of the segments that were trained on
+    """
+
+    lake: str
+    snapshot: int
+    segments: dict[str, tuple[str, ...]]
+
+    @property
+    def all_segments(self) -> frozenset[str]:
+        """The names of the segments of every split."""
+        return frozenset(name for names in self.segments.values() for name in names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherCard:
+    """What a teacher is, what it answers, and how good it was when it was made.
+
+    kind: `continuous` teachers give D numbers per cell, `classes` teachers one of K classes
+    architecture, options: which network, and all that is needed to build it again (plain JSON values)
+    channels: D, or K with the background
+    class_names: K names; of a continuous teacher those of its classifier, if it has one
+    statistics: by which a continuous teacher's values are standardised; None: they are as the network gives them
+    figures: e.g. `mIoU`, `IoU/CAR`, and beside them `trivial/mIoU`, what saying the commonest class alone would get
+    data: what it was trained on, None where that is not ours to know (a public checkpoint)
+    weights_sha256: hex digest of the file of weights
+    versions: package -> version that it was made with
+    """
+
+    name: str
+    kind: Kind
+    architecture: str
+    options: dict[str, Any]
+    channels: int
+    class_names: tuple[str, ...]
+    weights_sha256: str
+    statistics: ChannelStatistics | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    data: TrainingData | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise TeacherError(f"kind: expected one of {', '.join(get_args(Kind))}, got: {self.kind!r}")
+        if self.channels < 1:
+            raise TeacherError(f"channels: expected at least 1, got: {self.channels}")
+        if self.kind == "classes" and len(self.class_names) != self.channels:
+            raise TeacherError(f"expected {self.channels} class names, got: {len(self.class_names)}")
+        if self.kind == "classes" and self.statistics is not None:
+            raise TeacherError("statistics are of continuous teachers; classes have none")
+        if self.statistics is not None and len(self.statistics.mean) != self.channels:
+            raise TeacherError(f"expected statistics of {self.channels} channels, got: {len(self.statistics.mean)}")
+
+
+def write_weights(url: str, state: Mapping[str, Tensor]) -> str:
+    """Write a network's state dict into the teacher's folder; return the sha256 that its card needs."""
+    # safetensors refuses tensors that share memory or are not contiguous.
+    own = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    content = safetensors.torch.save(own)
+    _write(f"{url.rstrip('/')}/{WEIGHTS_FILE}", content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_card(url: str, card: TeacherCard) -> None:
+    """Write the card into the teacher's folder, whose weights are there already."""
+    values = {"card_version": CARD_VERSION, **asdict(card)}
+    _write(f"{url.rstrip('/')}/{CARD_FILE}", (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_card(url: str) -> TeacherCard:
+    """Return the card in a teacher's folder.
+
+    Raises TeacherError, in one line that names the file, where it is missing or says anything unknown or impossible.
+    """
+    where = f"{url.rstrip('/')}/{CARD_FILE}"
+    try:
+        values = json.loads(_read(where))
+    except ValueError as error:
+        raise TeacherError(f"{where}: not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise TeacherError(f"{where}: expected a JSON object, got: {type(values).__name__}")
+    if (version := values.pop("card_version", None)) != CARD_VERSION:
+        raise TeacherError(
+            f"{where}: card version {version} found, this program reads {CARD_VERSION}; make the teacher again"
+        )
+    try:
+        statistics, data = values.get("statistics"), values.get("data")
+        if statistics is not None:
+            _check_fields(ChannelStatistics, statistics, "statistics")
+            values["statistics"] = ChannelStatistics(
+                mean=tuple(map(float, statistics["mean"])), variance=tuple(map(float, statistics["variance"]))
+            )
+        if data is not None:
+            _check_fields(TrainingData, data, "data")
+            segments = {split: tuple(map(str, names)) for split, names in data["segments"].items()}
+            values["data"] = TrainingData(lake=str(data["lake"]), snapshot=int(data["snapshot"]), segments=segments)
+        _check_fields(TeacherCard, values, "card")
+        values["channels"] = int(values["channels"])
+        values["class_names"] = tuple(map(str, values["class_names"]))
+        values["figures"] = {str(name): float(figure) for name, figure in values.get("figures", {}).items()}
+        return TeacherCard(**values)
+    except (TeacherError, TypeError, ValueError, AttributeError) as error:
+        raise TeacherError(f"{where}: {error}") from error
+
+
+def read_weights(url: str, card: TeacherCard) -> dict[str, Tensor]:
+    """Return the state dict in a teacher's folder, on the CPU.
+
+    Raises TeacherError where the file is missing or is not the one that the card was written for.
+    """
+    where = f"{url.rstrip('/')}/{WEIGHTS_FILE}"
+    content = _read(where)
+    found = hashlib.sha256(content).hexdigest()
+    if found != card.weights_sha256:
+        raise TeacherError(
+            f"{where}: sha256 {found[:12]}… does not match the card's {card.weights_sha256[:12]}…:"
+            " the file is damaged or belongs to another card; copy the whole folder again"
+        )
+    try:
+        state: dict[str, Tensor] = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise TeacherError(f"{where}: not a safetensors file: {error}") from error
+    _log.info("teacher %s: weights %s, %d bytes, sha256 %s", card.name, where, len(content), found)
+    return state
+
+
+def _check_fields(kind: type, values: Any, where: str) -> None:
+    """Raise TeacherError unless `values` has every required field of the dataclass `kind`, and no other."""
+    if not isinstance(values, dict):
+        raise TeacherError(f"{where}: expected a JSON object, got: {type(values).__name__}")
+    known = {item.name for item in fields(kind)}
+    required = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
+    if unknown := sorted(values.keys() - known):
+        raise TeacherError(f"{where}: unknown fields {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    if missing := sorted(required - values.keys()):
+        raise TeacherError(f"{where}: fields are missing: {', '.join(missing)}")
+
+
+def _read(where: str) -> bytes:
+    try:
+        with fsspec.open(where, "rb") as file:
+            return bytes(file.read())
+    except FileNotFoundError as error:
+        raise TeacherError(f"{where}: no such file; is this the folder of a teacher?") from error
+
+
+def _write(where: str, content: bytes) -> None:
+    with fsspec.open(where, "wb", auto_mkdir=True) as file:
+        file.write(content)

@@ -1,0 +1,206 @@
+"""The lidar teacher: SPVCNN's point features, where the camera sees the points."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import fsspec
+import torch
+from torch import Tensor
+
+from datalake.sample import Lidar, Sample
+from datalake.waymo.frame import LASERS, Points
+from teachers.card import ChannelStatistics, TeacherCard, TeacherError, read_card, read_weights
+from teachers.classes import lidar_truth_table
+from teachers.confusion import Confusion
+from teachers.projection import cell_points, place
+from teachers.sparse.choice import BackendName
+from teachers.spvnas.classes import CLASSES
+from teachers.spvnas.config import NetworkConfig, ResidualConfig, StageConfig
+from teachers.spvnas.network import SPVCNN, PointPrediction
+from teachers.spvnas.scan import Scan
+from teachers.spvnas.state_dict_adapter import CheckpointError, adapt, load_strictly
+from teachers.spvnas.teacher import LidarTeacher, load_network, read_net_config
+from teachers.statistics import standardise
+from teachers.target import Target
+
+ARCHITECTURE = "spvcnn"
+_TOP = LASERS.index("TOP")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _FrameAnswer:
+    """What the network says of one frame: of which of its P points (bool [P]), and the rows in `prediction`."""
+
+    seen: Tensor
+    prediction: PointPrediction
+
+
+class SpvnasTeacher:
+    """An SPVCNN or SPVNAS as a teacher: D point features per cell, standardised with the card's statistics.
+
+    Only returns of the TOP laser take part, each frame's once, however many of its cameras are in a batch. A cell
+    shows the point nearest to the camera; `dilate` lets neighbours fill empty cells (`teachers.projection`). With a
+    card without statistics the features are as the network gives them: that is for measuring the statistics.
+    """
+
+    def __init__(self, card: TeacherCard, network: SPVCNN, *, dilate: bool = False) -> None:
+        if card.channels != network.config.feature_width or len(card.class_names) != network.config.classes:
+            raise TeacherError(
+                f"teacher {card.name}: the card has {card.channels} channels and {len(card.class_names)} classes,"
+                f" the network {network.config.feature_width} and {network.config.classes}"
+            )
+        self.card, self.dilate = card, dilate
+        self._lidar = LidarTeacher(network)
+
+    @staticmethod
+    def load(
+        url: str, device: torch.device | str = "cpu", *, backend: BackendName = "auto", dilate: bool = False
+    ) -> SpvnasTeacher:
+        """Return the teacher in a folder; raises TeacherError where anything there does not fit together."""
+        card = read_card(url)
+        if card.architecture != ARCHITECTURE:
+            raise TeacherError(f"{url}: expected architecture {ARCHITECTURE}, got: {card.architecture}")
+        network = SPVCNN(network_config(card.options), backend)
+        try:
+            load_strictly(network, adapt(read_weights(url, card)), url)
+        except CheckpointError as error:
+            raise TeacherError(str(error)) from error
+        return SpvnasTeacher(card, network.to(device), dilate=dilate)
+
+    @staticmethod
+    def load_public(
+        weights_url: str,
+        net_config_url: str,
+        device: torch.device | str = "cpu",
+        *,
+        statistics: ChannelStatistics | None = None,
+        backend: BackendName = "auto",
+        dilate: bool = False,
+    ) -> SpvnasTeacher:
+        """Return a public checkpoint of SemanticKITTI and its net.config as a teacher.
+
+        statistics: of its features over the lake at hand; None for measuring them
+        """
+        config = read_net_config(net_config_url)
+        network = load_network(config, weights_url, backend)
+        with fsspec.open(weights_url, "rb") as file:
+            sha256 = hashlib.sha256(file.read()).hexdigest()
+        card = TeacherCard(
+            name="spvnas",
+            kind="continuous",
+            architecture=ARCHITECTURE,
+            options=network_options(config),
+            channels=config.feature_width,
+            class_names=CLASSES,
+            statistics=statistics,
+            weights_sha256=sha256,
+        )
+        return SpvnasTeacher(card, network.to(device), dilate=dilate)
+
+    @property
+    def network(self) -> SPVCNN:
+        """The frozen network."""
+        return self._lidar.network
+
+    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+        """Return float32 [B, D, height, width]; valid where a TOP point shows.
+
+        Raises TeacherError for a sample that was loaded without points.
+        """
+        device = next(self.network.parameters()).device
+        answers = self._answers(samples)
+        values = torch.zeros(len(samples), self.card.channels, height, width, device=device)
+        valid = torch.zeros(len(samples), 1, height, width, dtype=torch.bool, device=device)
+        for i, sample in enumerate(samples):
+            answer = answers[_frame(sample)]
+            size = sample.image.shape[1], sample.image.shape[2]
+            shown = cell_points(
+                _moved(_lidar(sample), device), size, (height, width), seen=answer.seen, dilate=self.dilate
+            )
+            # The network's rows are the TOP points alone, in order; the last entry is for cells without a point.
+            row = torch.full((len(answer.seen) + 1,), -1, device=device)
+            row[:-1][answer.seen] = torch.arange(len(answer.prediction.features), device=device)
+            values[i], valid[i] = place(answer.prediction.features.float(), row[shown])
+        target = Target(tuple(sample.key for sample in samples), values, valid)
+        return target if self.card.statistics is None else standardise(target, self.card.statistics)
+
+    def confusion(self, samples: Sequence[Sample]) -> Confusion:
+        """Return how the network names the labelled TOP points, each frame counted once."""
+        classes = len(self.card.class_names)
+        truth_of = torch.tensor(lidar_truth_table(self.card.class_names))
+        counts = Confusion.empty(classes)
+        frames = {_frame(sample): sample for sample in samples if _lidar(sample).semantic_class is not None}
+        for frame, answer in self._answers(list(frames.values())).items():
+            labels = _lidar(frames[frame]).semantic_class
+            if labels is not None:
+                truth = truth_of[labels[answer.seen.cpu()].long()]
+                counts += Confusion.of(truth, answer.prediction.logits.argmax(1).cpu(), classes)
+        return counts
+
+    def _answers(self, samples: Sequence[Sample]) -> dict[tuple[str, int], _FrameAnswer]:
+        device = next(self.network.parameters()).device
+        lidars = {_frame(sample): _lidar(sample) for sample in samples}
+        predictions = self._lidar.predict([scan_of(lidar) for lidar in lidars.values()])
+        return {
+            frame: _FrameAnswer((lidar.laser == _TOP).to(device), prediction)
+            for (frame, lidar), prediction in zip(lidars.items(), predictions, strict=True)
+        }
+
+
+def scan_of(lidar: Lidar) -> Scan:
+    """Return the TOP points of a sample's frame as the network is to see them; `source` counts the sample's points."""
+    return Scan.from_waymo(
+        replace(
+            Points.empty(),
+            xyz_m=lidar.points[:3].numpy(),
+            intensity=lidar.points[3].numpy(),
+            laser=lidar.laser.numpy(),
+        )
+    )
+
+
+def network_options(config: NetworkConfig) -> dict[str, Any]:
+    """Return the configuration as the plain values of a card's `options`."""
+    options: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return options
+
+
+def network_config(options: Mapping[str, Any]) -> NetworkConfig:
+    """Return the configuration in a card's `options`; raises TeacherError where they are not one."""
+
+    def stages(name: str) -> tuple[StageConfig, ...]:
+        return tuple(
+            StageConfig(
+                transition=stage["transition"], blocks=tuple(ResidualConfig(**block) for block in stage["blocks"])
+            )
+            for stage in options[name]
+        )
+
+    try:
+        return NetworkConfig(**{**options, "down": stages("down"), "up": stages("up")})
+    except (KeyError, TypeError) as error:
+        raise TeacherError(f"the card's options are not those of an SPVCNN: {error}") from error
+
+
+def _moved(lidar: Lidar, device: torch.device) -> Lidar:
+    return replace(
+        lidar,
+        pixel_point=lidar.pixel_point.to(device),
+        pixel_uv=lidar.pixel_uv.to(device),
+        pixel_depth_m=lidar.pixel_depth_m.to(device),
+    )
+
+
+def _frame(sample: Sample) -> tuple[str, int]:
+    return sample.key.segment, sample.key.timestamp_us
+
+
+def _lidar(sample: Sample) -> Lidar:
+    if sample.lidar is None:
+        raise TeacherError(f"{sample.key}: loaded without points, which the lidar teacher looks at; use points=True")
+    return sample.lidar

@@ -1,0 +1,22 @@
+"""From a folder to a teacher."""
+
+from __future__ import annotations
+
+import torch
+
+from teachers import lidar, mask_rcnn
+from teachers.card import TeacherError, read_card
+from teachers.lidar import SpvnasTeacher
+from teachers.mask_rcnn import MaskRcnnTeacher
+
+
+def load_teacher(url: str, device: torch.device | str = "cpu") -> SpvnasTeacher | MaskRcnnTeacher:
+    """Return the teacher in a folder, whatever it is; raises TeacherError, in one line, where it cannot be used."""
+    architecture = read_card(url).architecture
+    if architecture == lidar.ARCHITECTURE:
+        return SpvnasTeacher.load(url, device)
+    if architecture == mask_rcnn.ARCHITECTURE:
+        return MaskRcnnTeacher.load(url, device)
+    raise TeacherError(
+        f"{url}: unknown architecture {architecture!r}; there are {lidar.ARCHITECTURE}, {mask_rcnn.ARCHITECTURE}"
+    )

@@ -1,0 +1,240 @@
+"""The mask teacher: Mask R-CNN's detections as one class per cell."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import fsspec
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+
+from datalake.sample import Sample
+from teachers.card import TeacherCard, TeacherError, read_card, read_weights
+from teachers.class_map import ClassMap, class_map
+from teachers.classes import CAMERA_TO_MASK, COCO_LABELS, COCO_TO_TYPE, MASK_CLASSES
+from teachers.confusion import Confusion
+from teachers.spvnas.checkpoint import read_state_dict
+from teachers.spvnas.state_dict_adapter import CheckpointError
+from teachers.target import Target
+
+ARCHITECTURE = "mask_rcnn"
+_COCO_CATEGORIES = 91  # as torchvision counts them, with background and gaps
+_PYRAMID_LEVELS = 5
+
+# What torchvision's COCO networks say, by label number: the class of masks, or None where it is not kept.
+COCO_MEANING = tuple(
+    next((COCO_TO_TYPE[name] for name, number in COCO_LABELS.items() if number == label), None)
+    for label in range(_COCO_CATEGORIES)
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskRcnnConfig:
+    """All that is needed to build a Mask R-CNN and to read its answers. The defaults suit pictures of 384 x 256.
+
+    variant: `v1` and `v2` are torchvision's two networks on ResNet-50, v1 with frozen norms as its COCO weights have
+        them; `small` is v1's heads on `backbone`, any of torchvision's ResNets, with norms that learn
+    meaning: for each of the network's labels, 0 being its background, the class of `MASK_CLASSES` or None: not kept
+    min_size, max_size: pictures are scaled so that the shorter side has min_size, the longer at most max_size pixels
+    anchor_sizes: side of the anchors on each of the five pyramid levels (strides 4 … 64) in pixels; `small` only
+    score: detections below this confidence are dropped
+    """
+
+    variant: Literal["v1", "v2", "small"] = "small"
+    meaning: tuple[str | None, ...] = (None, *MASK_CLASSES[1:])
+    min_size: int = 256
+    max_size: int = 384
+    backbone: str = "resnet18"
+    anchor_sizes: tuple[int, ...] = (8, 16, 32, 64, 128)
+    score: float = 0.05
+    detections: int = 100
+
+    def __post_init__(self) -> None:
+        if unknown := sorted({name for name in self.meaning if name is not None} - set(MASK_CLASSES[1:])):
+            raise TeacherError(f"meaning: unknown classes {', '.join(unknown)}; expected {', '.join(MASK_CLASSES[1:])}")
+        if not self.meaning or self.meaning[0] is not None:
+            raise TeacherError("meaning: label 0 is the network's background and is never detected; give None for it")
+        if len(self.anchor_sizes) != _PYRAMID_LEVELS:
+            raise TeacherError(f"anchor_sizes: expected {_PYRAMID_LEVELS}, got: {len(self.anchor_sizes)}")
+
+    @staticmethod
+    def coco(variant: Literal["v1", "v2"] = "v2", score: float = 0.5) -> MaskRcnnConfig:
+        """Return the configuration of torchvision's COCO weights.
+
+        score: our choice; every faint detection that is kept overwrites background
+        """
+        return MaskRcnnConfig(
+            variant=variant,
+            meaning=COCO_MEANING,
+            min_size=800,
+            max_size=1333,
+            score=score,
+        )
+
+    @staticmethod
+    def from_options(options: Mapping[str, Any]) -> MaskRcnnConfig:
+        """Return the configuration in a card's `options`; raises TeacherError where they are not one."""
+        try:
+            lists = {name: tuple(options[name]) for name in ("meaning", "anchor_sizes")}
+            return MaskRcnnConfig(**{**options, **lists})
+        except (KeyError, TypeError) as error:
+            raise TeacherError(f"the card's options are not those of a Mask R-CNN: {error}") from error
+
+    def to_options(self) -> dict[str, Any]:
+        """Return the plain values of a card's `options`."""
+        options: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return options
+
+
+def build_network(config: MaskRcnnConfig) -> MaskRCNN:
+    """Return the network with random weights; nothing is downloaded. Every layer of `small` and `v2` is trainable.
+
+    In training it takes and returns what torchvision's Mask R-CNN does.
+    """
+    settings: dict[str, Any] = {
+        "num_classes": len(config.meaning),
+        "min_size": config.min_size,
+        "max_size": config.max_size,
+        "box_score_thresh": config.score,
+        "box_detections_per_img": config.detections,
+    }
+    if config.variant == "small":
+        # The backbone starts untrained, so its norms have to learn as well: no frozen ones.
+        backbone = resnet_fpn_backbone(
+            backbone_name=config.backbone, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
+        )
+        anchors = AnchorGenerator(
+            tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * len(config.anchor_sizes)
+        )
+        network = MaskRCNN(backbone, rpn_anchor_generator=anchors, **settings)
+    elif config.variant == "v1":
+        backbone = resnet_fpn_backbone(
+            backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
+        )
+        # The published weights were trained with norms that added nothing to the variance.
+        for module in backbone.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                module.eps = 0.0
+        network = MaskRCNN(backbone, **settings)
+    elif config.variant == "v2":
+        network = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **settings)
+    else:
+        raise TeacherError(f"variant: expected v1, v2 or small, got: {config.variant!r}")
+    return network
+
+
+class MaskRcnnTeacher:
+    """A Mask R-CNN as a teacher: one of `MASK_CLASSES` per cell, and how sure it is; every cell is valid.
+
+    A cell takes the class of the picture's pixel at its centre.
+    """
+
+    def __init__(self, card: TeacherCard, network: MaskRCNN) -> None:
+        if card.kind != "classes" or card.class_names != MASK_CLASSES:
+            raise TeacherError(
+                f"teacher {card.name}: expected classes {', '.join(MASK_CLASSES)}, got: {', '.join(card.class_names)}"
+            )
+        self.card = card
+        self.network = network.eval().requires_grad_(False)
+        numbers = [0 if name is None else MASK_CLASSES.index(name) for name in _config(card).meaning]
+        self._class_of_label = torch.tensor(numbers)
+
+    @staticmethod
+    def load(url: str, device: torch.device | str = "cpu") -> MaskRcnnTeacher:
+        """Return the teacher in a folder; raises TeacherError where anything there does not fit together."""
+        card = read_card(url)
+        if card.architecture != ARCHITECTURE:
+            raise TeacherError(f"{url}: expected architecture {ARCHITECTURE}, got: {card.architecture}")
+        network = build_network(_config(card))
+        _load_strictly(network, read_weights(url, card), url)
+        return MaskRcnnTeacher(card, network.to(device))
+
+    @staticmethod
+    def load_coco(
+        weights_url: str, config: MaskRcnnConfig | None = None, device: torch.device | str = "cpu"
+    ) -> MaskRcnnTeacher:
+        """Return a checkpoint that torchvision publishes (a file of torch.save) as a teacher; v2 by default."""
+        config = config or MaskRcnnConfig.coco()
+        try:
+            state = read_state_dict(weights_url)
+        except CheckpointError as error:
+            raise TeacherError(str(error)) from error
+        with fsspec.open(weights_url, "rb") as file:
+            sha256 = hashlib.sha256(file.read()).hexdigest()
+        network = build_network(config)
+        _load_strictly(network, state, weights_url)
+        card = TeacherCard(
+            name="mask_rcnn",
+            kind="classes",
+            architecture=ARCHITECTURE,
+            options=config.to_options(),
+            channels=len(MASK_CLASSES),
+            class_names=MASK_CLASSES,
+            weights_sha256=sha256,
+        )
+        return MaskRcnnTeacher(card, network.to(device))
+
+    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+        """Return class numbers int64 [B, 1, height, width] with their confidence."""
+        maps = [_resized(found, height, width) for found in self.class_maps(samples)]
+        classes = torch.stack([found.classes for found in maps])[:, None]
+        confidence = torch.stack([found.confidence for found in maps])[:, None]
+        return Target(
+            tuple(sample.key for sample in samples), classes, torch.ones_like(classes, dtype=torch.bool), confidence
+        )
+
+    def confusion(self, samples: Sequence[Sample]) -> Confusion:
+        """Return how the network names the pixels of samples with panoptic labels, at the picture's own size."""
+        classes = len(MASK_CLASSES)
+        truth_of = torch.tensor(CAMERA_TO_MASK)
+        counts = Confusion.empty(classes)
+        labelled = [(sample, sample.panoptic) for sample in samples if sample.panoptic is not None]
+        for found, (_, panoptic) in zip(self.class_maps([sample for sample, _ in labelled]), labelled, strict=True):
+            counts += Confusion.of(truth_of[panoptic.semantic_class.long()], found.classes.cpu(), classes)
+        return counts
+
+    @torch.no_grad()
+    def class_maps(self, samples: Sequence[Sample]) -> list[ClassMap]:
+        """Return the map of each sample, of the size of its picture."""
+        if not samples:
+            return []
+        device = next(self.network.parameters()).device
+        self.network.eval()
+        pictures = [sample.image.to(device).float() / 255 for sample in samples]
+        class_of_label = self._class_of_label.to(device)
+        maps = []
+        for answer in self.network(pictures):
+            classes = class_of_label[answer["labels"]]
+            kept = classes > 0
+            maps.append(class_map(classes[kept], answer["scores"][kept], answer["masks"][kept, 0]))
+        return maps
+
+
+def _config(card: TeacherCard) -> MaskRcnnConfig:
+    return MaskRcnnConfig.from_options(card.options)
+
+
+def _load_strictly(network: MaskRCNN, state: Mapping[str, Tensor], source: str) -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise TeacherError(
+            f"{source} does not fit the network that the card describes: {' '.join(lines)[:500]}"
+        ) from error
+
+
+def _resized(found: ClassMap, height: int, width: int) -> ClassMap:
+    def resize(values: Tensor) -> Tensor:
+        return interpolate(values[None, None].float(), (height, width), mode="nearest-exact")[0, 0]
+
+    return replace(found, classes=resize(found.classes).long(), confidence=resize(found.confidence))

@@ -1,0 +1,24 @@
+"""What every teacher can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from datalake.sample import Sample
+from teachers.card import TeacherCard
+from teachers.target import Target
+
+
+class Teacher(Protocol):
+    """A frozen network that looks at samples and answers on the student's grid."""
+
+    @property
+    def card(self) -> TeacherCard:
+        """What it is."""
+
+    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+        """Return the answer to the samples, in their order, on a grid of `height` x `width` cells.
+
+        Raises TeacherError where a sample lacks what this teacher looks at.
+        """
