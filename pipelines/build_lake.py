@@ -6,7 +6,6 @@ pipelines/build_lake.py …` on a cluster. Run it again after any interruption: 
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import defaultdict
@@ -21,6 +20,7 @@ from datalake.commit import LakeError
 from datalake.fanout import BuildReport, build_lake
 from datalake.schema import PointMode
 from pipelines.cluster import cluster
+from pipelines.place import absolute
 from pipelines.progress import ProgressBar
 
 
@@ -70,20 +70,6 @@ def run(config: BuildLake, console: Console) -> int:
     for name, reason in sorted(report.failures.items()):
         console.print(f"[red]failed[/] {name}: {reason}", soft_wrap=True, highlight=False)
     return 1 if report.failures else 0
-
-
-def absolute(url: str) -> str:
-    """Return `url`, with a local path made absolute.
-
-    Raises LakeError for a relative path inside a Ray job: the job's folder is a copy that is thrown away.
-    """
-    if "://" in url or os.path.isabs(url):  # noqa: PTH117 - a URL is no Path
-        return url
-    if os.environ.get("RAY_JOB_ID") or os.environ.get("RAY_ADDRESS"):
-        raise LakeError(
-            f"{url}: a relative path would lie in the job's throw-away folder; give an absolute path or URL"
-        )
-    return os.path.abspath(url)  # noqa: PTH100
 
 
 def summary(report: BuildReport, wall_s: float) -> Table:

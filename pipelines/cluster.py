@@ -23,12 +23,11 @@ def cluster() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
     else:
-        # Usage reports would go over the network; and nothing of a local run has to listen beyond loopback.
+        # Usage reports would go over the network.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         logging.getLogger(_TOKEN_NOTICE).setLevel(logging.ERROR)
         ray.init(
             address="local",
-            _node_ip_address="127.0.0.1",
             include_dashboard=False,
             logging_level=logging.WARNING,
         )

@@ -1,0 +1,21 @@
+"""Where a job reads and writes."""
+
+from __future__ import annotations
+
+import os
+
+from datalake.commit import LakeError
+
+
+def absolute(url: str) -> str:
+    """Return `url`, with a local path made absolute.
+
+    Raises LakeError for a relative path inside a Ray job: the job's folder is a copy that is thrown away.
+    """
+    if "://" in url or os.path.isabs(url):  # noqa: PTH117 - a URL is no Path
+        return url
+    if os.environ.get("RAY_JOB_ID") or os.environ.get("RAY_ADDRESS"):
+        raise LakeError(
+            f"{url}: a relative path would lie in the job's throw-away folder; give an absolute path or URL"
+        )
+    return os.path.abspath(url)  # noqa: PTH100
