@@ -81,11 +81,8 @@ def arguments(lake: str, out: Path) -> list[str]:
         "spvcnn.loop.steps": 14, "mask-rcnn.loop.steps": 5,
     }  # fmt: skip
     for course in ("spvcnn", "mask-rcnn"):
-        values |= {
-            f"{course}.loop.batch": 2,
-            f"{course}.loop.learning-rate": 2e-3,
-            f"{course}.loop.checkpoint-every": 2,
-        }
+        values |= {f"{course}.loop.batch": 2, f"{course}.loop.learning-rate": 2e-3}
+        values |= {f"{course}.loop.checkpoint-every": 2, f"{course}.loop.precision": "float32"}
     words: list[str] = []
     for name, value in values.items():
         words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]

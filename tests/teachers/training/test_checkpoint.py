@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from teachers.training.checkpoint import Checkpoint, check_identity, load_checkpoint, save_checkpoint
+from teachers.training.checkpoint import Checkpoint, Plain, check_identity, load_checkpoint, save_checkpoint
 from teachers.training.failure import TrainingError
 
 
@@ -72,7 +72,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
 
 
 def test_another_run_may_not_continue_it() -> None:
-    here = {"seed": 3, "lake": "s3://lake", "only_here": 1}
+    here: dict[str, Plain] = {"seed": 3, "lake": "s3://lake", "only_here": 1}
     with pytest.raises(TrainingError, match="only_here 1 instead of None, seed 3 instead of 4;"):
         check_identity(Path("checkpoint.pt"), here, {"seed": 4, "lake": "s3://lake"})
     check_identity(Path("checkpoint.pt"), here, dict(here))

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
 
 from datalake.sample import Panoptic, Sample
 from teachers.classes import MASK_CLASSES
 from teachers.mask_rcnn import MaskRcnnConfig, build_network
-from teachers.training.masks import MaskTask, instances_of
+from teachers.training.instances import instances_of
+from teachers.training.masks import MaskTask
 from tests.teachers.training.samples import panoptic, sample
 
 CAR, TRUCK, BICYCLE, PEDESTRIAN, ROAD = 2, 3, 6, 9, 20
@@ -52,19 +54,33 @@ def test_small_instances_are_left_out() -> None:
 
 
 class _Listener(nn.Module):
-    """Stands for a network, and keeps what it is given."""
+    """Stands for a detector, and keeps what it is given."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
-        self.backbone = nn.Identity()
+        self.transform = _Unscaled()
+        self.backbone = _Colours()
         self.rpn, self.roi_heads = nn.Module(), nn.Module()
         self.rpn.head, self.roi_heads.box_predictor = nn.Identity(), nn.Identity()
         self.heard: list[tuple[list[Tensor], list[dict[str, Tensor]]]] = []
 
     def forward(self, pictures: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         self.heard.append((pictures, targets))
+        self.backbone(self.transform(pictures, targets)[0].tensors)
         return {"loss": self.weight}
+
+
+class _Unscaled(nn.Module):
+    def forward(self, pictures: list[Tensor], targets: Any) -> tuple[ImageList, Any]:
+        return ImageList(torch.stack(pictures), [(p.shape[1], p.shape[2]) for p in pictures]), targets
+
+
+class _Colours(nn.Module):
+    out_channels = 3
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        return {"0": pictures}
 
 
 def labelled(labels: Panoptic) -> Sample:
@@ -104,6 +120,35 @@ def test_light_varies_and_stays_within_the_picture() -> None:
     assert float(pictures.mean((1, 2, 3)).std()) > 0.05
 
 
+def test_every_pixel_is_asked_for_the_class_that_it_shows() -> None:
+    listener = _Listener()
+    task = MaskTask(listener, light=0.0)
+    red = torch.zeros(3, 3, 6, dtype=torch.uint8)
+    # The picture is red where there are vehicles: a layer that reads red as VEHICLE is right there and nowhere else.
+    red[0] = ((LABELS.semantic_class == CAR) | (LABELS.semantic_class == TRUCK)).byte() * 255
+    no_people = panoptic(
+        LABELS.semantic_class.where(LABELS.semantic_class != PEDESTRIAN, ROAD).tolist(), LABELS.instance.tolist()
+    )
+    no_people.semantic_class[LABELS.semantic_class == BICYCLE] = 0
+    layer = task.network.get_submodule("pixels")
+    assert isinstance(layer, nn.Conv2d)
+    with torch.no_grad():
+        layer.weight.zero_()[1, 0] = 100
+        layer.bias = nn.Parameter(torch.tensor([50.0, 0, -50, -50]))
+    torch.manual_seed(0)
+    for _ in range(6):
+        assert task.losses([sample(image=red, panoptic=no_people)])["loss_pixels"].item() < 1e-6
+    assert task.losses([sample(image=red.flip(1), panoptic=no_people)])["loss_pixels"].item() > 5
+
+
+def test_padding_and_unlabelled_pixels_do_not_matter() -> None:
+    torch.manual_seed(0)
+    task = MaskTask(build_network(MaskRcnnConfig(min_size=48, max_size=72)), min_pixels=1)
+    blank = panoptic([[0] * 72] * 48, [[0] * 72] * 48)
+    small = sample(image=torch.zeros(3, 48, 72, dtype=torch.uint8), panoptic=blank)
+    assert task.losses([small])["loss_pixels"].item() == 0
+
+
 def test_only_pictures_with_panoptic_labels_are_learnt_from() -> None:
     task = MaskTask(_Listener())
     assert task.is_labelled(labelled(LABELS))
@@ -115,8 +160,9 @@ def test_boxes_are_computed_in_float32_under_bfloat16() -> None:
     network = build_network(MaskRcnnConfig(min_size=64, max_size=96))
     task = MaskTask(network, min_pixels=1)
     seen: list[Any] = []
-    network.rpn.anchor_generator.register_forward_hook(lambda _m, _i, anchors: seen.extend(anchors))
-    network.roi_heads.box_roi_pool.register_forward_pre_hook(lambda _m, inputs: seen.extend(inputs[1]))
+    generator, pool = network.rpn.anchor_generator, network.roi_heads.box_roi_pool
+    generator.register_forward_hook(lambda _m, _i, anchors: seen.extend(anchors))
+    pool.register_forward_pre_hook(lambda _m, inputs: seen.extend(inputs[1]))
     big = panoptic([[CAR] * 96] * 32 + [[ROAD] * 96] * 32, [[1] * 96] * 32 + [[0] * 96] * 32)
     with torch.autocast("cpu", torch.bfloat16):
         losses = task.losses([labelled(big)])
@@ -124,5 +170,5 @@ def test_boxes_are_computed_in_float32_under_bfloat16() -> None:
     assert {values.dtype for values in seen} == {torch.float32}
     assert all(bool(loss.isfinite()) for loss in losses.values())
     assert {name.removeprefix("loss_") for name in losses} == {
-        "classifier", "box_reg", "mask", "objectness", "rpn_box_reg",
+        "classifier", "box_reg", "mask", "objectness", "rpn_box_reg", "pixels",
     }  # fmt: skip

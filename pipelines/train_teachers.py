@@ -1,0 +1,203 @@
+"""Train teachers from a lake's own labels: `python pipelines/train_teachers.py --lake URL --out FOLDER`.
+
+    FOLDER/spvcnn      weights.safetensors, card.json; checkpoint.pt and history.jsonl of the training
+    FOLDER/mask_rcnn   likewise
+
+Run it again after any interruption, with the same settings, and it goes on where it was. It runs by itself, or as
+`ray job submit --working-dir . -- python pipelines/train_teachers.py …` on a cluster; of Ray it needs nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from datalake.commit import LakeError
+from datalake.lake import Lake, open_lake
+from datalake.loader import LoaderConfig, SampleStream
+from datalake.sample import Sample
+from pipelines.place import absolute
+from pipelines.progress import ProgressBar
+from teachers.card import TeacherCard, TeacherError, TrainingData
+from teachers.confusion import Confusion
+from teachers.training.failure import TrainingError
+from teachers.training.lessons import Lessons, Room
+from teachers.training.lidar_course import LidarCourse, hold_lidar_course
+from teachers.training.mask_course import MaskCourse, hold_mask_course
+
+TeacherName = Literal["spvcnn", "mask_rcnn"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTeachers:
+    """Train SPVCNN on point labels and Mask R-CNN on panoptic labels, and examine them on other segments."""
+
+    # The lake: a local path, s3:// or gs://.
+    lake: str
+    # The teachers go into folders below this local folder.
+    out: str
+    # Train this one only.
+    teacher: TeacherName | None = None
+    # The split to train on. A student must not learn from frames that its teachers were trained on.
+    train_split: str = "train"
+    # The split to examine on.
+    eval_split: str = "val"
+    # The lake's snapshot; the newest by default. A run that goes on needs the one that it began with.
+    snapshot: int | None = None
+    # Cameras whose pictures Mask R-CNN sees.
+    cameras: tuple[str, ...] = ("FRONT",)
+    # Width and height that pictures are scaled to.
+    image_size: tuple[int, int] = (384, 256)
+    # At most so many samples are examined on.
+    eval_samples: int = 500
+    # Seed of weights, order and augmentation.
+    seed: int = 0
+    # Processes that read samples ahead; 0: none but the training's own.
+    workers: int = 0
+    # Where to train: cpu, cuda, cuda:1 …; by default on the GPU if there is one.
+    device: str = "auto"
+    # How SPVCNN is trained.
+    spvcnn: LidarCourse = field(default_factory=LidarCourse)
+    # How Mask R-CNN is trained.
+    mask_rcnn: MaskCourse = field(default_factory=MaskCourse)
+
+
+def run(config: TrainTeachers, console: Console) -> int:
+    """Train, print each teacher's figures, and return the exit status 0."""
+    lake = open_lake(absolute(config.lake), config.snapshot)
+    out = Path(absolute(config.out))
+    if "://" in config.out:
+        raise TrainingError(f"--out {config.out}: checkpoints need a local folder; copy the teachers from there")
+    device = torch.device(config.device if config.device != "auto" else _best_device())
+    for name in (config.teacher,) if config.teacher else ("spvcnn", "mask_rcnn"):
+        with ProgressBar(console) as bar:
+            lessons = lessons_of(lake, config, points=name == "spvcnn", progress=bar.update)
+            room = Room(
+                folder=out / name,
+                device=device,
+                seed=config.seed,
+                identity=_identity(config, lake),
+                progress=bar.update,
+            )
+            if name == "spvcnn":
+                card, confusion = hold_lidar_course(config.spvcnn, lessons, room)
+            else:
+                card, confusion = hold_mask_course(config.mask_rcnn, lessons, room)
+        console.print(summary(card, confusion))
+        console.print(f"{out / name}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def lessons_of(
+    lake: Lake, config: TrainTeachers, *, points: bool, progress: Callable[[str, int, int, str], None]
+) -> Lessons:
+    """Return the samples to train and to examine on. Raises LakeError or TrainingError where the splits do not do.
+
+    points: read what the lidar teacher needs; otherwise what the mask teacher needs
+    progress: called with the stage, samples examined on and samples in all, and their name
+    """
+    # Each camera of a frame has the same points: for the lidar teacher one is enough.
+    cameras = config.cameras[:1] if points else config.cameras
+
+    def stream(split: str, *, start: int, epochs: int | None) -> SampleStream:
+        # Batches are made of labelled samples, and a stream cannot know which are: it gives them one by one.
+        settings = LoaderConfig(
+            split=split,
+            cameras=cameras,
+            image_size=config.image_size,
+            points=points,
+            panoptic=not points,
+            global_batch=1,
+            seed=config.seed,
+        )
+        return SampleStream(lake, settings, start=start, epochs=epochs)
+
+    def samples(split: str, *, start: int = 0, epochs: int | None = None) -> Iterator[Sample]:
+        loader = stream(split, start=start, epochs=epochs).loader(config.workers)
+        # A loader draws a number when it starts. From torch's own generator that would shift a resumed run's numbers.
+        loader.generator = torch.Generator()
+        for batch in loader:
+            yield from batch
+
+    def examination() -> Iterator[Sample]:
+        total = min(examined, config.eval_samples)
+        for number, sample in enumerate(itertools.islice(samples(config.eval_split, epochs=1), total), 1):
+            yield sample
+            progress("examine", number, total, "samples")
+
+    segments = {split: {c.segment for c in lake.in_split(split)} for split in (config.train_split, config.eval_split)}
+    if shared := sorted(segments[config.train_split] & segments[config.eval_split]):
+        raise TrainingError(
+            f"segment {shared[0]} and {len(shared) - 1} more are in both splits, {config.train_split} and"
+            f" {config.eval_split}: figures on frames that were trained on mean nothing; name other splits"
+        )
+    # Both are looked at now: a missing camera is not to be found out after the training.
+    examined = stream(config.eval_split, start=0, epochs=1).epoch_samples
+    return Lessons(
+        endless=lambda start: samples(config.train_split, start=start),
+        epoch_samples=stream(config.train_split, start=0, epochs=1).epoch_samples,
+        examination=examination,
+        data=TrainingData(
+            lake=lake.store.url,
+            snapshot=lake.snapshot,
+            segments={config.train_split: tuple(sorted(segments[config.train_split]))},
+        ),
+    )
+
+
+def summary(card: TeacherCard, confusion: Confusion) -> Table:
+    """Return a teacher's figures, and beside them those of always saying the commonest class."""
+    table = Table("", card.name, "trivial", title=f"{card.name}: {_length(card)}", title_justify="left")
+    for name in ("mIoU", "accuracy"):
+        table.add_row(name, f"{card.figures[name]:.3f}", f"{card.figures[f'trivial/{name}']:.3f}")
+    trivial = confusion.trivial.iou().tolist()
+    for name, other in zip(card.class_names, trivial, strict=True):
+        if (figure := card.figures.get(f"IoU/{name}")) is not None:
+            table.add_row(f"IoU {name}", f"{figure:.3f}", f"{other:.3f}")
+    for name, figure in card.figures.items():
+        if name.startswith("AP"):
+            table.add_row(name.replace("/", " "), f"{figure:.3f}", f"{0:.3f}")
+    return table
+
+
+def _length(card: TeacherCard) -> str:
+    return f"{card.figures['training/steps']:,.0f} steps in {card.figures['training/seconds']:,.0f} s"
+
+
+def _identity(config: TrainTeachers, lake: Lake) -> dict[str, str | int | float | bool | None]:
+    return {
+        "lake": lake.store.url,
+        "snapshot": lake.snapshot,
+        "train_split": config.train_split,
+        "cameras": ", ".join(config.cameras),
+        "image_size": str(config.image_size),
+        "seed": config.seed,
+    }
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main() -> None:
+    """Run from the command line; bad input ends in one line and exit status 2."""
+    config = tyro.cli(TrainTeachers, description=__doc__)
+    try:
+        status = run(config, Console())
+    except (LakeError, TeacherError, TrainingError, OSError) as error:
+        Console(stderr=True).print(f"train_teachers: {error}", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(2)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""SPVCNN learns what each lidar point is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from datalake.sample import Lidar, Sample
+from datalake.waymo.frame import LASERS
+from teachers.classes import IGNORED, LIDAR_CLASSES, lidar_truth_table
+from teachers.lidar import scan_of
+from teachers.spvnas.network import SPVCNN
+from teachers.spvnas.scan import Scan, ScanError
+from teachers.spvnas.voxels import voxelise_scans
+from teachers.training.failure import TrainingError
+
+# The lake's own classes, all of them: what a student imitates are the features below the classifier, and these are
+# the richer the more they have to tell apart. UNDEFINED is no class: nothing is asked of those points.
+POINT_CLASSES = LIDAR_CLASSES[1:]
+_TRUTH = torch.tensor(lidar_truth_table(POINT_CLASSES))
+_TOP = LASERS.index("TOP")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """What is done to a scan before it is trained on, at random.
+
+    turn_rad: rotation about the vertical within ± this; scale: size within 1 ± this; mirror: left for right half the
+    time. Streets have no preferred direction, and few segments do not show all of them.
+    """
+
+    turn_rad: float = math.pi
+    scale: float = 0.05
+    mirror: bool = True
+
+    def apply(self, scan: Scan) -> Scan:
+        """Return the scan moved; draws from torch's own generator."""
+        turn, scale, side = torch.rand(3, dtype=torch.float64).tolist()
+        angle, factor = (2 * turn - 1) * self.turn_rad, 1 + (2 * scale - 1) * self.scale
+        mirror = -1.0 if self.mirror and side < 0.5 else 1.0
+        cosine, sine = math.cos(angle) * factor, math.sin(angle) * factor
+        matrix = np.array([[cosine, -sine * mirror, 0], [sine, cosine * mirror, 0], [0, 0, factor]], np.float32)
+        return replace(scan, xyz_m=scan.xyz_m @ matrix.T)
+
+
+class LidarTask:
+    """Cross-entropy over the labelled points of the TOP laser, one point a voxel.
+
+    class_weights: float32 [22], see `weights_of_classes`
+    """
+
+    def __init__(self, network: SPVCNN, class_weights: Tensor, augmentation: Augmentation) -> None:
+        self.network = network
+        self._weights = class_weights
+        self._augmentation = augmentation
+
+    def is_labelled(self, sample: Sample) -> bool:
+        """Return whether the frame's points are labelled, at least one of TOP."""
+        return bool((point_truth(sample) != IGNORED).any())
+
+    def losses(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Return the mean cross-entropy of the batch's labelled voxels, each weighted by its class."""
+        scans = [self._augmentation.apply(_scan(sample)) for sample in samples]
+        device = self._weights.device
+        voxels = voxelise_scans(scans, self.network.config.voxel_m, device)
+        truth = torch.cat([point_truth(sample) for sample in samples]).to(device)[voxels.taken]
+        answer = self.network(voxels.features, voxels.positions, voxels.batch)
+        loss = functional.cross_entropy(answer.logits.float(), truth, self._weights, ignore_index=IGNORED)
+        return {"cross_entropy": loss}
+
+
+def point_truth(sample: Sample) -> Tensor:
+    """Return int64 [P], the class in POINT_CLASSES of each TOP point, or IGNORED."""
+    lidar = _lidar(sample)
+    top = lidar.laser == _TOP
+    if lidar.semantic_class is None:
+        return torch.full((int(top.sum()),), IGNORED)
+    return _TRUTH[lidar.semantic_class[top].long()]
+
+
+def count_classes(samples: Iterable[Sample]) -> Tensor:
+    """Return int64 [22], how many of the samples' TOP points are of each of POINT_CLASSES."""
+    counts = torch.zeros(len(POINT_CLASSES), dtype=torch.int64)
+    for sample in samples:
+        truth = point_truth(sample)
+        counts += torch.bincount(truth[truth != IGNORED], minlength=len(POINT_CLASSES))
+    return counts
+
+
+def weights_of_classes(counts: Tensor, limit: float = 10.0) -> Tensor:
+    """Return float32 [22], how much a point of each class weighs: 1 / sqrt(its share), so that rare classes are heard.
+
+    Weights are scaled so that the mean over all points is 1, and cut at `limit`: a class of a dozen points must not
+    drown the others. Classes that never occur weigh nothing. Raises TrainingError where no class occurs.
+    """
+    if not bool(counts.any()):
+        raise TrainingError("no labelled points of the TOP laser in the samples looked at")
+    share = counts.double() / counts.sum()
+    weights = torch.where(counts > 0, share.clamp(min=1e-12).rsqrt(), 0)
+    return (weights / (weights * share).sum()).clamp(max=limit).float()
+
+
+def _scan(sample: Sample) -> Scan:
+    try:
+        return scan_of(_lidar(sample))
+    except ScanError as error:
+        raise TrainingError(f"{sample.key.segment} {sample.key.timestamp_us}: {error}") from error
+
+
+def _lidar(sample: Sample) -> Lidar:
+    if sample.lidar is None:
+        raise TrainingError("samples without points: let the loader read them (LoaderConfig(points=True))")
+    return sample.lidar
