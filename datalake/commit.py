@@ -11,7 +11,7 @@ from datalake.schema import SCHEMA_VERSION, TABLES, PointMode
 from datalake.waymo.parse import FrameError, check_segment_name
 
 _SPLIT_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
-_ATTEMPT = re.compile(r"[0-9a-f]{16}")
+ATTEMPT = re.compile(r"[0-9a-f]{16}")
 
 
 class LakeError(ValueError):
@@ -90,7 +90,7 @@ class Commit:
             )
             check_split_name(commit.split)
             check_segment_name(commit.segment)
-            is_attempt = _ATTEMPT.fullmatch(commit.attempt)
+            is_attempt = ATTEMPT.fullmatch(commit.attempt)
         except (KeyError, TypeError, AttributeError, FrameError, LakeError) as error:
             raise LakeError(f"{where}: not a commit of this lake: {error}") from error
         if not is_attempt or set(commit.files) != set(TABLES):

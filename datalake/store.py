@@ -105,10 +105,10 @@ class Store:
         found = self.fs.find(self.path(folder), detail=True)
         return {path[len(self.root) + 1 :]: now - _modified(info) for path, info in found.items()}
 
-    def folders(self) -> list[str]:
-        """Return the names of the folders directly below the root."""
+    def folders(self, folder: str = "") -> list[str]:
+        """Return the names of the folders directly below `folder`, or below the root."""
         try:
-            entries = self.fs.ls(self.root, detail=True)
+            entries = self.fs.ls(self.path(folder) if folder else self.root, detail=True)
         except FileNotFoundError:
             return []
         names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datalake.commit import data_file_name
 from datalake.lake import list_commits, read_commits
 from datalake.schema import TABLES
+from datalake.side_table import list_side_tables, read_side_commits, side_commits_folder
 from datalake.store import Store
 
 # Longer than any one segment takes to build: files of a running attempt are never older than this.
@@ -21,15 +22,21 @@ def unreferenced(store: Store, split: str, grace_s: float = GRACE_S) -> list[str
     commits = read_commits(store, list_commits(store, split))
     attempts = {commit.segment: commit.attempt for commit in commits}
     kept = {data_file_name(split, table, commit.segment, commit.attempt) for commit in commits for table in TABLES}
+    finished = dict.fromkeys(TABLES, attempts.keys())
+    commit_folders = [f"_commits/{split}"]
+    for table in list_side_tables(store, split):
+        parts = [part for part in read_side_commits(store, table, commits) if part is not None]
+        kept |= {part.file_name for part in parts}
+        finished[table] = {part.segment: part.attempt for part in parts}.keys()
+        commit_folders.append(side_commits_folder(table, split))
     doomed = []
-    for table in TABLES:
+    for table, segments in finished.items():
         for name, age_s in store.listing(f"{split}/{table}").items():
             segment = name.rsplit("/", 1)[-1].rsplit("-", 1)[0]
-            if name not in kept and (segment in attempts or age_s > grace_s):
+            if name not in kept and (segment in segments or age_s > grace_s):
                 doomed.append(name)
-    for name, age_s in store.listing(f"_commits/{split}").items():
-        if name.endswith(".tmp") and age_s > grace_s:
-            doomed.append(name)
+    for folder in commit_folders:
+        doomed += [name for name, age_s in store.listing(folder).items() if name.endswith(".tmp") and age_s > grace_s]
     for name in store.listing(f"_failed/{split}"):
         if name.rsplit("/", 1)[-1].removesuffix(".json") in attempts:
             doomed.append(name)

@@ -7,19 +7,25 @@ from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 
-from datalake.commit import Commit, LakeError, commit_name
+from datalake.commit import Commit, DataFile, LakeError, commit_name
 from datalake.lake import Lake, read_commits
 from datalake.schema import TABLES
+from datalake.side_table import SideCommit, list_side_tables, read_side_commits
+from datalake.store import Store
 
 
 def verify(lake: Lake) -> Iterator[tuple[Commit, list[str]]]:
     """Yield each commit of the snapshot with what is wrong with it: nothing, or one line a problem.
 
     Every file is read once, whole: size, SHA-256, schema, rows, and the row groups that the tables share. The
-    commit object must say what the snapshot says.
+    commit object must say what the snapshot says. Side tables are checked for the segments that they have.
     """
+    side_tables = list_side_tables(lake.store)
     for commit in lake.commits:
-        yield commit, list(_problems(lake, commit))
+        problems = list(_problems(lake, commit))
+        for table in side_tables:
+            problems += _side_problems(lake, commit, table)
+        yield commit, problems
 
 
 def _problems(lake: Lake, commit: Commit) -> Iterator[str]:
@@ -31,22 +37,41 @@ def _problems(lake: Lake, commit: Commit) -> Iterator[str]:
     except (FileNotFoundError, LakeError) as error:
         yield f"{store.url}/{name}: cannot be read: {error}"
     for table, file in commit.files.items():
-        path = commit.file_name(table)
-        where = f"{store.url}/{path}"
-        try:
-            digest, size = hashlib.sha256(), 0
-            for block in store.blocks(path):
-                digest.update(block)
-                size += len(block)
-        except FileNotFoundError:
-            yield f"{where}: missing"
-            continue
-        if size != file.bytes:
-            yield f"{where}: {size} bytes, {file.bytes} committed"
-        elif digest.hexdigest() != file.sha256:
-            yield f"{where}: SHA-256 differs from the committed one"
+        if damage := _damage(store, commit.file_name(table), file):
+            yield damage
         else:
             yield from _structure(lake, commit, table)
+
+
+def _side_problems(lake: Lake, commit: Commit, table: str) -> Iterator[str]:
+    try:
+        (part,) = read_side_commits(lake.store, table, [commit])
+    except LakeError as error:
+        yield str(error)
+        return
+    if part is None:
+        return
+    if part.base_attempt != commit.attempt:
+        yield f"{lake.store.url}/{part.file_name}: made from another build of the segment ({part.base_attempt})"
+    elif damage := _damage(lake.store, part.file_name, part.file):
+        yield damage
+    else:
+        yield from _side_structure(lake, commit, part)
+
+
+def _damage(store: Store, path: str, file: DataFile) -> str:
+    """Return how the bytes of a file differ from the committed ones, or nothing."""
+    where = f"{store.url}/{path}"
+    try:
+        digest, size = hashlib.sha256(), 0
+        for block in store.blocks(path):
+            digest.update(block)
+            size += len(block)
+    except FileNotFoundError:
+        return f"{where}: missing"
+    if size != file.bytes:
+        return f"{where}: {size} bytes, {file.bytes} committed"
+    return "" if digest.hexdigest() == file.sha256 else f"{where}: SHA-256 differs from the committed one"
 
 
 def _structure(lake: Lake, commit: Commit, table: str) -> Iterator[str]:
@@ -59,7 +84,16 @@ def _structure(lake: Lake, commit: Commit, table: str) -> Iterator[str]:
             yield f"{where}: {parquet.metadata.num_rows} rows, {commit.files[table].rows} committed"
         if table != "quarantine" and parquet.num_row_groups != len(commit.chunks):
             yield f"{where}: {parquet.num_row_groups} row groups, {len(commit.chunks)} committed"
-        elif table in ("image", "depth"):
-            rows = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-            if rows != [len(chunk) for chunk in commit.chunks]:
-                yield f"{where}: its row groups do not hold the images that the commit lists"
+        elif table in ("image", "depth") and _group_rows(parquet) != [len(chunk) for chunk in commit.chunks]:
+            yield f"{where}: its row groups do not hold the images that the commit lists"
+
+
+def _side_structure(lake: Lake, commit: Commit, part: SideCommit) -> Iterator[str]:
+    path = part.file_name
+    with lake.store.fs.open(lake.store.path(path), "rb") as stream, pq.ParquetFile(stream) as parquet:
+        if _group_rows(parquet) != [len(chunk) for chunk in commit.chunks]:
+            yield f"{lake.store.url}/{path}: its row groups do not hold the images that the commit lists"
+
+
+def _group_rows(parquet: pq.ParquetFile) -> list[int]:
+    return [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]

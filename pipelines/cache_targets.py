@@ -1,0 +1,111 @@
+"""Keep a teacher's answers in the lake: `python pipelines/cache_targets.py --lake URL --teacher FOLDER`.
+
+Later trainings with the same teacher, pictures and grid look them up, without its network. Run it again after any
+interruption: the segments that are committed are skipped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+import tyro
+from rich.console import Console
+
+from datalake.commit import LakeError
+from datalake.lake import open_lake
+from datalake.side_table import missing_segments
+from pipelines.place import absolute
+from pipelines.progress import ProgressBar
+from teachers.cached import cache_segment, origin_of
+from teachers.card import TeacherError, read_card
+from teachers.load import load_teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheTargets:
+    """Ask a teacher of classes about every picture of a split once, and keep what it says as a table of the lake."""
+
+    # The lake: a local path, s3:// or gs://.
+    lake: str
+    # The teacher's folder, with its weights and card; any fsspec URL.
+    teacher: str
+    # The table will be called teacher_NAME; by default as the teacher's card says.
+    name: str | None = None
+    # The split whose pictures are looked at.
+    split: str = "train"
+    # Height and width of the student's grid in cells.
+    grid: tuple[int, int] = (64, 96)
+    # Width and height that pictures are scaled to, as in the training.
+    image_size: tuple[int, int] = (384, 256)
+    # Where the teacher looks: cpu, cuda, cuda:1 …; by default on the GPU if there is one.
+    device: str = "auto"
+
+
+def run(config: CacheTargets, console: Console) -> int:
+    """Cache what is missing, print a closing line, and return the exit status 0."""
+    if min(*config.grid, *config.image_size) < 1:
+        raise TeacherError(f"--grid {config.grid}, --image-size {config.image_size}: expected at least 1 each")
+    started = time.monotonic()
+    lake = open_lake(absolute(config.lake))
+    folder = absolute(config.teacher)
+    card = read_card(folder)
+    origin = origin_of(card, config.name or card.name, config.grid, config.image_size)
+    todo = missing_segments(lake, config.split, origin)
+    present = len(lake.in_split(config.split)) - len(todo)
+    total = sum(len(cameras) for base in todo for cameras in base.chunks)
+    done = committed = size = 0
+    if todo:
+        # Weights are the slow part: they are not read where nothing is left to do.
+        teacher = load_teacher(folder, _device(config.device))
+        if teacher.card != card:
+            raise TeacherError(f"{folder}: the card changed while it was read; run this again")
+        with ProgressBar(console) as bar:
+
+            def notify(pictures: int) -> None:
+                nonlocal done
+                done += pictures
+                bar.update("cache", done, total, "pictures")
+
+            notify(0)
+            for base in todo:
+                if (part := cache_segment(lake, base, teacher, origin, notify)) is not None:
+                    committed, size = committed + 1, size + part.file.bytes
+    wall_s = time.monotonic() - started
+    console.print(
+        f"{origin.table}, split {config.split}: {committed:,} segments cached,"
+        f" {len(todo) - committed + present:,} there before; {done:,} pictures in {wall_s:,.1f} s, {size:,} bytes",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 0
+
+
+def _device(name: str) -> torch.device:
+    """Return the device; raises TeacherError where this machine has none of that name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise TeacherError(f"--device {name}: {reason}; give cpu, or leave it out") from error
+    return device
+
+
+def main() -> None:
+    """Run from the command line; bad input ends in one line and exit status 2."""
+    config = tyro.cli(CacheTargets, description=__doc__)
+    try:
+        status = run(config, Console())
+    except (LakeError, TeacherError, OSError) as error:
+        Console(stderr=True).print(f"cache_targets: {error}", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(2)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
