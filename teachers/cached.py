@@ -30,7 +30,8 @@ from teachers.card import TeacherCard, TeacherError
 from teachers.target import Target
 from teachers.teacher import Teacher
 
-Key, Value = TypeVar("Key"), TypeVar("Value")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 # Chunks kept in memory, and indices of segments: as many as a shuffled epoch mixes, twice over. A chunk is 300 kB on
 # a grid of 64 x 96.
