@@ -22,6 +22,7 @@ from teachers.card import TeacherCard, TeacherError, read_card, read_weights
 from teachers.class_map import ClassMap, class_map
 from teachers.classes import CAMERA_TO_MASK, COCO_LABELS, COCO_TO_TYPE, MASK_CLASSES
 from teachers.confusion import Confusion
+from teachers.slim_mask_rcnn import slim_mask_rcnn
 from teachers.spvnas.checkpoint import read_state_dict
 from teachers.spvnas.state_dict_adapter import CheckpointError
 from teachers.target import Target
@@ -42,14 +43,15 @@ class MaskRcnnConfig:
     """All that is needed to build a Mask R-CNN and to read its answers. The defaults suit pictures of 384 x 256.
 
     variant: `v1` and `v2` are torchvision's two networks on ResNet-50, v1 with frozen norms as its COCO weights have
-        them; `small` is v1's heads on `backbone`, any of torchvision's ResNets, with norms that learn
+        them; `small` is v1's heads on `backbone`, any of torchvision's ResNets, with norms that learn; `slim`
+        (`teachers.slim_mask_rcnn`) is a fifth as large and answers about ten times faster on a CPU
     meaning: for each of the network's labels, 0 being its background, the class of `MASK_CLASSES` or None: not kept
     min_size, max_size: pictures are scaled so that the shorter side has min_size, the longer at most max_size pixels
-    anchor_sizes: side of the anchors on each of the five pyramid levels (strides 4 … 64) in pixels; `small` only
+    anchor_sizes: side of the anchors on each of the five pyramid levels (strides 4 … 64) in pixels; `small`, `slim`
     score: detections below this confidence are dropped
     """
 
-    variant: Literal["v1", "v2", "small"] = "small"
+    variant: Literal["v1", "v2", "small", "slim"] = "small"
     meaning: tuple[str | None, ...] = (None, *MASK_CLASSES[1:])
     min_size: int = 256
     max_size: int = 384
@@ -107,13 +109,15 @@ def build_network(config: MaskRcnnConfig) -> MaskRCNN:
         "box_score_thresh": config.score,
         "box_detections_per_img": config.detections,
     }
-    if config.variant == "small":
+    anchors = AnchorGenerator(
+        tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * len(config.anchor_sizes)
+    )
+    if config.variant == "slim":
+        network = slim_mask_rcnn(anchors=anchors, **settings)
+    elif config.variant == "small":
         # The backbone starts untrained, so its norms have to learn as well: no frozen ones.
         backbone = resnet_fpn_backbone(
             backbone_name=config.backbone, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
-        )
-        anchors = AnchorGenerator(
-            tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * len(config.anchor_sizes)
         )
         network = MaskRCNN(backbone, rpn_anchor_generator=anchors, **settings)
     elif config.variant == "v1":
@@ -128,7 +132,7 @@ def build_network(config: MaskRcnnConfig) -> MaskRCNN:
     elif config.variant == "v2":
         network = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **settings)
     else:
-        raise TeacherError(f"variant: expected v1, v2 or small, got: {config.variant!r}")
+        raise TeacherError(f"variant: expected v1, v2, small or slim, got: {config.variant!r}")
     return network
 
 

@@ -22,13 +22,13 @@ class MaskCourse:
     """How Mask R-CNN is trained, from scratch. The defaults suit simulated pictures of 384 x 256 and two CPU cores."""
 
     # The network.
-    network: MaskRcnnConfig = field(default_factory=MaskRcnnConfig)
+    network: MaskRcnnConfig = field(default_factory=lambda: MaskRcnnConfig(variant="slim"))
     # Instances with fewer visible pixels are background.
     min_pixels: int = 25
     # Proposals per picture that the heads learn from. torchvision's 512 are made for pictures ten times as large.
     proposals: int = 128
     # How long and how fast.
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=300, batch=4, learning_rate=2e-3))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=800, batch=4, learning_rate=2e-3))
 
 
 def hold_mask_course(course: MaskCourse, lessons: Lessons, room: Room) -> tuple[TeacherCard, Confusion]:

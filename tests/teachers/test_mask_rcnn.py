@@ -200,7 +200,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         ({"meaning": ["VEHICLE"]}, "label 0 is the network's background"),
         ({"meaning": [None, "TRAM"]}, "unknown classes TRAM"),
         ({"anchor_sizes": [8, 16]}, "expected 5, got: 2"),
-        ({"variant": "v3"}, "expected v1, v2 or small, got: 'v3'"),
+        ({"variant": "v3"}, "expected v1, v2, small or slim, got: 'v3'"),
         ({"depth": 3}, "not those of a Mask R-CNN"),
     ],
 )
