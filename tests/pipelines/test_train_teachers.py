@@ -67,7 +67,8 @@ def settings(lake: str, out: Path) -> TrainTeachers:
         image_size=(96, 64),
         spvcnn=LidarCourse(width=0.125, voxel_m=0.5, loop=loop),
         mask_rcnn=MaskCourse(
-            network=MaskRcnnConfig(min_size=64, max_size=96, detections=10), loop=replace(loop, steps=5)
+            network=MaskRcnnConfig(variant="slim", min_size=64, max_size=96, detections=10),
+            loop=replace(loop, steps=5),
         ),
     )
 

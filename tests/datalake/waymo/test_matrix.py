@@ -81,11 +81,15 @@ def test_incompressible_matrix_of_full_size_comes_back() -> None:
     st.floats(0, 1, exclude_max=True),
     st.integers(0, 7),
 )
-def test_flipped_bit_is_refused(values: NDArray[np.int32], position: float, bit: int) -> None:
+def test_flipped_bit_is_refused_or_changes_nothing(values: NDArray[np.int32], position: float, bit: int) -> None:
     compressed = bytearray(int_matrix(values))
     compressed[int(position * len(compressed))] ^= 1 << bit
-    with pytest.raises(MatrixError):
-        decode_int_matrix(bytes(compressed))
+    try:
+        decoded = decode_int_matrix(bytes(compressed))
+    except MatrixError:
+        return
+    # Deflate has bits that mean nothing, such as those that fill its last byte.
+    np.testing.assert_array_equal(decoded, values)
 
 
 @_BOUNDED
