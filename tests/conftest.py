@@ -8,11 +8,18 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from datalake.lake import Lake
 from datalake.synthetic import DriveConfig, write_drives
 from tests.drives import DRIVE_CAMERAS, DRIVE_FRAMES, DRIVE_SEGMENTS, build_drives
+
+# On a developer's machine properties look for new counter-examples in every run; a gate has to give the same answer
+# for the same code.
+hypothesis.settings.register_profile("gate", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("gate")
 
 _REAL_DATA = Path(__file__).parents[2] / "shared/data"
 
