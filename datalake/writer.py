@@ -19,7 +19,7 @@ _CHUNK_ROWS = 8
 _ZSTD_LEVEL = 3
 _DICTIONARY_BYTES = 64 << 10
 
-# Encodings by table and column, measured on a full-size frame (benchmarks/encode.py). Everything else is PLAIN
+# Encodings by table and column, chosen by size and time on a full-size frame. Everything else is PLAIN
 # or dictionary, as Parquet's defaults have it.
 _BYTE_STREAM_SPLIT = "BYTE_STREAM_SPLIT"
 _DELTA = "DELTA_BINARY_PACKED"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import logging
 import pickle
@@ -11,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import fsspec
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -48,13 +49,6 @@ def _read_torch(content: bytes, url: str) -> Any:
 
 def _read_safetensors(content: bytes, url: str) -> Any:
     try:
-        library = importlib.import_module("safetensors.torch")
-    except ImportError as error:
-        raise CheckpointError(
-            f"{url} needs the package safetensors: install it, or give a file of torch.save"
-        ) from error
-    try:
-        return library.load(content)
-    except Exception as error:
-        # The library's own exception type is only known where it is installed.
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
         raise CheckpointError(f"{url} is not a safetensors file: {error}") from error
