@@ -66,7 +66,7 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
         raise TrainingError(f"{path}: not a training checkpoint: {problem}; delete it to start again") from error
 
 
-def check_identity(path: Path, found: dict[str, Plain], expected: dict[str, Plain]) -> None:
+def check_identity(path: Path | str, found: dict[str, Plain], expected: dict[str, Plain]) -> None:
     """Raise TrainingError unless the checkpoint at `path` is of the run that is to be continued."""
     differing = [
         f"{name} {found.get(name)} instead of {expected.get(name)}"

@@ -1,0 +1,101 @@
+"""From the command line's teachers to a classroom that is fit to teach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datalake.sample import Sample
+from teachers import lidar
+from teachers.card import TeacherCard, TeacherError, read_card
+from teachers.classroom import LocalClassroom
+from teachers.load import load_teacher
+from teachers.remembered import RememberedTeacher
+from teachers.sanity import SanityReport, check_teacher
+from teachers.target import Target
+from teachers.teacher import Teacher
+
+
+def parse_teachers(arguments: Sequence[str]) -> dict[str, str]:
+    """Return name -> URL for arguments like `spvcnn=/teachers/spvcnn`, or nothing for `none`.
+
+    Raises TeacherError where one is neither.
+    """
+    if tuple(arguments) == ("none",):
+        return {}
+    named = {}
+    for argument in arguments:
+        name, equals, url = argument.partition("=")
+        if not equals or not name.isidentifier() or not url:
+            raise TeacherError(f"--teachers {argument}: expected NAME=FOLDER, or none alone")
+        if name in named:
+            raise TeacherError(f"--teachers {argument}: {name} is given twice")
+        named[name] = url
+    return named
+
+
+def read_cards(teachers: dict[str, str]) -> dict[str, TeacherCard]:
+    """Return the teachers' cards by the names that the student calls them."""
+    return {name: read_card(url) for name, url in teachers.items()}
+
+
+def look_at_points(cards: Iterable[TeacherCard]) -> bool:
+    """Return whether one of the teachers needs the lidar's points."""
+    return any(card.architecture == lidar.ARCHITECTURE for card in cards)
+
+
+class NamedTeacher:
+    """A teacher under the name that the student calls it."""
+
+    def __init__(self, name: str, teacher: Teacher) -> None:
+        self.name, self._teacher = name, teacher
+
+    @property
+    def card(self) -> TeacherCard:
+        """The teacher's own card, renamed."""
+        return replace(self._teacher.card, name=self.name)
+
+    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+        """Return the teacher's answer."""
+        return self._teacher.look(samples, height, width)
+
+
+def open_classroom(
+    teachers: dict[str, str], grid: tuple[int, int], device: torch.device, remember: Path | None
+) -> LocalClassroom:
+    """Return the teachers in this process.
+
+    remember: a folder in which answers are kept, for runs that show the same frames again
+    """
+    loaded: list[Teacher] = []
+    for name, url in teachers.items():
+        teacher: Teacher = load_teacher(url, device)
+        if remember is not None:
+            teacher = RememberedTeacher(teacher, remember)
+        loaded.append(NamedTeacher(name, teacher))
+    return LocalClassroom(loaded, grid, device=device)
+
+
+def examine_teachers(
+    teachers: dict[str, str], batches: Sequence[Sequence[Sample]], grid: tuple[int, int], device: torch.device
+) -> dict[str, SanityReport]:
+    """Return what is seen of each teacher on a few batches; raises TeacherError where one is not fit to teach."""
+    return {name: check_teacher(load_teacher(url, device), batches, *grid) for name, url in teachers.items()}
+
+
+def class_shares(classroom: LocalClassroom, batches: Iterable[Sequence[Sample]]) -> dict[str, Tensor]:
+    """Return, for each teacher of classes, float32 [K]: which share of the cells it gives to each class."""
+    counts = {
+        name: torch.zeros(card.channels, dtype=torch.float64)
+        for name, card in classroom.cards.items()
+        if card.kind == "classes"
+    }
+    for _, targets in classroom.follow(batches):
+        for name, count in counts.items():
+            target = targets[name]
+            count += torch.bincount(target.values[target.valid].flatten().cpu(), minlength=len(count))
+    return {name: (count / count.sum().clamp(min=1)).float() for name, count in counts.items()}

@@ -1,0 +1,362 @@
+"""Train a student from a lake: `python pipelines/train.py --lake URL --out URL --teachers NAME=FOLDER …`.
+
+    OUT/checkpoint.pt     the student and its training, replaced as a whole every so many steps
+    OUT/history.jsonl     a line for each step: losses, rates, throughput, waiting
+    OUT/tensorboard/      the same for TensorBoard
+
+Run it again after any interruption, with the same settings, and it goes on where it was. It runs by itself, or as
+`ray job submit --working-dir . -- python pipelines/train.py …` on a cluster. With `--workers 0` the training runs in
+this process; otherwise Ray Train starts so many workers, and starts them again when one is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import ray.train
+import torch
+import tyro
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.torch import TorchTrainer
+from rich.console import Console
+from torch import Tensor
+
+from datalake.commit import LakeError
+from datalake.lake import Lake, open_lake
+from pipelines.classrooms import (
+    class_shares,
+    examine_teachers,
+    look_at_points,
+    open_classroom,
+    parse_teachers,
+    read_cards,
+)
+from pipelines.cluster import cluster
+from pipelines.curriculum import Frames, check_strangers, labelled_segments, mixed_batches, read_boxes
+from pipelines.place import absolute
+from pipelines.progress import ProgressBar
+from student.anchors import AnchorReport, anchor_recall, fit_anchors
+from student.config import AnchorShapes, BranchSpec, Feed, Preset, StudentConfig, StudentError
+from student.detector import Student
+from student.imitation import balanced_weights
+from student.training.folder import RunFolder
+from student.training.lesson import Lesson, LossWeights
+from student.training.loop import LoopConfig, Plan, Trained, train
+from student.training.world import World
+from teachers.card import TeacherError
+from teachers.training.failure import TrainingError
+from teachers.training.loop import identity_of
+
+Listen = Literal["real", "shuffled", "none"]
+Anchors = Literal["fitted", "paper"]
+
+# torchvision's own, which the paper took: made for pictures of 1333 pixels.
+_PAPER_ANCHORS = AnchorShapes(sizes=((32,), (64,), (128,), (256,)), ratios=(0.5, 1.0, 2.0))
+_LEVELS = 4
+# Pictures that each teacher looks at before the training.
+_SURVEY = 48
+_SURVEY_BATCH = 8
+_TOLD = ("accuracy", "mIoU")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a Faster R-CNN with a depth head that listens to frozen teachers."""
+
+    # The lake: a local path, s3:// or gs://.
+    lake: str
+    # The checkpoint and the logs go here: a local folder or any fsspec URL.
+    out: str
+    # Teachers as NAME=FOLDER, or none alone.
+    teachers: tuple[str, ...] = ("none",)
+    # Whether the student hears its teachers. Controls: `shuffled` gives each picture what they say of another, `none`
+    # keeps their branches but no teacher is asked.
+    listen: Listen = "real"
+    # The student's architecture.
+    preset: Preset = "classroom"
+    # Pixels per cell on which the default student imitates.
+    stride: Literal[4, 8] = 4
+    # What a branch passes on to the detector: what it says, the features behind that, or both.
+    feed: Feed = "both"
+    # Anchors fitted to the labelled boxes, or the paper's.
+    anchors: Anchors = "fitted"
+    # The training stops before it starts where anchors overlap a smaller share of the boxes by IoU 0.5.
+    min_anchor_recall: float = 0.6
+    # Seed of weights, order and chance.
+    seed: int = 0
+    # The split to train on. Teachers must not have seen it.
+    split: str = "train"
+    # The lake's snapshot; the newest by default. A run that goes on needs the one that it began with.
+    snapshot: int | None = None
+    # Cameras to look through.
+    cameras: tuple[str, ...] = ("FRONT",)
+    # Width and height that pictures are scaled to.
+    image_size: tuple[int, int] = (384, 256)
+    # This share of the segments keeps its labels; on the others the student learns from its teachers alone.
+    labelled_fraction: float = 1.0
+    # Decides which segments keep their labels.
+    label_seed: int = 0
+    # Pictures per step, over all workers.
+    batch: int = 6
+    # Of these, pictures without labels, where there are any and a teacher to learn from.
+    unlabelled: int = 3
+    # Folder in which teachers' answers are kept, for runs that show the same frames again; by default they look anew.
+    remember: str | None = None
+    # Workers of Ray Train; 0: this process alone.
+    workers: int = 0
+    # How often lost workers are started again.
+    max_failures: int = 3
+    # Where this process trains: cpu, cuda, cuda:1 …; by default on the GPU if there is one. Workers of Ray Train take
+    # a GPU each where the cluster has them.
+    device: str = "auto"
+    # How much each loss counts.
+    weights: LossWeights = field(default_factory=LossWeights)
+    # How long and how fast.
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Syllabus:
+    """All that a worker needs to know; found out once, before the first step.
+
+    teachers: name -> folder of those who are asked
+    class_weights: of each teacher of classes
+    labelled, unlabelled: pictures per step over all workers; segments of either kind
+    """
+
+    config: Train
+    snapshot: int
+    student: StudentConfig
+    teachers: dict[str, str]
+    class_weights: dict[str, Tensor]
+    labelled: int
+    unlabelled: int
+    labelled_segments: frozenset[str]
+    unlabelled_segments: frozenset[str]
+
+
+def plan_training(config: Train, console: Console, progress: Callable[[str, int, int, str], None]) -> Syllabus:
+    """Look at lake and teachers, print what was found, and return what the workers need.
+
+    Raises LakeError, TeacherError or StudentError where the training would be in vain.
+    """
+    lake = open_lake(absolute(config.lake), config.snapshot)
+    named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
+    cards = read_cards(named)
+    check_strangers(cards, lake, [config.split])
+    with_labels, without = labelled_segments(lake, config.split, config.labelled_fraction, config.label_seed)
+    listening = bool(named) and config.listen != "none"
+    unlabelled = config.unlabelled if listening and without else 0
+    if not 0 <= unlabelled < config.batch:
+        raise StudentError(f"--unlabelled {unlabelled}: expected fewer than the {config.batch} pictures of a batch")
+    if config.listen == "shuffled" and config.batch // max(1, config.workers) < 2:
+        raise StudentError("--listen shuffled: a worker needs two pictures, to give one what is said of the other")
+
+    frames = _frames(config, lake, points=False, segments=with_labels)
+    boxes = read_boxes(frames)
+    shapes = fit_anchors(boxes, levels=_LEVELS) if config.anchors == "fitted" else _PAPER_ANCHORS
+    student = _student_config(config, tuple(BranchSpec.of(name, card) for name, card in cards.items()), shapes)
+    width, height = config.image_size
+    grid = student.grid(height, width)
+    report = anchor_recall(student, boxes, (height, width))
+    _check_anchors(config, report, console)
+    console.print(
+        f"{len(with_labels):,} segments with labels, {len(without):,} without;"
+        f" {config.batch - unlabelled} and {unlabelled} pictures of a batch",
+        highlight=False,
+    )
+    weights = {}
+    if listening:
+        device = _device(config.device)
+        survey = _frames(config, lake, points=look_at_points(cards.values()), segments=None)
+        batches = []
+        for batch in survey.stream(_SURVEY_BATCH, shuffle=True, panoptic=True).loader():
+            batches.append(batch)
+            progress("survey", len(batches) * _SURVEY_BATCH, _SURVEY, "pictures")
+            if len(batches) * _SURVEY_BATCH >= _SURVEY:
+                break
+        for name, seen in examine_teachers(named, batches, grid, device).items():
+            figures = ", ".join(f"{figure} {seen.figures[figure]:.2f}" for figure in _TOLD if figure in seen.figures)
+            answers = f"answers for {seen.valid_share:.0%} of the cells"
+            console.print(
+                f"teacher {name}: {answers}; {figures or 'nothing to compare with'}",
+                soft_wrap=True,
+                highlight=False,
+            )
+        shares = class_shares(open_classroom(named, grid, device, None), batches)
+        weights = {name: balanced_weights(share) for name, share in shares.items()}
+    return Syllabus(
+        config=config,
+        snapshot=lake.snapshot,
+        student=student,
+        teachers=named if listening else {},
+        class_weights=weights,
+        labelled=config.batch - unlabelled,
+        unlabelled=unlabelled,
+        labelled_segments=with_labels,
+        unlabelled_segments=without,
+    )
+
+
+def attend(
+    syllabus: Syllabus, world: World, progress: Callable[[int, Mapping[str, float]], None] = lambda _step, _values: None
+) -> Trained:
+    """Train as one of the workers, from the checkpoint if there is one."""
+    config = syllabus.config
+    lake = open_lake(absolute(config.lake), syllabus.snapshot)
+    cards = read_cards(syllabus.teachers)
+    points = look_at_points(cards.values())
+    labelled = _frames(config, lake, points=points, segments=syllabus.labelled_segments)
+    unlabelled = _frames(config, lake, points=points, segments=syllabus.unlabelled_segments)
+    classroom = None
+    if syllabus.teachers:
+        width, height = config.image_size
+        remember = Path(absolute(config.remember)) if config.remember else None
+        classroom = open_classroom(syllabus.teachers, syllabus.student.grid(height, width), world.device, remember)
+    # Weights that do not depend on what was drawn before.
+    torch.manual_seed(config.seed)
+    lesson = Lesson(Student(syllabus.student), config.weights, syllabus.class_weights)
+    plan = Plan(
+        batches=mixed_batches(
+            labelled, syllabus.labelled, unlabelled, syllabus.unlabelled, rank=world.rank, world_size=world.size
+        ),
+        labelled=syllabus.labelled,
+        unlabelled=syllabus.unlabelled,
+        classroom=classroom,
+        seed=config.seed,
+        identity=_identity(config, lake, syllabus),
+        teaching="shuffled" if config.listen == "shuffled" else "real",
+    )
+    folder = RunFolder(absolute(config.out))
+    return train(lesson, config.loop, plan, folder, world=world, progress=progress)
+
+
+def run(config: Train, console: Console) -> int:
+    """Train, print a closing line, and return the exit status 0."""
+    with ProgressBar(console) as bar:
+        syllabus = plan_training(config, console, bar.update)
+    if config.workers:
+        with cluster():
+            _train_on_ray(syllabus)
+        trained = None
+    else:
+        with ProgressBar(console) as bar:
+            trained = attend(
+                syllabus,
+                World(device=_device(config.device)),
+                lambda step, _values: bar.update("train", step, config.loop.steps, "steps"),
+            )
+    took = f" in {trained.seconds:,.0f} s" if trained else ""
+    console.print(f"trained {config.loop.steps:,} steps{took}; {absolute(config.out)}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _train_on_ray(syllabus: Syllabus) -> None:
+    config = syllabus.config
+    gpu = ray.cluster_resources().get("GPU", 0) >= config.workers
+    folder = absolute(config.out)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"syllabus": syllabus},
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpu),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except WorkerGroupError as error:
+        reasons = [str(reason) for reason in error.worker_failures.values()]
+        raise TrainingError(f"a worker failed: {reasons[0].strip().splitlines()[-1]}") from error
+    if result.metrics and "stopped" in result.metrics:
+        raise TrainingError(str(result.metrics["stopped"]))
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """Run in each worker of Ray Train."""
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    world = World(context.get_world_rank(), context.get_world_size(), device)
+    syllabus: Syllabus = settings["syllabus"]
+    every = syllabus.config.loop.checkpoint_every
+
+    def tell(step: int, values: Mapping[str, float]) -> None:
+        if step % every == 0 or step == syllabus.config.loop.steps:
+            ray.train.report({"step": step, **values})
+            if world.rank == 0:
+                print(f"step {step:,} of {syllabus.config.loop.steps:,}: " + _line(values), flush=True)
+
+    try:
+        attend(syllabus, world, tell)
+    except (TrainingError, StudentError, TeacherError, LakeError) as error:
+        # Doing the same again would fail the same way: this is an answer, not a worker that was lost.
+        ray.train.report({"stopped": str(error)})
+
+
+def _line(values: Mapping[str, float]) -> str:
+    losses = ", ".join(f"{name[5:]} {value:.3f}" for name, value in values.items() if name.startswith("loss/"))
+    return f"{losses}; {values['images_per_second']:.1f} images/s"
+
+
+def _frames(config: Train, lake: Lake, *, points: bool, segments: frozenset[str] | None) -> Frames:
+    return Frames(
+        lake=lake,
+        split=config.split,
+        cameras=config.cameras,
+        image_size=config.image_size,
+        points=points,
+        seed=config.seed,
+        segments=segments,
+    )
+
+
+def _student_config(config: Train, branches: tuple[BranchSpec, ...], anchors: AnchorShapes) -> StudentConfig:
+    if config.preset == "paper":
+        return StudentConfig.paper(branches, anchors)
+    return StudentConfig(branches=branches, anchors=anchors, stride=config.stride, feed=config.feed)
+
+
+def _check_anchors(config: Train, report: AnchorReport, console: Console) -> None:
+    console.print(str(report), soft_wrap=True, highlight=False)
+    if report.recall[0.5] < config.min_anchor_recall:
+        raise StudentError(
+            f"anchors overlap only {report.recall[0.5]:.0%} of the boxes by IoU 0.5, --min-anchor-recall asks for"
+            f" {config.min_anchor_recall:.0%}: most objects would never be proposed; use --anchors fitted, a finer"
+            " stride, or lower the limit"
+        )
+
+
+def _identity(config: Train, lake: Lake, syllabus: Syllabus) -> dict[str, str | int | float | bool | None]:
+    """Return what decides about the result; where the answers are kept and how many workers there are does not."""
+    settings = identity_of(replace(config, out="", remember=None, workers=0, device="", max_failures=0))
+    kept = {name: value for name, value in settings.items() if name not in ("out", "remember", "workers", "device")}
+    cards = {f"teacher.{name}": card.weights_sha256 for name, card in read_cards(syllabus.teachers).items()}
+    return {**kept, **cards, "lake": lake.store.url, "snapshot": lake.snapshot, "teachers": ", ".join(cards)}
+
+
+def _device(name: str) -> torch.device:
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main() -> None:
+    """Run from the command line; bad input ends in one line and exit status 2."""
+    config = tyro.cli(Train, description=__doc__)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    try:
+        status = run(config, Console())
+    except (LakeError, TeacherError, TrainingError, StudentError, OSError) as error:
+        Console(stderr=True).print(f"train: {error}", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(2)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The student: a Faster R-CNN with a depth head that imitates its teachers on the way to its detections."""

@@ -1,0 +1,61 @@
+"""From pictures to a feature pyramid, by way of the branches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from student.branch import FreeBranch, ImitationBranch
+from student.config import StudentConfig
+from student.layers import ConvNorm
+from student.trunk import build_trunk
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """What the backbone makes of B pictures.
+
+    pyramid: [B, width, h, w] on the imitation's grid, and further levels at half the resolution each
+    said: what each branch says to its teacher, float32 [B, channels, h, w]; logits where the teacher tells classes
+    """
+
+    pyramid: tuple[Tensor, ...]
+    said: dict[str, Tensor]
+
+
+class Backbone(nn.Module):
+    """Trunk, branches, fusion and pyramid (paper, figure 1).
+
+    The pyramid climbs from the fused map, so that every level has heard what the branches have to say; where the
+    trunk has a map of the same resolution, it joins in.
+    """
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        norm, width = config.norm, config.width
+        self.trunk = build_trunk(config)
+        inputs = self.trunk.width
+        self.branches = nn.ModuleDict({spec.name: ImitationBranch(spec, inputs, config) for spec in config.branches})
+        self.free = FreeBranch(inputs, config)
+        self.fuse = ConvNorm(config.branch_width * (1 + len(config.branches)), width, 1, norm=norm)
+        levels = config.levels - 1
+        self.climb = nn.ModuleList(ConvNorm(width, width, 3, norm=norm, stride=2) for _ in range(levels))
+        joined = self.trunk.coarse_widths[:levels]
+        self.join = nn.ModuleList(ConvNorm(coarse, width, 1, norm=norm, relu=False) for coarse in joined)
+
+    def forward(self, pictures: Tensor) -> Features:
+        """Return the features of pictures float32 [B, 3, H, W], normalised."""
+        view = self.trunk(pictures)
+        said, parts = {}, [self.free(view.fine)]
+        for name, branch in self.branches.items():
+            said[name], part = branch(view.fine)
+            parts.append(part)
+        pyramid = [self.fuse(torch.cat(parts, 1))]
+        for number, climb in enumerate(self.climb):
+            level = climb(pyramid[-1])
+            if number < len(self.join):
+                level = level + self.join[number](view.coarse[number])
+            pyramid.append(level)
+        return Features(tuple(pyramid), said)

@@ -1,0 +1,262 @@
+"""The figures of a run as charts, each the bytes of a PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import ArrayLike, NDArray
+
+from student.report.colours import CLASS_COLOURS, SERIES
+
+Floats = NDArray[np.float64]
+
+_INK, _MUTED, _GRID = "#22262b", "#6b7280", "#e5e7eb"
+_DPI = 130
+_PANEL_IN = (3.9, 2.6)
+_COLUMNS = 3
+
+# The smoothed curve is the mean over this share of all steps.
+_SMOOTHED_SHARE = 0.03
+# A loss that falls by more than this factor is drawn on a logarithmic axis, lest its end look flat.
+_LOGARITHMIC_FROM = 30.0
+
+_DEPTH_BINS_M = (0, 10, 20, 30, 40, 50, 60, 75, np.inf)
+_BAND = 0.25
+
+
+class Curve(Protocol):
+    """What is drawn of a `student.evaluation.detection.PrecisionRecall`."""
+
+    @property
+    def class_name(self) -> str:
+        """Whose curve it is."""
+
+    @property
+    def recall(self) -> Any:
+        """Share of the objects that are found: float [n], evenly from 0 to 1."""
+
+    @property
+    def precision(self) -> Any:
+        """Share of the detections that are right: float [n], 0 at a recall that is not reached."""
+
+
+def training_curves(history: Sequence[Mapping[str, float]]) -> bytes:
+    """Return a chart of a run's log: a panel for each `loss/<name>`, and for pace, rate, gradient and waiting.
+
+    history: rows as `teachers.training.history.read_history` has them, each with `step`; a row may lack some of
+        `learning_rate`, `gradient_norm`, `images_per_second`, `wait/data` and `wait/teachers` (shares of the time)
+    """
+    names = list(dict.fromkeys(name for row in history for name in row))
+    losses = [name for name in names if name.startswith("loss/")]
+    rest = [name for name in ("learning_rate", "gradient_norm", "images_per_second") if name in names]
+    waits = [name for name in ("wait/data", "wait/teachers") if name in names]
+    if not losses + rest + waits:
+        raise ValueError(f"the history has no loss and nothing else to draw: {len(history)} rows of {names}")
+    figure, panels = _panels(len(losses) + len(rest) + bool(waits))
+    for axes, name in zip(panels, losses, strict=False):
+        steps, values = _series(history, name)
+        _draw_smoothed(axes, steps, values, SERIES[0])
+        told = values[np.isfinite(values)]
+        logarithmic = len(told) and told.min() > 0 and told.max() > _LOGARITHMIC_FROM * told.min()
+        if logarithmic:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=min(0.0, float(told.min(initial=0.0))))
+        title = f"loss: {name.removeprefix('loss/')}"
+        _finish(axes, title, "step", "loss (logarithmic)" if logarithmic else "loss")
+    for axes, name in zip(panels[len(losses) :], rest, strict=False):
+        steps, values = _series(history, name)
+        if name == "learning_rate":
+            axes.plot(steps, values, color=SERIES[2], linewidth=1.8)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        else:
+            _draw_smoothed(axes, steps, values, SERIES[3] if name == "gradient_norm" else SERIES[1])
+        axes.set_ylim(bottom=0)
+        unit = {"learning_rate": "learning rate", "gradient_norm": "norm", "images_per_second": "images / s"}[name]
+        title = {"images_per_second": "throughput"}.get(name, name.replace("_", " "))
+        _finish(axes, title, "step", unit)
+    if waits:
+        axes = panels[-1]
+        for name, colour in zip(waits, (SERIES[0], SERIES[4]), strict=False):
+            _draw_smoothed(axes, *_series(history, name), colour, f"for {name.removeprefix('wait/')}")
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        _legend(axes)
+        _finish(axes, "waiting", "step", "share of the time")
+    for axes in panels:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return _png(figure)
+
+
+def precision_recall(curves: Sequence[Curve]) -> bytes:
+    """Return a chart of every class's precision over its recall, in the class's colour, with the mean precision."""
+    figure = _figure(5.8, 4.4)
+    axes = figure.add_subplot()
+    for curve in curves:
+        recall, precision = np.asarray(curve.recall, np.float64), np.asarray(curve.precision, np.float64)
+        colour = _on_white(curve.class_name)
+        reached = precision > 0
+        label = f"{curve.class_name}  AP {float(precision.mean()):.1%}"
+        axes.plot(recall[reached], precision[reached], color=colour, linewidth=2.2, label=label)
+        # Where a curve ends matters: what lies beyond is not found at any score.
+        axes.plot(recall[reached][-1:], precision[reached][-1:], "o", color=colour, markersize=5)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    if curves:
+        _legend(axes)
+    _finish(axes, "precision and recall", "recall (share of the objects found)", "precision (share that is right)")
+    return _png(figure)
+
+
+def depth_errors(true_m: ArrayLike, predicted_m: ArrayLike) -> bytes:
+    """Return predicted against true distances, with a band of ±25 %, and the relative error bin by bin.
+
+    true_m, predicted_m: float [n] in metres; pairs in which one is not finite, or the truth not above 0, are left out
+    """
+    true, predicted = np.asarray(true_m, np.float64), np.asarray(predicted_m, np.float64)
+    if true.ndim != 1 or true.shape != predicted.shape:
+        raise ValueError(f"Expected two arrays [n], got: {list(true.shape)} and {list(predicted.shape)}")
+    told = np.isfinite(true) & np.isfinite(predicted) & (true > 0)
+    true, predicted = true[told], predicted[told]
+    figure = _figure(9.6, 4.2)
+    scatter, bins = figure.subplots(1, 2)
+
+    end = 80.0 if not len(true) else 1.05 * float(max(true.max(), np.percentile(predicted, 99.5)))
+    line = np.array([0.0, end])
+    scatter.fill_between(line, line * (1 - _BAND), line * (1 + _BAND), color=_GRID, label=f"± {_BAND:.0%}", zorder=1)
+    scatter.plot(line, line, color=_MUTED, linewidth=1, label="right", zorder=2)
+    alpha = float(np.clip(15 / max(1, len(true)) ** 0.5, 0.08, 0.8))
+    scatter.scatter(true, predicted, s=14, color=SERIES[0], alpha=alpha, linewidths=0, zorder=3)
+    scatter.set_xlim(0, end)
+    scatter.set_ylim(0, end)
+    scatter.set_aspect("equal")
+    _legend(scatter, "upper left")
+    _finish(scatter, f"distance of {len(true):,} objects", "true distance [m]", "predicted distance [m]")
+
+    relative = np.abs(predicted - true) / true
+    which = np.digitize(true, _DEPTH_BINS_M) - 1
+    counts = np.bincount(which, minlength=len(_DEPTH_BINS_M) - 1)
+    means = np.array([relative[which == i].mean() if counts[i] else 0.0 for i in range(len(counts))])
+    places = np.arange(len(counts))
+    bins.bar(places, means, color=SERIES[5], width=0.72)
+    if len(true):
+        overall = float(relative.mean())
+        bins.axhline(overall, color=SERIES[1], linewidth=1.4, linestyle="--", label=f"all: {overall:.1%}")
+        _legend(bins, "upper left")
+    bins.set_ylim(0, max(0.05, 1.25 * float(means.max())))
+    low, high = _DEPTH_BINS_M[:-1], _DEPTH_BINS_M[1:]
+    names = [f"{a:g} to {b:g}" if np.isfinite(b) else f"> {a:g}" for a, b in zip(low, high, strict=True)]
+    bins.set_xticks(places, [f"{name}\n({count:,})" for name, count in zip(names, counts, strict=True)])
+    bins.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _finish(bins, "AbsRel by distance", "true distance [m] (number of objects)", "mean |error| / true distance")
+    return _png(figure)
+
+
+def arms(table: Mapping[str, Sequence[float]], title: str, metric: str) -> bytes:
+    """Return an ablation's chart: each seed's result as a point, each arm's mean and standard deviation beside it.
+
+    The first arm is the one to compare with: its mean ± standard deviation is a band behind all others.
+
+    table: the results of an arm's seeds, by the arm's name, one or more each
+    metric: what the numbers are, with their unit
+    """
+    if empty := [name for name, values in table.items() if not len(values)]:
+        raise ValueError(f"arm {empty[0]!r} has no result")
+    if not table:
+        raise ValueError("Expected one arm or more, got: none")
+    figure = _figure(7.6, 1.3 + 0.62 * len(table))
+    axes = figure.add_subplot()
+    for row, results in enumerate(table.values()):
+        values = np.asarray(results, np.float64)
+        mean, spread = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        colour = SERIES[row % len(SERIES)]
+        if row == 0:
+            axes.axvspan(mean - spread, mean + spread, color=_GRID, linewidth=0, zorder=0)
+            axes.axvline(mean, color=_MUTED, linewidth=1, linestyle="--", zorder=1)
+        axes.errorbar(
+            mean, row + 0.16, xerr=spread, fmt="D", color=colour, markersize=6.5, capsize=4, linewidth=2, zorder=4
+        )
+        axes.scatter(values, np.full(len(values), row - 0.16), s=34, color=colour, alpha=0.55, linewidths=0, zorder=3)
+        text = f"{mean:.4g} ± {spread:.2g}" if len(values) > 1 else f"{mean:.4g}"
+        axes.annotate(
+            f"{text}   n = {len(values)}",
+            (1.015, row),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+            color=_INK,
+            annotation_clip=False,
+        )
+    axes.set_yticks(range(len(table)), list(table))
+    axes.set_ylim(len(table) - 0.45, -0.55)
+    axes.margins(x=0.08)
+    _finish(axes, title, f"{metric}   (dots: seeds; diamond: mean ± standard deviation; band: the first arm)", "")
+    axes.grid(visible=False, axis="y")
+    return _png(figure)
+
+
+def _series(history: Sequence[Mapping[str, float]], name: str) -> tuple[Floats, Floats]:
+    rows = [(row["step"], row[name]) for row in history if name in row]
+    steps, values = np.array(rows, np.float64).reshape(-1, 2).T
+    return steps, values
+
+
+def _draw_smoothed(axes: Axes, steps: Floats, values: Floats, colour: str, label: str | None = None) -> None:
+    axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
+    axes.plot(steps, _smooth(values), color=colour, linewidth=1.8, label=label)
+
+
+def _smooth(values: Floats) -> Floats:
+    """Return the mean of each value and its neighbours on both sides, as many as there are; NaN does not count."""
+    half = int(_SMOOTHED_SHARE * len(values) / 2)
+    told = np.isfinite(values)
+    sums = np.concatenate(([0.0], np.cumsum(np.where(told, values, 0.0))))
+    counts = np.concatenate(([0], np.cumsum(told)))
+    here = np.arange(len(values))
+    first, last = np.maximum(here - half, 0), np.minimum(here + half + 1, len(values))
+    number = counts[last] - counts[first]
+    return np.where(number > 0, (sums[last] - sums[first]) / np.maximum(number, 1), np.nan)
+
+
+def _figure(width_in: float, height_in: float) -> Figure:
+    return Figure(figsize=(width_in, height_in), dpi=_DPI, layout="constrained", facecolor="white")
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    columns = min(_COLUMNS, count)
+    rows = -(-count // columns)
+    figure = _figure(columns * _PANEL_IN[0], rows * _PANEL_IN[1])
+    return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+
+
+def _finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    """Give axes the look that all charts share."""
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=_INK, pad=8)
+    axes.set_xlabel(x_label, fontsize=8.5, color=_MUTED)
+    axes.set_ylabel(y_label, fontsize=8.5, color=_MUTED)
+    axes.tick_params(which="both", labelsize=8, colors=_MUTED, labelcolor=_INK, length=0)
+    axes.grid(visible=True, color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(_MUTED)
+
+
+def _legend(axes: Axes, place: Literal["best", "upper left"] = "best") -> None:
+    axes.legend(loc=place, fontsize=8, frameon=False, labelcolor=_INK)
+
+
+def _on_white(class_name: str) -> str:
+    """Return a class's colour, darker where it is too bright for white paper."""
+    return "#b8a500" if class_name == "SIGN" else CLASS_COLOURS[class_name]
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()

@@ -1,0 +1,28 @@
+"""The colours of all pictures and charts: Okabe and Ito's, which colour-blind eyes tell apart as well."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+# By name, because the lake's types and the teachers' classes number them differently.
+CLASS_COLOURS = MappingProxyType(
+    {
+        "BACKGROUND": "#000000",
+        "VEHICLE": "#56b4e9",
+        "PEDESTRIAN": "#e69f00",
+        "SIGN": "#f0e442",
+        "CYCLIST": "#d55ea0",  # their purple with more of it: the original is pale on a street
+    }
+)
+
+# For the lines of charts, on white.
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+# Cells without an answer.
+INVALID = "#2b2b2b"
+
+
+def rgb(colour: str) -> tuple[int, int, int]:
+    """Return the three numbers within 0 … 255 of a colour written as #rrggbb."""
+    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
+    return red, green, blue

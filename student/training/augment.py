@@ -1,0 +1,44 @@
+"""Pictures mirrored and lit at random, with their labels and targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from datalake.sample import Objects
+from teachers.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What may happen to a picture."""
+
+    # Share of the pictures that are mirrored.
+    mirror: float = 0.5
+    # Brightness and contrast vary by a factor within 1 ± this.
+    light: float = 0.2
+
+
+def mirrored_objects(objects: Objects, width: int) -> Objects:
+    """Return the objects of a picture, `width` pixels wide, after it was mirrored."""
+    x0, y0, x1, y1 = objects.boxes.unbind(1)
+    return replace(objects, boxes=torch.stack([width - x1, y0, width - x0, y1], 1))
+
+
+def mirrored_target(target: Target, mirror: Tensor) -> Target:
+    """Return the target of pictures of which those in `mirror`, bool [B], were mirrored."""
+
+    def turn(values: Tensor) -> Tensor:
+        return torch.where(mirror[:, None, None, None].to(values.device), values.flip(-1), values)
+
+    confidence = None if target.confidence is None else turn(target.confidence)
+    return replace(target, values=turn(target.values), valid=turn(target.valid), confidence=confidence)
+
+
+def lit(pictures: Tensor, light: Tensor) -> Tensor:
+    """Return pictures float32 within 0 … 1 [B, 3, H, W] with brightness and contrast scaled by `light` [B, 2]."""
+    brightness, contrast = light.to(pictures.device)[:, :, None, None, None].unbind(1)
+    grey = pictures.mean((1, 2, 3), keepdim=True)
+    return (((pictures - grey) * contrast + grey) * brightness).clamp(0, 1)

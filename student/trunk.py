@@ -1,0 +1,88 @@
+"""What every branch sees: the picture's features on the grid of the imitation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from student.config import StudentConfig
+from student.layers import ConvNorm, stage
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """What a trunk makes of pictures.
+
+    fine: [B, width, h, w] on the imitation's grid
+    coarse: maps at half, a quarter … of that resolution, as many as the trunk has; [B, coarse_width, …] each
+    """
+
+    fine: Tensor
+    coarse: tuple[Tensor, ...]
+
+
+class PaperTrunk(nn.Module):
+    """A 7 x 7 convolution and two stages, all at the picture's own resolution (paper, section 3.1)."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        stem, first, second = config.stages
+        self.stem = ConvNorm(3, stem, 7, norm=config.norm)
+        self.first = stage(stem, first, config.blocks[0], norm=config.norm)
+        self.second = stage(first, second, config.blocks[1], norm=config.norm)
+        self.width = second
+        self.coarse_widths: tuple[int, ...] = ()
+
+    def forward(self, pictures: Tensor) -> View:
+        """Return the view of pictures float32 [B, 3, H, W]."""
+        return View(self.second(self.first(self.stem(pictures))), ())
+
+
+class ClassroomTrunk(nn.Module):
+    """Goes down to 1/32 of the resolution and up again, so that each cell knows what stands around it.
+
+    A branch of the paper's trunk sees 33 pixels; objects are up to 200 wide.
+    """
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        stem, *widths = config.stages
+        norm = config.norm
+        self.stem = nn.Sequential(
+            ConvNorm(3, stem, 3, norm=norm, stride=2), ConvNorm(stem, widths[0], 3, norm=norm, stride=2)
+        )
+        inputs = [widths[0], *widths[:-1]]
+        self.stages = nn.ModuleList(
+            stage(inputs[i], widths[i], config.blocks[i], norm=norm, stride=1 if i == 0 else 2)
+            for i in range(len(widths))
+        )
+        self.width = config.width
+        # At stride 8 nothing finer is needed on the way up.
+        self._finest = 0 if config.stride == 4 else 1
+        self.laterals = nn.ModuleList(
+            ConvNorm(channels, config.width, 1, norm=norm, relu=False) for channels in widths[self._finest :]
+        )
+        self.smooth = ConvNorm(config.width, config.width, 3, norm=norm)
+        self.coarse_widths = (config.width,) * (len(self.laterals) - 1)
+
+    def forward(self, pictures: Tensor) -> View:
+        """Return the view of pictures float32 [B, 3, H, W]; H and W are multiples of 32."""
+        features = self.stem(pictures)
+        down = []
+        for layers in self.stages:
+            features = layers(features)
+            down.append(features)
+        sides = [lateral(f) for lateral, f in zip(self.laterals, down[self._finest :], strict=True)]
+        up = sides[-1]
+        ups = [up]
+        for side in reversed(sides[:-1]):
+            up = side + interpolate(up, scale_factor=2.0, mode="nearest")
+            ups.append(up)
+        return View(self.smooth(ups.pop()), tuple(reversed(ups)))
+
+
+def build_trunk(config: StudentConfig) -> PaperTrunk | ClassroomTrunk:
+    """Return the trunk of the configuration's preset."""
+    return PaperTrunk(config) if config.preset == "paper" else ClassroomTrunk(config)

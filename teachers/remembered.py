@@ -1,0 +1,100 @@
+"""What teachers said, kept in a folder: asked about a picture again, they need not look again.
+
+    <folder>/<name>-<weights>-<h>x<w>-<picture>/<segment>/<timestamp_us>-<camera>.safetensors
+
+For studies that show the same frames to many students. The answer to one picture takes 50 kB or so; for a whole data
+set of them `teachers.cached`, or looking every time, is cheaper.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from datalake.sample import Sample
+from teachers.card import TeacherCard, TeacherError
+from teachers.target import SparseTarget, Target
+from teachers.teacher import Teacher
+
+
+class RememberedTeacher:
+    """A teacher that looks at a picture once, and remembers its answer in the precision in which targets travel.
+
+    Answers are of the pictures as the lake has them; several processes may share the folder. Where the sample has no
+    points because none were read, a lidar teacher can still answer what it remembers.
+    """
+
+    def __init__(self, teacher: Teacher, folder: Path) -> None:
+        self._teacher, self._folder = teacher, folder
+
+    @property
+    def card(self) -> TeacherCard:
+        """Of the teacher that is asked."""
+        return self._teacher.card
+
+    def remembers(self, sample: Sample, height: int, width: int) -> bool:
+        """Return whether the answer to the sample is there."""
+        return self._path(sample, height, width).exists()
+
+    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+        """Return the answer to the samples on a grid of `height` x `width`; only new ones are looked at."""
+        paths = [self._path(sample, height, width) for sample in samples]
+        new = [(sample, path) for sample, path in zip(samples, paths, strict=True) if not path.exists()]
+        if new:
+            answer = self._teacher.look([sample for sample, _ in new], height, width)
+            for place, (_, path) in enumerate(new):
+                _write(path, _one(answer, place).to_sparse().to("cpu"))
+        targets = [_read(path, sample).to_dense() for path, sample in zip(paths, samples, strict=True)]
+        told = all(target.confidence is not None for target in targets)
+        return Target(
+            tuple(sample.key for sample in samples),
+            torch.cat([target.values for target in targets]),
+            torch.cat([target.valid for target in targets]),
+            torch.cat([target.confidence for target in targets if target.confidence is not None]) if told else None,
+        )
+
+    def _path(self, sample: Sample, height: int, width: int) -> Path:
+        card, key = self.card, sample.key
+        picture = "x".join(map(str, sample.image.shape[1:]))
+        asked = f"{card.name}-{card.weights_sha256[:16]}-{height}x{width}-{picture}"
+        return self._folder / asked / key.segment / f"{key.timestamp_us}-{key.camera}.safetensors"
+
+
+def _one(target: Target, place: int) -> Target:
+    chosen = slice(place, place + 1)
+    confidence = None if target.confidence is None else target.confidence[chosen]
+    return Target(target.keys[chosen], target.values[chosen], target.valid[chosen], confidence)
+
+
+def _write(path: Path, target: SparseTarget) -> None:
+    """Write the answer to one picture: whoever reads it finds all of it or nothing."""
+    tensors = {"shape": torch.tensor(target.shape), "values": target.values.contiguous()}
+    if target.index is not None:
+        tensors["index"] = target.index.int()
+    if target.confidence is not None:
+        tensors["confidence"] = target.confidence.contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".unfinished", delete=False) as file:
+        file.write(safetensors.torch.save(tensors))
+    os.replace(file.name, path)  # noqa: PTH105 - the name is a string
+
+
+def _read(path: Path, sample: Sample) -> SparseTarget:
+    try:
+        tensors = safetensors.torch.load(path.read_bytes())
+        batch, channels, height, width = tensors["shape"].tolist()
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise TeacherError(f"{path}: not a remembered answer: {error}; delete it") from error
+    index = tensors.get("index")
+    return SparseTarget(
+        (sample.key,),
+        (batch, channels, height, width),
+        tensors["values"],
+        None if index is None else index.long(),
+        tensors.get("confidence"),
+    )
