@@ -7,8 +7,6 @@ Run it again and it goes on where it was: drives that are written and segments t
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import os
 import sys
@@ -31,6 +29,7 @@ from datalake.verify import verify
 from pipelines.build_lake import summary
 from pipelines.cluster import cluster
 from pipelines.progress import ProgressBar
+from student.report.page import Page
 
 # Splits are of whole segments, and from different seeds: no street is in two of them.
 _SEEDS = {"train": 1, "val": 2}
@@ -112,24 +111,20 @@ def _simulate(config: Demo, drives: DriveConfig, split: str, bar: ProgressBar) -
 def _write_report(lake: Lake, out: Path) -> Path:
     """Draw a frame of every segment and write one self-contained page with the pictures and the figures."""
     mpl.use("agg")
-    figures = []
+    page = Page("ClassroomNet: the lake")
+    page.heading("What it looks like")
     for commit in lake.commits:
         path = out / "pictures" / f"{commit.split}-{commit.segment}.png"
         save_frame(lake, commit.split, commit.segment, commit.frames // 2, commit.cameras[0], path)
         caption = f"{commit.split} · {commit.segment} · {commit.frames} frames · {commit.points:,} points"
-        encoded = base64.b64encode(path.read_bytes()).decode()
-        image = f'<img src="data:image/png;base64,{encoded}">'
-        figures.append(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
+        page.picture(path.read_bytes(), caption)
     text = Console(file=io.StringIO(), record=True, width=100)
     print_info(lake, text)
-    page = out / "report.html"
-    page.write_text(
-        "<!doctype html><meta charset='utf-8'><title>ClassroomNet: the lake</title>"
-        "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem}"
-        "img{width:100%}figure{margin:0 0 2rem}figcaption{color:#555}pre{line-height:1.15;overflow-x:auto}</style>"
-        f"<h1>The lake</h1>{''.join(figures)}<h2>What it holds</h2><pre>{html.escape(text.export_text())}</pre>"
-    )
-    return page.absolute()
+    page.heading("What it holds")
+    page.preformatted(text.export_text())
+    path = (out / "report.html").absolute()
+    page.write(path)
+    return path
 
 
 def main() -> None:
