@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from datalake.sample import Sample
+from datalake.waymo.frame import CAMERAS
+from pipelines.curriculum import Frames
 from teachers import lidar
 from teachers.card import TeacherCard, TeacherError, read_card
 from teachers.classroom import LocalClassroom
 from teachers.load import load_teacher
-from teachers.remembered import RememberedTeacher
+from teachers.remembered import RememberedTeacher, remembered_count, remembered_folder
 from teachers.sanity import SanityReport, check_teacher
 from teachers.target import Target
 from teachers.teacher import Teacher
@@ -99,3 +101,18 @@ def class_shares(classroom: LocalClassroom, batches: Iterable[Sequence[Sample]])
             target = targets[name]
             count += torch.bincount(target.values[target.valid].flatten().cpu(), minlength=len(count))
     return {name: (count / count.sum().clamp(min=1)).float() for name, count in counts.items()}
+
+
+def all_remembered(teachers: dict[str, str], frames: Frames, grid: tuple[int, int], folder: Path) -> bool:
+    """Return whether the folder has every teacher's answer to every one of the frames."""
+    width, height = frames.image_size
+    cameras = {str(CAMERAS.index(camera)) for camera in frames.cameras}
+    pictures = {
+        commit.segment: sum(camera in cameras for group in commit.chunks for camera in group)
+        for commit in frames.chosen.in_split(frames.split)
+    }
+    for url in teachers.values():
+        answers = remembered_folder(folder, read_card(url), grid, (height, width))
+        if any(remembered_count(answers / segment) < count for segment, count in pictures.items()):
+            return False
+    return True

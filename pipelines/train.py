@@ -30,6 +30,7 @@ from torch import Tensor
 from datalake.commit import LakeError
 from datalake.lake import Lake, open_lake
 from pipelines.classrooms import (
+    all_remembered,
     class_shares,
     examine_teachers,
     look_at_points,
@@ -78,6 +79,8 @@ class Train:
     # Whether the student hears its teachers. Controls: `shuffled` gives each picture what they say of another, `none`
     # keeps their branches but no teacher is asked.
     listen: Listen = "real"
+    # Teachers who are not asked, though the student has a branch for them.
+    deaf_to: tuple[str, ...] = ()
     # The student's architecture.
     preset: Preset = "classroom"
     # Pixels per cell on which the default student imitates.
@@ -151,7 +154,12 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
     cards = read_cards(named)
     check_strangers(cards, lake, [config.split])
     with_labels, without = labelled_segments(lake, config.split, config.labelled_fraction, config.label_seed)
-    listening = bool(named) and config.listen != "none"
+    if unknown := sorted(set(config.deaf_to) - named.keys()):
+        raise TeacherError(
+            f"--deaf-to {unknown[0]}: expected one of the teachers {', '.join(named) or '(there is none)'}"
+        )
+    heard = {name: url for name, url in named.items() if config.listen != "none" and name not in config.deaf_to}
+    listening = bool(heard)
     unlabelled = config.unlabelled if listening and without else 0
     if not 0 <= unlabelled < config.batch:
         raise StudentError(f"--unlabelled {unlabelled}: expected fewer than the {config.batch} pictures of a batch")
@@ -174,14 +182,15 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
     weights = {}
     if listening:
         device = _device(config.device)
-        survey = _frames(config, lake, points=look_at_points(cards.values()), segments=None)
+        points = look_at_points(cards[name] for name in heard)
+        survey = _frames(config, lake, points=points, segments=None)
         batches = []
         for batch in survey.stream(_SURVEY_BATCH, shuffle=True, panoptic=True).loader():
             batches.append(batch)
             progress("survey", len(batches) * _SURVEY_BATCH, _SURVEY, "pictures")
             if len(batches) * _SURVEY_BATCH >= _SURVEY:
                 break
-        for name, seen in examine_teachers(named, batches, grid, device).items():
+        for name, seen in examine_teachers(heard, batches, grid, device).items():
             figures = ", ".join(f"{figure} {seen.figures[figure]:.2f}" for figure in _TOLD if figure in seen.figures)
             answers = f"answers for {seen.valid_share:.0%} of the cells"
             console.print(
@@ -189,13 +198,13 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
                 soft_wrap=True,
                 highlight=False,
             )
-        shares = class_shares(open_classroom(named, grid, device, None), batches)
+        shares = class_shares(open_classroom(heard, grid, device, None), batches)
         weights = {name: balanced_weights(share) for name, share in shares.items()}
     return Syllabus(
         config=config,
         snapshot=lake.snapshot,
         student=student,
-        teachers=named if listening else {},
+        teachers=heard,
         class_weights=weights,
         labelled=config.batch - unlabelled,
         unlabelled=unlabelled,
@@ -210,15 +219,19 @@ def attend(
     """Train as one of the workers, from the checkpoint if there is one."""
     config = syllabus.config
     lake = open_lake(absolute(config.lake), syllabus.snapshot)
-    cards = read_cards(syllabus.teachers)
-    points = look_at_points(cards.values())
+    width, height = config.image_size
+    grid = syllabus.student.grid(height, width)
+    remember = Path(absolute(config.remember)) if config.remember else None
+    points = look_at_points(read_cards(syllabus.teachers).values())
+    if points and remember is not None:
+        # Nobody will look at points whose answers are all there, and they are most of what would be read.
+        everything = _frames(config, lake, points=False, segments=None)
+        points = not all_remembered(syllabus.teachers, everything, grid, remember)
     labelled = _frames(config, lake, points=points, segments=syllabus.labelled_segments)
     unlabelled = _frames(config, lake, points=points, segments=syllabus.unlabelled_segments)
     classroom = None
     if syllabus.teachers:
-        width, height = config.image_size
-        remember = Path(absolute(config.remember)) if config.remember else None
-        classroom = open_classroom(syllabus.teachers, syllabus.student.grid(height, width), world.device, remember)
+        classroom = open_classroom(syllabus.teachers, grid, world.device, remember)
     # Weights that do not depend on what was drawn before.
     torch.manual_seed(config.seed)
     lesson = Lesson(Student(syllabus.student), config.weights, syllabus.class_weights)

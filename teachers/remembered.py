@@ -1,6 +1,6 @@
 """What teachers said, kept in a folder: asked about a picture again, they need not look again.
 
-    <folder>/<name>-<weights>-<h>x<w>-<picture>/<segment>/<timestamp_us>-<camera>.safetensors
+    <folder>/<architecture>-<weights>-<h>x<w>-<H>x<W>/<segment>/<timestamp_us>-<camera>.safetensors
 
 For studies that show the same frames to many students. The answer to one picture takes 50 kB or so; for a whole data
 set of them `teachers.cached`, or looking every time, is cheaper.
@@ -20,6 +20,8 @@ from datalake.sample import Sample
 from teachers.card import TeacherCard, TeacherError
 from teachers.target import SparseTarget, Target
 from teachers.teacher import Teacher
+
+_SUFFIX = ".safetensors"
 
 
 class RememberedTeacher:
@@ -59,10 +61,21 @@ class RememberedTeacher:
         )
 
     def _path(self, sample: Sample, height: int, width: int) -> Path:
-        card, key = self.card, sample.key
-        picture = "x".join(map(str, sample.image.shape[1:]))
-        asked = f"{card.name}-{card.weights_sha256[:16]}-{height}x{width}-{picture}"
-        return self._folder / asked / key.segment / f"{key.timestamp_us}-{key.camera}.safetensors"
+        key = sample.key
+        rows, columns = sample.image.shape[1:]
+        answers = remembered_folder(self._folder, self.card, (height, width), (rows, columns))
+        return answers / key.segment / f"{key.timestamp_us}-{key.camera}{_SUFFIX}"
+
+
+def remembered_folder(folder: Path, card: TeacherCard, grid: tuple[int, int], picture: tuple[int, int]) -> Path:
+    """Return where a teacher's answers on a grid (h, w), to pictures of (H, W) pixels, are kept."""
+    asked = f"{grid[0]}x{grid[1]}-{picture[0]}x{picture[1]}"
+    return folder / f"{card.architecture}-{card.weights_sha256[:16]}-{asked}"
+
+
+def remembered_count(folder: Path) -> int:
+    """Return how many answers are in a segment's folder."""
+    return sum(path.suffix == _SUFFIX for path in folder.iterdir()) if folder.is_dir() else 0
 
 
 def _one(target: Target, place: int) -> Target:
