@@ -1,0 +1,348 @@
+"""Does listening help? `python pipelines/ablate.py --train.lake URL --train.out FOLDER --train.teachers NAME=FOLDER …`.
+
+Trains one student for each arm and seed, examines all of them on the same frames, and writes the table with means and
+spreads: OUT/ablation.json, OUT/ablation.md and OUT/report.html.
+
+    none        the same architecture; no teacher is asked; every picture of its batches is labelled
+    classroom   every teacher
+    <teacher>   that teacher alone; the other branches stay, unheard
+    shuffled    every teacher, but each picture gets what they say of another
+
+Run it again after any interruption: finished arms are kept, unfinished ones go on where they were.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+
+from datalake.commit import LakeError
+from datalake.lake import open_lake
+from pipelines.classrooms import open_classroom, parse_teachers, read_cards
+from pipelines.curriculum import Frames, check_splits, check_strangers
+from pipelines.place import absolute
+from pipelines.progress import ProgressBar
+from pipelines.train import Train, attend, plan_training
+from student.config import StudentError
+from student.evaluation.imitation import CellMean
+from student.examination import examine
+from student.report.charts import arms as arms_chart
+from student.report.page import Page
+from student.training.checkpoint import read_student
+from student.training.folder import RunFolder
+from student.training.world import World
+from teachers.card import TeacherError
+from teachers.training.failure import TrainingError
+from teachers.training.precision import uses_bfloat16
+
+_NONE, _CLASSROOM, _SHUFFLED = "none", "classroom", "shuffled"
+# Higher is better for all of these but depth errors.
+_SHOWN = ("AP50", "AP50/>16px", "AP", "recall@100/>16px", "depth/AbsRel", "depth/AbsRel@recall25")
+_CELL_MEAN_SAMPLES = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablate:
+    """Train the same student with and without its teachers, and compare."""
+
+    # How each student is trained; `--train.lake`, `--train.out` and `--train.teachers` are those of the study. The
+    # arms set seed, rate and whom the student hears.
+    train: Train
+    # The arms; by default all: none, classroom, each teacher alone, shuffled.
+    arms: tuple[str, ...] = ()
+    # Seeds of every arm.
+    seeds: tuple[int, ...] = (0, 1, 2)
+    # Shares of the segments that keep their labels: one table for each.
+    labelled_fractions: tuple[float, ...] = (0.025, 1.0)
+    # Steps for each of these shares; the training's own by default.
+    steps: tuple[int, ...] = ()
+    # Learning rate of an arm, as ARM=RATE, where it is not the training's own: tune it for each before comparing.
+    rates: tuple[str, ...] = ()
+    # The split to examine on.
+    examined: str = "val"
+    # Students trained at a time, each on its share of the CPU's cores.
+    parallel: int = field(default_factory=lambda: 1 if torch.cuda.is_available() else os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One student of the study."""
+
+    arm: str
+    fraction: float
+    config: Train
+    examined: str
+    threads: int
+
+
+def jobs_of(study: Ablate) -> list[Job]:
+    """Return the students to train, one seed after the other so that what is there is comparable at any time.
+
+    Raises StudentError for an unknown arm or rate.
+    """
+    names = tuple(parse_teachers(study.train.teachers))
+    known = (_NONE, _CLASSROOM, *(names if len(names) > 1 else ()), _SHUFFLED)
+    arms = study.arms or known
+    rates = {}
+    for text in study.rates:
+        arm, _, rate = text.partition("=")
+        try:
+            rates[arm] = float(rate)
+        except ValueError as error:
+            raise StudentError(f"--rates {text}: expected ARM=RATE") from error
+    if unknown := sorted({*arms, *rates} - set(known)):
+        raise StudentError(f"unknown arm {unknown[0]}; there are {', '.join(known)}")
+    if not names:
+        raise StudentError("--train.teachers none: expected teachers whose help is to be measured")
+    if study.steps and len(study.steps) != len(study.labelled_fractions):
+        raise StudentError("--steps: expected a number for each of --labelled-fractions")
+    steps = study.steps or (study.train.loop.steps,) * len(study.labelled_fractions)
+    jobs = []
+    for fraction, count in zip(study.labelled_fractions, steps, strict=True):
+        for seed in study.seeds:
+            for arm in arms:
+                loop = replace(
+                    study.train.loop, steps=count, learning_rate=rates.get(arm, study.train.loop.learning_rate)
+                )
+                config = replace(
+                    study.train,
+                    out=f"{absolute(study.train.out)}/{fraction:g}/{arm}-{seed}",
+                    seed=seed,
+                    labelled_fraction=fraction,
+                    listen="none" if arm == _NONE else "shuffled" if arm == _SHUFFLED else "real",
+                    deaf_to=tuple(name for name in names if name != arm) if arm in names else (),
+                    loop=loop,
+                )
+                threads = max(1, (os.cpu_count() or 1) // study.parallel)
+                jobs.append(Job(arm=arm, fraction=fraction, config=config, examined=study.examined, threads=threads))
+    return jobs
+
+
+def work(job: Job) -> dict[str, float]:
+    """Train and examine one student, or take up what is there of it; return its figures."""
+    torch.set_num_threads(job.threads)
+    folder = RunFolder(job.config.out)
+    if (done := folder.read("metrics.json")) is not None:
+        figures: dict[str, float] = json.loads(done)
+        return figures
+    silent = Console(file=sys.stderr, quiet=True)
+    syllabus = plan_training(job.config, silent, lambda *_: None)
+    trained = attend(syllabus, World(device=_device(job.config.device)))
+    figures = {
+        **_examined(job),
+        "training/seconds": trained.seconds,
+        "training/steps": float(trained.steps),
+        "training/pictures": float(trained.steps * job.config.batch),
+        "training/labelled_pictures": float(trained.steps * syllabus.labelled),
+        "training/learning_rate": job.config.loop.learning_rate,
+    }
+    folder.write("metrics.json", json.dumps(figures, indent=1, allow_nan=False).encode())
+    return figures
+
+
+def _examined(job: Job) -> dict[str, float]:
+    config = job.config
+    device = _device(config.device)
+    student, _ = read_student(config.out)
+    student = student.to(device)
+    lake = open_lake(absolute(config.lake), config.snapshot)
+    frames = Frames(
+        lake=lake, split=job.examined, cameras=config.cameras, image_size=config.image_size, points=True, seed=0
+    )
+    grid = student.config.grid(config.image_size[1], config.image_size[0])
+    remember = Path(absolute(config.remember)) if config.remember else None
+    room = open_classroom(parse_teachers(config.teachers), grid, device, remember)
+    means = {name: CellMean(card.channels, *grid) for name, card in room.cards.items() if card.kind == "continuous"}
+    seen = 0
+    for batch, targets in room.follow(replace(frames, split=config.split).stream(config.batch, shuffle=True).loader()):
+        for name, mean in means.items():
+            mean.add(targets[name])
+        seen += len(batch)
+        if seen >= _CELL_MEAN_SAMPLES:
+            break
+    examination = examine(
+        student,
+        frames.stream(config.batch, shuffle=False).loader(),
+        room,
+        cell_means={name: mean.values() for name, mean in means.items()},
+        bfloat16=uses_bfloat16(config.loop.precision, device),
+    )
+    return examination.figures
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One arm of one table: a figure's mean and standard deviation over the seeds, and each seed's."""
+
+    arm: str
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean over the seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation over the seeds; 0 where there is one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.spread:.3f}"
+
+
+Results = dict[float, dict[str, dict[int, dict[str, float]]]]
+
+
+def lines(results: Results, fraction: float, figure: str) -> list[Line]:
+    """Return a figure of each arm, without the arms and seeds that have not got it."""
+    found = []
+    for arm, seeds in results[fraction].items():
+        values = tuple(figures[figure] for _, figures in sorted(seeds.items()) if figure in figures)
+        if values:
+            found.append(Line(arm, values))
+    return found
+
+
+def gains(results: Results, fraction: float, figure: str) -> dict[str, tuple[float, ...]]:
+    """Return by how much each arm is above `none`, seed by seed, where both are there."""
+    base = results[fraction].get(_NONE, {})
+    return {
+        arm: tuple(
+            figures[figure] - base[seed][figure]
+            for seed, figures in sorted(seeds.items())
+            if seed in base and figure in figures and figure in base[seed]
+        )
+        for arm, seeds in results[fraction].items()
+        if arm != _NONE
+    }
+
+
+def table(results: Results, fraction: float, shown: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of one share of labels: an arm a row."""
+    header = ["arm", "labelled visits", "rate", *shown, "AP50 above none, by seed"]
+    above, rows = gains(results, fraction, "AP50"), []
+    for arm, seeds in results[fraction].items():
+        first = next(iter(seeds.values()))
+        cells = {figure: str(line) for figure in shown for line in lines(results, fraction, figure) if line.arm == arm}
+        rows.append(
+            [
+                arm,
+                f"{first['training/labelled_pictures']:,.0f}",
+                f"{first['training/learning_rate']:g}",
+                *(cells.get(figure, "-") for figure in shown),
+                ", ".join(f"{value:+.3f}" for value in above.get(arm, ())) or "-",
+            ]
+        )
+    return header, rows
+
+
+def title(results: Results, fraction: float) -> str:
+    """Return what a table is of."""
+    first = next(iter(next(iter(results[fraction].values())).values()))
+    return f"{fraction:.1%} of the segments labelled, {first['training/steps']:,.0f} steps"
+
+
+def shown_figures(results: Results) -> list[str]:
+    """Return the figures worth a column: those of detection, and how well each teacher is imitated."""
+    names = {name for arms in results.values() for seeds in arms.values() for one in seeds.values() for name in one}
+    imitation = sorted(name for name in names if name.startswith("imitation/") and name.endswith(("/R2", "/mIoU")))
+    return [*_SHOWN, *(name for name in imitation if "trivial" not in name)]
+
+
+def markdown(results: Results) -> str:
+    """Return the tables of all shares of labels."""
+    text = []
+    for fraction in results:
+        header, rows = table(results, fraction, shown_figures(results))
+        text += [f"## {title(results, fraction)}", "", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+        text += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    return "\n".join(text)
+
+
+def fill_page(page: Page, results: Results) -> None:
+    """Draw the study on a page: a chart of the arms for each share of labels and figure, then the table."""
+    for fraction in results:
+        page.heading(title(results, fraction))
+        for figure in ("AP50", "depth/AbsRel"):
+            points = {line.arm: line.values for line in lines(results, fraction, figure)}
+            if points:
+                page.picture(arms_chart(points, figure, figure), f"{figure}: every seed, mean and standard deviation")
+        header, rows = table(results, fraction, shown_figures(results))
+        page.table(rows, header)
+
+
+def run(study: Ablate, console: Console) -> int:
+    """Train and compare, print the tables, and return the exit status 0."""
+    out = absolute(study.train.out)
+    lake = open_lake(absolute(study.train.lake), study.train.snapshot)
+    check_splits(lake, study.train.split, study.examined)
+    check_strangers(read_cards(parse_teachers(study.train.teachers)), lake, [study.train.split, study.examined])
+    jobs = jobs_of(study)
+    found: dict[tuple[float, str, int], dict[str, float]] = {}
+    spawn = multiprocessing.get_context("spawn")
+    with ProgressBar(console) as bar, ProcessPoolExecutor(study.parallel, mp_context=spawn) as pool:
+        bar.update("students", 0, len(jobs), "students")
+        futures = {pool.submit(work, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                job = futures[future]
+                found[job.fraction, job.arm, job.config.seed] = future.result()
+                bar.update("students", len(found), len(jobs), "students")
+                _write(out, _ordered(jobs, found))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    results = _ordered(jobs, found)
+    console.print(markdown(results), soft_wrap=True, markup=False, highlight=False)
+    console.print(RunFolder(out).place("report.html"), soft_wrap=True, highlight=False)
+    return 0
+
+
+def _ordered(jobs: Sequence[Job], found: Mapping[tuple[float, str, int], dict[str, float]]) -> Results:
+    """Return what is there, in the order of the jobs."""
+    results: Results = {}
+    for job in jobs:
+        seed = job.config.seed
+        if (figures := found.get((job.fraction, job.arm, seed))) is not None:
+            results.setdefault(job.fraction, {}).setdefault(job.arm, {})[seed] = figures
+    return results
+
+
+def _write(out: str, results: Results) -> None:
+    folder = RunFolder(out)
+    folder.write("ablation.json", json.dumps(results, indent=1, allow_nan=False).encode())
+    folder.write("ablation.md", markdown(results).encode())
+    page = Page("ClassroomNet: does listening help?")
+    fill_page(page, results)
+    page.write(folder.place("report.html"))
+
+
+def _device(name: str) -> torch.device:
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main() -> None:
+    """Run from the command line; bad input ends in one line and exit status 2."""
+    study = tyro.cli(Ablate, description=__doc__)
+    try:
+        status = run(study, Console())
+    except (LakeError, TeacherError, TrainingError, StudentError, OSError) as error:
+        Console(stderr=True).print(f"ablate: {error}", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(2)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
