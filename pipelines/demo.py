@@ -1,20 +1,26 @@
-"""The main job on the embedded default: simulated drives become a lake, ending in pictures and a summary.
+"""The main job on the embedded default: drives become a lake, teachers learn from it, a student learns from both.
 
     python pipelines/demo.py            # or: make demo
 
-Run it again and it goes on where it was: drives that are written and segments that are committed are kept.
+    OUT/drives  OUT/lake  OUT/teachers  OUT/student     and at the end OUT/report.html, with pictures
+
+Run it again and it goes on where it was: drives that are written, segments that are committed and steps that are
+trained are kept.
 """
 
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import sys
 import time
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib as mpl
+import torch
 import tyro
 from rich.console import Console
 
@@ -26,36 +32,97 @@ from datalake.lake import Lake, open_lake
 from datalake.show import save_frame
 from datalake.synthetic import DriveConfig, write_drives
 from datalake.verify import verify
+from pipelines import evaluate, train, train_teachers
 from pipelines.build_lake import summary
 from pipelines.cluster import cluster
 from pipelines.progress import ProgressBar
+from pipelines.train_teachers import TeacherName, TrainTeachers
+from student.config import StudentError
 from student.report.page import Page
+from student.training.loop import LoopConfig
+from teachers.card import TeacherError
+from teachers.training.failure import TrainingError
 
-# Splits are of whole segments, and from different seeds: no street is in two of them.
-_SEEDS = {"train": 1, "val": 2}
+# Splits are of whole segments, and from different seeds: no street is in two of them. Teachers learn on segments that
+# the student never sees; else they would pass labels on.
+_SEEDS = {"teach": 3, "train": 1, "val": 2}
+_TEACHERS: tuple[TeacherName, ...] = ("spvcnn", "mask_rcnn")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Simulate drives, build their lake, and look at it."""
+    """Simulate drives, build their lake, train teachers and a student, and look at what came of it."""
 
-    # Drives, lake and report go here.
+    # Drives, lake, teachers, student and report go here.
     out: Path = Path("out/demo")
-    # Simulated segments to train on, and to validate on.
-    train_segments: int = 6
-    val_segments: int = 2
+    # Simulated segments for the teachers, for the student, and to examine on.
+    teach_segments: int = 16
+    train_segments: int = 30
+    val_segments: int = 8
     # Frames per segment, at 10 Hz.
-    frames: int = 40
-    # Cameras on the simulated car.
+    frames: int = 20
+    # Cameras on the simulated car; the student looks through the first.
     cameras: tuple[str, ...] = ("FRONT",)
+    # Steps of the lidar teacher, the mask teacher, and the student.
+    lidar_steps: int = 120
+    mask_steps: int = 400
+    student_steps: int = 600
+    # Where to train: cpu, cuda …; by default on the GPU if there is one.
+    device: str = "auto"
 
 
 def run(config: Demo, console: Console) -> int:
     """Run every step and return the exit status: 0 only if every segment is committed and verified."""
     started = time.monotonic()
-    drives = DriveConfig(cameras=config.cameras)
     lake_url = str((config.out / "lake").absolute())
-    failed = False
+    failed = not _build(config, lake_url, console)
+    lake = open_lake(lake_url)
+    problems = [problem for _, found in verify(lake) for problem in found]
+    for problem in problems:
+        console.print(f"[red]damaged[/] {problem}", soft_wrap=True)
+    print_info(lake, console)
+    if failed or problems:
+        return 1
+
+    teachers = _teach(config, lake_url, console)
+    named = tuple(f"{name}={folder}" for name, folder in teachers.items())
+    student = (config.out / "student").absolute()
+    remember = str((config.out / "answers").absolute())
+    console.print("\n[bold]the student[/]")
+    train.run(
+        train.Train(
+            lake=lake_url,
+            out=str(student),
+            teachers=named,
+            cameras=config.cameras[:1],
+            remember=remember,
+            device=config.device,
+            loop=LoopConfig(steps=config.student_steps),
+        ),
+        console,
+    )
+    examined = evaluate.Evaluate(
+        checkpoint=str(student),
+        lake=lake_url,
+        teachers=named,
+        cameras=config.cameras[:1],
+        remember=remember,
+        device=config.device,
+        out=str(config.out.absolute()),
+    )
+    evaluate.run(examined, console, lambda page: _fill_page(page, lake, config.out))
+    console.print(
+        f"\nfinished in {time.monotonic() - started:.0f} s; open {(config.out / 'report.html').absolute()}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 0
+
+
+def _build(config: Demo, lake_url: str, console: Console) -> bool:
+    """Simulate the drives and build their lake; return whether every segment is committed."""
+    drives = DriveConfig(cameras=config.cameras)
+    complete = True
     with ProgressBar(console) as bar:
         drives_of = {split: _simulate(config, drives, split, bar) for split in _SEEDS}
     with cluster():
@@ -74,21 +141,63 @@ def run(config: Demo, console: Console) -> int:
             console.print(summary(report, time.monotonic() - begun))
             for name, reason in sorted(report.failures.items()):
                 console.print(f"[red]failed[/] {name}: {reason}", soft_wrap=True)
-            failed |= bool(report.failures)
+            complete &= not report.failures
+    return complete
 
-    lake = open_lake(lake_url)
-    problems = [problem for _, found in verify(lake) for problem in found]
-    for problem in problems:
-        console.print(f"[red]damaged[/] {problem}", soft_wrap=True)
-    print_info(lake, console)
-    report_path = _write_report(lake, config.out)
-    console.print(f"\nfinished in {time.monotonic() - started:.0f} s; open {report_path}", soft_wrap=True)
-    return 1 if failed or problems else 0
+
+def _teach(config: Demo, lake_url: str, console: Console) -> dict[str, Path]:
+    """Train the teachers side by side, each on its share of the cores; return name -> folder."""
+    folder = (config.out / "teachers").absolute()
+    base = TrainTeachers(
+        lake=lake_url,
+        out=str(folder),
+        train_split="teach",
+        cameras=config.cameras[:1],
+        eval_samples=60,
+        device=config.device,
+    )
+    steps = {"spvcnn": config.lidar_steps, "mask_rcnn": config.mask_steps}
+    courses = [
+        replace(
+            base,
+            teacher=name,
+            spvcnn=replace(base.spvcnn, loop=replace(base.spvcnn.loop, steps=config.lidar_steps)),
+            mask_rcnn=replace(base.mask_rcnn, loop=replace(base.mask_rcnn.loop, steps=config.mask_steps)),
+        )
+        for name in _TEACHERS
+    ]
+    console.print("\n[bold]the teachers[/]")
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(courses), mp_context=spawn) as pool, ProgressBar(console) as bar:
+        running = [pool.submit(_hold, course) for course in courses]
+        while not all(future.done() for future in running):
+            done = {name: _steps_done(folder / name) for name in steps}
+            bar.update("teachers", sum(done.values()), sum(steps.values()), "steps")
+            time.sleep(1)
+        for future in running:
+            console.print(future.result(), soft_wrap=True, markup=False, highlight=False)
+    return {name: folder / name for name in _TEACHERS}
+
+
+def _hold(course: TrainTeachers) -> str:
+    """Train one teacher, in a process of its own; return what it printed of the result."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(_TEACHERS)))
+    output = io.StringIO()
+    train_teachers.run(course, Console(file=output, width=100))
+    lines = output.getvalue().splitlines()
+    first = next(number for number, line in enumerate(lines) if " steps in " in line)
+    return "\n".join(lines[first:])
+
+
+def _steps_done(folder: Path) -> int:
+    """Return the lines of a training's log, of which the last may be half written."""
+    history = folder / "history.jsonl"
+    return history.read_bytes().count(b"\n") if history.exists() else 0
 
 
 def _simulate(config: Demo, drives: DriveConfig, split: str, bar: ProgressBar) -> list[str]:
     folder = (config.out / "drives" / split).absolute()
-    segments = config.train_segments if split == "train" else config.val_segments
+    segments = {"teach": config.teach_segments, "train": config.train_segments, "val": config.val_segments}[split]
     done = 0
 
     def finished(_: str) -> None:
@@ -108,23 +217,19 @@ def _simulate(config: Demo, drives: DriveConfig, split: str, bar: ProgressBar) -
     )
 
 
-def _write_report(lake: Lake, out: Path) -> Path:
-    """Draw a frame of every segment and write one self-contained page with the pictures and the figures."""
+def _fill_page(page: Page, lake: Lake, out: Path) -> None:
+    """Draw a frame of a few segments of every split, and what the lake holds."""
     mpl.use("agg")
-    page = Page("ClassroomNet: the lake")
-    page.heading("What it looks like")
-    for commit in lake.commits:
-        path = out / "pictures" / f"{commit.split}-{commit.segment}.png"
-        save_frame(lake, commit.split, commit.segment, commit.frames // 2, commit.cameras[0], path)
-        caption = f"{commit.split} · {commit.segment} · {commit.frames} frames · {commit.points:,} points"
-        page.picture(path.read_bytes(), caption)
+    page.heading("The lake")
+    for split in lake.splits:
+        for commit in lake.in_split(split)[:2]:
+            path = out / "pictures" / f"{commit.split}-{commit.segment}.png"
+            save_frame(lake, commit.split, commit.segment, commit.frames // 2, commit.cameras[0], path)
+            caption = f"{commit.split} · {commit.segment} · {commit.frames} frames · {commit.points:,} points"
+            page.picture(path.read_bytes(), caption)
     text = Console(file=io.StringIO(), record=True, width=100)
     print_info(lake, text)
-    page.heading("What it holds")
     page.preformatted(text.export_text())
-    path = (out / "report.html").absolute()
-    page.write(path)
-    return path
 
 
 def main() -> None:
@@ -132,7 +237,7 @@ def main() -> None:
     config = tyro.cli(Demo, description=__doc__)
     try:
         status = run(config, Console())
-    except (LakeError, OSError, ValueError) as error:
+    except (LakeError, TeacherError, TrainingError, StudentError, OSError, ValueError) as error:
         Console(stderr=True).print(f"demo: {error}", soft_wrap=True, highlight=False, markup=False)
         sys.exit(2)
     sys.exit(status)

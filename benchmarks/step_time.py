@@ -1,0 +1,180 @@
+"""A training step of the student beside torchvision's Faster R-CNN with a trunk of the same cost.
+
+    python -m benchmarks.step_time
+
+Both get the same pictures, the same number of anchors, proposals and neurons, the same optimiser and precision, and
+take turns step by step, so that a noisy machine is noisy for both. The pictures are a simulated drive's. Ends with 1
+where the student's median step takes more than 1.3 times as long.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from PIL import Image
+from rich.console import Console
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.transforms.functional import pil_to_tensor
+
+from datalake.sample import Objects
+from datalake.synthetic import DriveConfig, simulate_segment
+from datalake.waymo.protos import dataset_pb2
+from student.config import BranchSpec, StudentConfig
+from student.detector import Student
+from student.proposals import anchor_generator
+from student.training.lesson import Lesson, LossWeights, Material
+from student.training.material import picture_generator
+from student.trunk import ClassroomTrunk
+from teachers.training.precision import uses_bfloat16
+
+_LIMIT = 1.3
+_BRANCHES = (
+    BranchSpec(name="spvcnn", kind="continuous", channels=24),
+    BranchSpec(name="mask_rcnn", kind="classes", channels=4),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured."""
+
+    # Steps of each, of which the first two do not count.
+    steps: int = 12
+    batch: int = 6
+    threads: int = torch.get_num_threads()
+    # Where the figures go, as JSON.
+    output: Path = Path("out/bench/step_time.json")
+
+
+class PeerBackbone(nn.Module):
+    """The student's trunk with a convolution on each of its maps, as a feature pyramid has."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.trunk = ClassroomTrunk(config)
+        self.smooth = nn.ModuleList(nn.Conv2d(config.width, config.width, 3, padding=1) for _ in range(config.levels))
+        self.out_channels = config.width
+
+    def forward(self, pictures: Tensor) -> OrderedDict[str, Tensor]:
+        """Return the maps by level."""
+        view = self.trunk(pictures.contiguous(memory_format=torch.channels_last))
+        maps = zip(self.smooth, (view.fine, *view.coarse), strict=True)
+        # torchvision computes boxes in whatever it finds features in.
+        return OrderedDict((str(level), smooth(one).float()) for level, (smooth, one) in enumerate(maps))
+
+
+def build_peer(config: StudentConfig, image_size: tuple[int, int]) -> FasterRCNN:
+    """Return torchvision's Faster R-CNN with the student's trunk, anchors and sizes."""
+    anchors = anchor_generator(config.anchors)
+    return FasterRCNN(
+        PeerBackbone(config),
+        min_size=min(image_size),
+        max_size=max(image_size),
+        rpn_anchor_generator=anchors,
+        rpn_head=RPNHead(config.width, anchors.num_anchors_per_location()[0]),
+        rpn_pre_nms_top_n_train=2 * config.proposals,
+        rpn_post_nms_top_n_train=config.proposals,
+        rpn_batch_size_per_image=config.rpn_batch,
+        box_roi_pool=MultiScaleRoIAlign([str(n) for n in range(config.levels)], 7, 2),
+        box_head=TwoMLPHead(config.width * 49, config.head_width),
+        box_predictor=FastRCNNPredictor(config.head_width, config.classes),
+        box_batch_size_per_image=config.roi_batch,
+    )
+
+
+def labelled_pictures(count: int) -> tuple[Tensor, list[Objects]]:
+    """Return pictures uint8 [B, 3, 256, 384] of a simulated drive and their objects."""
+    pictures, objects = [], []
+    types = {1: 1, 2: 2, 4: 4}
+    for record in simulate_segment(DriveConfig(), seed=5, index=0, frames=count):
+        frame = dataset_pb2.Frame.FromString(record)
+        (image,), (labels,) = frame.images, frame.camera_labels
+        pictures.append(pil_to_tensor(Image.open(io.BytesIO(image.image)).convert("RGB")))
+        boxes = [
+            (b.center_x - b.length / 2, b.center_y - b.width / 2, b.center_x + b.length / 2, b.center_y + b.width / 2)
+            for b in (label.box for label in labels.labels)
+        ]
+        classes = torch.tensor([types[label.type] for label in labels.labels], dtype=torch.int64)
+        depths = torch.full((len(boxes),), 30.0)
+        objects.append(Objects(torch.tensor(boxes).reshape(-1, 4), classes, depths))
+    return torch.stack(pictures), objects
+
+
+def step_of(parameters: list[nn.Parameter], losses: Callable[[int], Tensor]) -> Callable[[int], float]:
+    """Return a function that takes a training step and returns the seconds it took."""
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4)
+
+    def step(number: int) -> float:
+        started = time.perf_counter()
+        optimiser.zero_grad(set_to_none=True)
+        losses(number).backward()
+        optimiser.step()
+        return time.perf_counter() - started
+
+    return step
+
+
+def run(options: Options, console: Console) -> int:
+    """Measure, print the table, and return the exit status."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    pictures, objects = labelled_pictures(options.batch)
+    config = StudentConfig(branches=_BRANCHES)
+    bfloat16 = uses_bfloat16("auto", torch.device("cpu"))
+    lesson = Lesson(Student(config), LossWeights(), {})
+    lesson.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    lesson.train()
+    peer = build_peer(config, (pictures.shape[2], pictures.shape[3])).to(memory_format=torch.channels_last).train()
+    as_floats = [picture.float() / 255 for picture in pictures]
+    targets = [{"boxes": one.boxes, "labels": one.classes} for one in objects]
+
+    def ours(number: int) -> Tensor:
+        generators = [picture_generator(0, number, place) for place in range(len(pictures))]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            total, _ = lesson(Material(pictures, objects, {}, generators), 0.0)
+        return total
+
+    def theirs(_number: int) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            losses = peer(as_floats, targets)
+        return torch.stack(list(losses.values())).sum()
+
+    steps = {"student": step_of(list(lesson.parameters()), ours), "peer": step_of(list(peer.parameters()), theirs)}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(options.steps):
+        for name, step in steps.items():
+            seconds[name].append(step(number))
+    medians = {name: statistics.median(values[2:]) for name, values in seconds.items()}
+    ratio = medians["student"] / medians["peer"]
+    sizes = {"student": _millions(lesson), "peer": _millions(peer)}
+    for name in steps:
+        console.print(
+            f"{name:>8}: {medians[name] * 1000:,.0f} ms a step of {options.batch}, {sizes[name]:.2f} M weights"
+        )
+    console.print(f"student / torchvision: {ratio:.2f} (at most {_LIMIT})")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    figures = {"options": {**asdict(options), "output": str(options.output)}, "bfloat16": bfloat16}
+    options.output.write_text(json.dumps({**figures, "medians_s": medians, "ratio": ratio}, indent=1))
+    return 0 if ratio <= _LIMIT else 1
+
+
+def _millions(module: nn.Module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+if __name__ == "__main__":
+    sys.exit(run(tyro.cli(Options, description=__doc__), Console()))
