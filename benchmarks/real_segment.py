@@ -1,0 +1,94 @@
+"""Does the student fit real pictures? One Waymo segment, trained on its first 100 frames, examined on its last 20.
+
+    python -m benchmarks.real_segment
+
+The 130 real front pictures have labels and no lidar, so no teacher takes part and no depth is learned. One segment
+proves that real pixels and real labels can be learned from and recognised one second later; it says nothing of other
+streets: the last frames show the cars, the light and the road of the first.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from datalake.build import BuildConfig, build_segment
+from datalake.lake import open_lake, prepare_lake, publish_snapshot
+from datalake.plan import index_source, plan_segments
+from datalake.store import Store
+from datalake.waymo.protos import dataset_pb2
+from datalake.waymo.tfrecord import RecordFile, Slot, write_records
+from pipelines.curriculum import Frames
+from pipelines.train import Train
+from pipelines.train import run as run_training
+from student.examination import examine
+from student.training.checkpoint import read_student
+from student.training.loop import LoopConfig
+
+_DATA = Path(__file__).resolve().parents[2] / "shared/data"
+_PARTS = {"train": range(100), "val": range(110, 130)}
+_SHOWN = ("AP50", "AP50/VEHICLE", "AP50/PEDESTRIAN", "AP50/CYCLIST", "AP50/>16px", "recall@100", "recall@100/>16px")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured."""
+
+    # The real segment.
+    source: Path = _DATA / "waymo_front_segment.tfrecord"
+    # Where lake, student and figures go.
+    output: Path = Path("out/bench/real_segment")
+    steps: int = 500
+    seeds: tuple[int, ...] = (0,)
+
+
+def build(source: Path, folder: Path) -> str:
+    """Build a lake whose splits are the two parts of the segment, each under a name of its own; return its URL."""
+    url = str((folder / "lake").absolute())
+    store = Store(url)
+    prepare_lake(store, "quantised")
+    with RecordFile(str(source)) as file:
+        frames = [file.read(slot) for slot in file.slots() if isinstance(slot, Slot)]
+    for split, numbers in _PARTS.items():
+        records = []
+        for number in numbers:
+            frame = dataset_pb2.Frame.FromString(frames[number])
+            frame.context.name = f"{frame.context.name}-{split}"
+            records.append(frame.SerializeToString())
+        part = folder / f"{split}.tfrecord"
+        write_records(str(part.absolute()), records)
+        for plan in plan_segments([index_source(str(part.absolute()))]):
+            report = build_segment(plan, url, BuildConfig(split=split, cameras=("FRONT",)))
+            if report.outcome not in ("committed", "present"):
+                raise RuntimeError(f"{split}: {report.reason}")
+    publish_snapshot(store)
+    return url
+
+
+def run(options: Options, console: Console) -> int:
+    """Train and examine each seed, print the figures, and return the exit status 0."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    url = build(options.source, options.output)
+    figures = {}
+    for seed in options.seeds:
+        out = str((options.output / f"student-{seed}").absolute())
+        run_training(Train(lake=url, out=out, seed=seed, loop=LoopConfig(steps=options.steps)), console)
+        student, _ = read_student(out)
+        for split in _PARTS:
+            frames = Frames(lake=open_lake(url), split=split, cameras=("FRONT",), image_size=(384, 256), points=False)
+            found = examine(student, frames.stream(5, shuffle=False).loader(), None)
+            figures[f"{split}-{seed}"] = found.figures
+            shown = ", ".join(f"{name} {found.figures[name]:.3f}" for name in _SHOWN if name in found.figures)
+            console.print(f"{split}, seed {seed}: {shown}", soft_wrap=True, highlight=False)
+    settings = {name: str(value) for name, value in asdict(options).items()}
+    (options.output / "figures.json").write_text(json.dumps({"options": settings, "figures": figures}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(tyro.cli(Options, description=__doc__), Console()))
