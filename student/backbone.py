@@ -17,7 +17,7 @@ from student.trunk import build_trunk
 class Features:
     """What the backbone makes of B pictures.
 
-    pyramid: [B, width, h, w] on the imitation's grid, and further levels at half the resolution each
+    pyramid: float32 [B, width, h, w] on the imitation's grid, and further levels at half the resolution each
     said: what each branch says to its teacher, float32 [B, channels, h, w]; logits where the teacher tells classes
     """
 
@@ -58,4 +58,6 @@ class Backbone(nn.Module):
             if number < len(self.join):
                 level = level + self.join[number](view.coarse[number])
             pyramid.append(level)
-        return Features(tuple(pyramid), said)
+        # torchvision makes anchors in the format that it finds features in, and bfloat16 knows the columns of a picture
+        # to within two pixels only.
+        return Features(tuple(level.float() for level in pyramid), said)
