@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from student.config import Norm
 
 _CHANNELS_PER_GROUP = 8
+_TINY = 1e-4
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
@@ -18,14 +20,29 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
     return nn.GroupNorm(groups, channels)
 
 
+class StandardisedConv(nn.Conv2d):
+    """A convolution whose filters have mean 0 and norm 1 (Qiao et al. 2019, weight standardisation).
+
+    Group norms alone learn slowly here: after 80 steps on two pictures the classifier had hardly begun, with batch
+    norms or with this it was half done. Batch norms would make a picture's features depend on the others.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """Return the convolution of [B, C, h, w]."""
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
+        scale = torch.rsqrt(variance * self.weight[0].numel() + _TINY)
+        return self._conv_forward(input, (self.weight - mean) * scale, self.bias)
+
+
 class ConvNorm(nn.Sequential):
     """A convolution that keeps its input's size, up to its stride, a norm, and a ReLU where `relu`."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, norm: Norm, stride: int = 1, relu: bool = True
     ) -> None:
+        convolution = nn.Conv2d if norm == "batch" else StandardisedConv
         layers: list[nn.Module] = [
-            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+            convolution(inputs, outputs, kernel, stride, kernel // 2, bias=False),
             norm_layer(norm, outputs),
         ]
         super().__init__(*layers, *([nn.ReLU(inplace=True)] if relu else []))

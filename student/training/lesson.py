@@ -20,13 +20,13 @@ Balance = Literal["fixed", "learned"]
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """How much each loss counts. Weights of 1 throughout are the paper's."""
+    """How much each loss counts. The paper's are 1 throughout; boxes, a share of few positives, learn faster with more."""
 
     # Detection: whether there is something, where, what it is, where exactly, how far.
     objectness: float = 1.0
-    proposal: float = 1.0
+    proposal: float = 3.0
     classification: float = 1.0
-    box: float = 1.0
+    box: float = 2.0
     depth: float = 1.0
     # Imitation of teachers that give numbers, and of those that tell classes.
     numbers: float = 1.0
