@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,9 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from datalake.commit import Commit, LakeError
 from datalake.lake import Lake
+from datalake.ranges import RangeReader, RangeTable, open_parquet
 from datalake.sample import Lidar, Objects, Panoptic, Sample, SampleKey
+from datalake.store import Range
 from datalake.waymo.frame import OBJECT_TYPES
 
 _COLUMNS = {
@@ -42,6 +45,14 @@ class SampleOptions:
     points: bool
     panoptic: bool
 
+    @property
+    def columns(self) -> dict[str, list[str]]:
+        """The columns to read, by table."""
+        columns = {"image": _COLUMNS["image"] + (_PANOPTIC if self.panoptic else []), "label": _COLUMNS["label"]}
+        if self.points:
+            columns |= {table: _COLUMNS[table] for table in ("point", "depth")}
+        return columns
+
 
 class SegmentFiles:
     """The open Parquet files of one segment; footers are read once, when a table is first used."""
@@ -49,24 +60,69 @@ class SegmentFiles:
     def __init__(self, lake: Lake, commit: Commit) -> None:
         self._lake, self.commit = lake, commit
         self._open: dict[str, pq.ParquetFile] = {}
+        self._remote: dict[str, RangeTable] = {}
+        self._fetched: dict[int, dict[str, tuple[list[Range], list[bytes]]]] = {}
+        self._opening = threading.Lock()
+        self._failure: OSError | None = None
 
-    def read(self, table: str, group: int, columns: list[str]) -> dict[str, Any]:
-        """Return columns of one row group: numpy arrays for numbers, Arrow arrays for everything else."""
-        if table not in self._open:
-            path = self._lake.store.path(self.commit.file_name(table))
-            if self._lake.store.is_local:
-                self._open[table] = pq.ParquetFile(path, memory_map=True)
-            else:
-                self._open[table] = pq.ParquetFile(self._lake.store.fs.open(path, "rb"), pre_buffer=True)
-        rows = self._open[table].read_row_group(group, columns=columns, use_threads=False)
-        arrays = (rows.column(name).combine_chunks() for name in columns)
-        return {name: _plain(array) for name, array in zip(columns, arrays, strict=True)}
+    def read(self, group: int, columns: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+        """Return columns, by table, of one row group: numpy arrays for numbers, Arrow arrays for everything else."""
+        if self._lake.store.is_local:
+            found = {table: self._read_local(table, group, names) for table, names in columns.items()}
+        else:
+            found = self._read_remote(group, columns)
+        return {
+            table: {name: _plain(rows.column(name).combine_chunks()) for name in columns[table]}
+            for table, rows in found.items()
+        }
+
+    def fetch(self, group: int, columns: dict[str, list[str]]) -> None:
+        """Have here what `read` of the same will ask a remote lake for; several threads may, for different groups.
+
+        All tables are read at the same time: a chunk costs one round trip, the first of a segment two. Raises OSError.
+        """
+        reader = self._lake.ranges
+        with self._opening:
+            # One chunk has waited for the store to come back; the others need not do so one after the other.
+            if self._failure is not None:
+                raise self._failure
+            try:
+                self._open_remote(reader, [table for table in columns if table not in self._remote])
+            except OSError as error:
+                self._failure = error
+                raise
+        ranges = {table: self._remote[table].ranges(group, names) for table, names in columns.items()}
+        answers = iter(reader.read([piece for pieces in ranges.values() for piece in pieces]))
+        self._fetched[group] = {table: (pieces, [next(answers) for _ in pieces]) for table, pieces in ranges.items()}
 
     def close(self) -> None:
         """Close every file."""
         for parquet in self._open.values():
             parquet.close(force=True)
         self._open.clear()
+
+    def _read_local(self, table: str, group: int, columns: list[str]) -> pa.Table:
+        if table not in self._open:
+            name, file = self.commit.file_name(table), self.commit.files[table]
+            self._open[table] = open_parquet(self._lake.ranges, name, file.bytes)
+        return self._open[table].read_row_group(group, columns=columns, use_threads=False)
+
+    def _read_remote(self, group: int, columns: dict[str, list[str]]) -> dict[str, pa.Table]:
+        if group not in self._fetched:
+            self.fetch(group, columns)
+        fetched = self._fetched.pop(group)
+        return {
+            table: self._remote[table].decode(group, columns[table], ranges, answers)
+            for table, (ranges, answers) in fetched.items()
+        }
+
+    def _open_remote(self, reader: RangeReader, tables: list[str]) -> None:
+        commit = self.commit
+        tails = [
+            RangeTable.tail(commit.file_name(table), commit.files[table].bytes, len(commit.chunks)) for table in tables
+        ]
+        for table, tail, data in zip(tables, tails, reader.read(tails), strict=True):
+            self._remote[table] = RangeTable(reader, tail, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +143,11 @@ class Chunk:
     def __init__(self, files: SegmentFiles, group: int, options: SampleOptions) -> None:
         self._options = options
         self._segment, self._name = files.commit.segment, files.commit.file_name("image")
-        self._image = files.read("image", group, _COLUMNS["image"] + (_PANOPTIC if options.panoptic else []))
+        tables = files.read(group, options.columns)
+        self._image, label = tables["image"], tables["label"]
         self._camera: list[str] = self._image["camera"].to_pylist()
         self._intrinsic = _rows(self._image["intrinsic"])
         self._camera_to_vehicle = _rows(self._image["camera_to_vehicle"])
-        label = files.read("label", group, _COLUMNS["label"])
         self._boxes = np.stack([label[name] for name in ("x0", "y0", "x1", "y1")], axis=1)
         self._classes = np.array([OBJECT_TYPES.index(name) for name in label["type"].to_pylist()], np.int64)
         self._depth_m = label["depth_m"].astype(np.float32, copy=False)
@@ -99,9 +155,8 @@ class Chunk:
         for row, key in enumerate(zip(label["timestamp_us"].tolist(), label["camera"].to_pylist(), strict=True)):
             self._labels.setdefault(key, []).append(row)
         if options.points:
-            self._clouds = _read_clouds(files.read("point", group, _COLUMNS["point"]))
-            depth = files.read("depth", group, _COLUMNS["depth"])
-            self._seen = {name: _rows(lists) for name, lists in depth.items()}
+            self._clouds = _read_clouds(tables["point"])
+            self._seen = {name: _rows(lists) for name, lists in tables["depth"].items()}
 
     def sample(self, row: int) -> Sample:
         """Return the sample of image row `row` of this chunk; raises LakeError where its JPEG does not decode."""

@@ -19,6 +19,7 @@ from datalake.build import BuildConfig, SegmentReport, build_segment
 from datalake.commit import Commit, LakeError, check_split_name
 from datalake.lake import list_commits, prepare_lake, publish_snapshot, read_commits
 from datalake.plan import SegmentPlan, SourceIndex, index_source, list_sources, plan_segments
+from datalake.retry import UnavailableError, explain
 from datalake.store import Store
 from datalake.vacuum import GRACE_S, vacuum
 
@@ -28,7 +29,15 @@ Item = TypeVar("Item")
 _RETRIES = 3
 # A store that fails is asked again after these pauses; what will not change by waiting is not.
 _BACKOFF_S = (1.0, 4.0, None)
-_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+# A lake's store was asked often enough when it is called unavailable.
+_PERMANENT = (
+    UnavailableError,
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    FileExistsError,
+)
 _PERMANENT_CODES = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 
 
@@ -172,9 +181,13 @@ def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
             return function(*arguments)
         except LakeError as error:
             return error
-        except OSError as error:
-            if delay_s is None or isinstance(error, _PERMANENT) or error.errno in _PERMANENT_CODES:
-                return error
+        except Exception as error:
+            # Of the sources' clients some errors are no OSError.
+            told = error if isinstance(error, OSError) else explain(error, "read the sources", "several attempts")
+            if not isinstance(told, OSError):
+                raise
+            if delay_s is None or isinstance(error, _PERMANENT) or told.errno in _PERMANENT_CODES:
+                return told
             time.sleep(delay_s)
     raise AssertionError("the last attempt returns")
 

@@ -17,10 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.dataset as ds
 
+from datalake.cache import RangeCache
 from datalake.commit import Commit, LakeError, check_schema_version, commit_name, load_json
+from datalake.ranges import RangeReader, file_system
 from datalake.schema import POINT_MODES, SCHEMA_VERSION, TABLES, PointMode
 from datalake.store import Store
 
@@ -31,12 +32,21 @@ _PARALLEL_READS = 16
 
 @dataclass(frozen=True)
 class Lake:
-    """One snapshot of a lake, open for reading."""
+    """One snapshot of a lake, open for reading.
+
+    cache: where to keep what is read of a remote lake; a local one needs none
+    """
 
     store: Store
     snapshot: int
     points_mode: PointMode
     commits: tuple[Commit, ...]
+    cache: RangeCache | None = None
+
+    @property
+    def ranges(self) -> RangeReader:
+        """How ranges of a remote lake's files are read."""
+        return RangeReader(self.store, self.cache)
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -64,14 +74,16 @@ class Lake:
         if table not in TABLES:
             raise LakeError(f"no table {table!r}, there are: {', '.join(TABLES)}")
         file_format = ds.ParquetFileFormat()
-        filesystem = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(self.store.fs))
+        commits = self.in_split(split)
+        sizes = {commit.file_name(table): commit.files[table].bytes for commit in commits}
+        filesystem = file_system(self.ranges, sizes)
         fragments = [
             file_format.make_fragment(
                 self.store.path(commit.file_name(table)),
                 filesystem,
                 partition_expression=ds.field("segment") == commit.segment,
             )
-            for commit in self.in_split(split)
+            for commit in commits
         ]
         return ds.FileSystemDataset(fragments, TABLES[table], file_format, filesystem)
 
@@ -86,8 +98,10 @@ class Lake:
         return self.dataset(table, split).scanner(columns=columns and list(columns), filter=filter)
 
 
-def open_lake(url: str, snapshot: int | None = None) -> Lake:
+def open_lake(url: str, snapshot: int | None = None, cache: RangeCache | None = None) -> Lake:
     """Open a lake at its newest snapshot, or at `snapshot`.
+
+    cache: where to keep what is read of a remote lake, for the next epoch or the next run
 
     Raises LakeError where there is no lake, no such snapshot, or one of another schema version.
     """
@@ -98,7 +112,7 @@ def open_lake(url: str, snapshot: int | None = None) -> Lake:
     number = newest_snapshot(store) if snapshot is None else snapshot
     if number == 0:
         raise LakeError(f"{store.url}: the lake has no snapshot yet; finish a build with pipelines/build_lake.py")
-    return Lake(store, number, points_mode, _read_snapshot(store, number))
+    return Lake(store, number, points_mode, _read_snapshot(store, number), cache)
 
 
 def prepare_lake(store: Store, points_mode: PointMode) -> None:

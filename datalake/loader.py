@@ -29,7 +29,7 @@ from datalake.order import epoch_order, share
 from datalake.sample import Sample
 from datalake.waymo.frame import CAMERAS
 
-# What is read and decoded before it is asked for, to keep the threads busy.
+# What is read from a disk, and decoded, before it is asked for, to keep the threads busy.
 _CHUNKS_AHEAD = 2
 _PICTURES_AHEAD = 2
 
@@ -42,6 +42,8 @@ class LoaderConfig:
     shuffle: a new random order every epoch; otherwise the lake's own order
     streams: how many chunks are mixed at a time, all of them in memory (see `datalake.order`)
     threads: how many pictures each process decodes at once; unlike worker processes, threads copy nothing
+    reads: how many chunks of a remote lake each process asks for at once, ahead of their turn: a chunk takes a round
+        trip to the store, and has about eight pictures. So many are in memory beside the `streams`
     """
 
     split: str = "train"
@@ -54,6 +56,7 @@ class LoaderConfig:
     seed: int = 0
     streams: int = 64
     threads: int = 1
+    reads: int = 16
 
 
 class SampleStream(IterableDataset[Sample]):
@@ -82,6 +85,8 @@ class SampleStream(IterableDataset[Sample]):
         )
         total = len(self._rows)
         self.epoch_samples = total // config.global_batch * config.global_batch if config.shuffle else total
+        if config.reads < 1:
+            raise LakeError(f"Expected at least 1 read at once, got: {config.reads}")
         if config.global_batch % world_size:
             raise LakeError(f"a global batch of {config.global_batch} cannot be cut among {world_size} ranks")
         if not config.shuffle and epochs != 1:
@@ -129,7 +134,8 @@ class SampleStream(IterableDataset[Sample]):
     def _read(self, samples: NDArray[np.int64]) -> Iterator[Sample]:
         """Yield samples in order; a chunk is in memory from its first to its last sample, a file likewise.
 
-        One thread reads the next chunks while others decode the next pictures of the present ones.
+        One thread reads the next chunks while others decode the next pictures of the present ones. What it reads of a
+        remote lake, yet others have asked for before: they only wait, and may be many.
         """
         config = self.config
         options = SampleOptions(config.image_size, config.points, config.panoptic)
@@ -139,11 +145,19 @@ class SampleStream(IterableDataset[Sample]):
         files: dict[int, SegmentFiles] = {}
         chunks: dict[tuple[int, int], Future[Chunk]] = {}
 
-        def read(place: tuple[int, int]) -> Chunk:
-            segment, group = place
-            if segment not in files:
-                files[segment] = SegmentFiles(self.lake, self._commits[segment])
-            return Chunk(files[segment], group, options)
+        def fetch(place: tuple[int, int]) -> None:
+            files[place[0]].fetch(place[1], options.columns)
+
+        def read(place: tuple[int, int], fetched: Future[None] | None) -> Chunk:
+            if fetched is not None:
+                fetched.result()
+            return Chunk(files[place[0]], place[1], options)
+
+        def submit(place: tuple[int, int]) -> None:
+            if place[0] not in files:
+                files[place[0]] = SegmentFiles(self.lake, self._commits[place[0]])
+            fetched = None if self.lake.store.is_local else fetchers.submit(fetch, place)
+            chunks[place] = reader.submit(read, place, fetched)
 
         def decode(chunk: Future[Chunk], row: int) -> Sample:
             return chunk.result().sample(row)
@@ -163,23 +177,30 @@ class SampleStream(IterableDataset[Sample]):
                     files.pop(place[0]).close()
             return sample
 
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(config.threads) as decoders:
+        ahead = _CHUNKS_AHEAD if self.lake.store.is_local else max(_CHUNKS_AHEAD, config.reads)
+        with (
+            ThreadPoolExecutor(config.reads) as fetchers,
+            ThreadPoolExecutor(1) as reader,
+            ThreadPoolExecutor(config.threads) as decoders,
+        ):
             try:
-                for place in itertools.islice(queue, _CHUNKS_AHEAD):
-                    chunks[place] = reader.submit(read, place)
+                for place in itertools.islice(queue, ahead):
+                    submit(place)
                 for row, place in zip(self._rows[samples].tolist(), places, strict=True):
                     if place not in started:
                         started.add(place)
                         if (following := next(queue, None)) is not None:
-                            chunks[following] = reader.submit(read, following)
+                            submit(following)
                     decoding.append((place, decoders.submit(decode, chunks[place], row)))
                     if len(decoding) > _PICTURES_AHEAD * config.threads:
                         yield finish()
                 while decoding:
                     yield finish()
             finally:
-                decoders.shutdown(cancel_futures=True)
-                reader.shutdown(cancel_futures=True)
+                for pool in (fetchers, reader, decoders):
+                    pool.shutdown(wait=False, cancel_futures=True)
+                for pool in (fetchers, reader, decoders):
+                    pool.shutdown()
                 for opened in files.values():
                     opened.close()
 

@@ -34,6 +34,7 @@ from datalake.commit import (
     load_json,
 )
 from datalake.lake import Lake, now
+from datalake.ranges import file_system, open_parquet
 from datalake.schema import SCHEMA_VERSION
 from datalake.store import Store, UnknownOutcomeError
 from datalake.waymo.parse import FrameError, check_segment_name
@@ -132,7 +133,8 @@ class SideTable:
     def dataset(self) -> ds.Dataset:
         """Return the table as a pyarrow dataset; a filter on `segment` prunes whole files."""
         file_format = ds.ParquetFileFormat()
-        filesystem = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(self._lake.store.fs))
+        sizes = {commit.file_name: commit.file.bytes for commit in self._commits.values()}
+        filesystem = file_system(self._lake.ranges, sizes)
         fragments = [
             file_format.make_fragment(
                 self._lake.store.path(commit.file_name),
@@ -164,11 +166,8 @@ class SideTable:
         if segment not in self._commits:
             raise LakeError(f"{self._lake.store.url}: table {self.origin.table} has no segment {segment}")
         if segment not in self._open:
-            path = self._lake.store.path(self._commits[segment].file_name)
-            if self._lake.store.is_local:
-                self._open[segment] = pq.ParquetFile(path, memory_map=True)
-            else:
-                self._open[segment] = pq.ParquetFile(self._lake.store.fs.open(path, "rb"), pre_buffer=True)
+            commit = self._commits[segment]
+            self._open[segment] = open_parquet(self._lake.ranges, commit.file_name, commit.file.bytes)
             if len(self._open) > _OPEN_FILES:
                 self._open.popitem(last=False)[1].close(force=True)
         self._open.move_to_end(segment)

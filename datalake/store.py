@@ -3,6 +3,12 @@
 The one that matters is `create`: it writes a whole object only if none is there, and of two callers exactly one
 succeeds. S3 and GCS have a precondition for it. A local disk gets a complete, synced temporary file that is then
 hard-linked to its name; fsspec's own local "create" tests and writes in two steps, which is a race.
+
+What fails for a moment on a remote store is tried again, in one place only. A single request is repeated here
+(`datalake.retry`), and its client told not to: s3fs and botocore together make 26 requests of one that is throttled.
+Uploads in parts and listings are many requests, which only the client sees: there the client repeats each, and nobody
+else. gcsfs cannot be told, so it alone repeats. aiohttp, below all, sends a request once more where a kept connection
+turns out to be closed.
 """
 
 from __future__ import annotations
@@ -12,31 +18,50 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 
+from datalake.retry import Retry, StoreError, explain, is_transient, was_refused
+
+Result = TypeVar("Result")
+
 _READ_BYTES = 8 << 20
+# A part of an upload; each open file of a build has one in memory. S3 takes 10,000 of at least 5 MB.
+_PART_BYTES = 16 << 20
+# botocore's pauses are longer than ours: these many attempts take about eight seconds.
+_CLIENT_ATTEMPTS = 5
+# s3fs would keep ten, fewer than a loader has reads in flight.
+_CONNECTIONS = 64
 _EXCLUSIVE = {"s3", "s3a", "gs", "gcs", "memory"}
-
-
-class StoreError(OSError):
-    """The store cannot do what a lake needs of it."""
 
 
 class UnknownOutcomeError(StoreError):
     """A write may or may not have happened: the store stopped answering in the middle."""
 
 
-class Store:
-    """The objects below one fsspec URL, named by paths relative to it."""
+class Range(NamedTuple):
+    """The bytes from `start` up to `stop` of object `name`."""
 
-    def __init__(self, url: str) -> None:
-        # Cached listings would show a lake as it was, not as it is.
-        self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    name: str
+    start: int
+    stop: int
+
+
+class Store:
+    """The objects below one fsspec URL, named by paths relative to it.
+
+    A store may be pickled, and used by several threads. Every operation on a remote one raises UnavailableError where
+    it went on failing, and else the error that the store reports, each in a line that names the object.
+    """
+
+    def __init__(self, url: str, retry: Retry | None = None) -> None:
+        """Open the place at `url`; nothing is asked of it yet. Raises StoreError for a kind that cannot hold a lake."""
+        self._retry = retry or Retry()
+        self.fs, root = _file_system(url, attempts=1)
         self.root = root.rstrip("/")
         self.url = self.fs.unstrip_protocol(self.root)
         protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
@@ -46,6 +71,14 @@ class Store:
                 f"{url}: a lake needs create-if-absent, which {sorted(protocols)} is not known to have;"
                 " use a local path, s3:// or gs://"
             )
+        # For what is many requests at once: its client repeats each.
+        self._client_attempts = min(_CLIENT_ATTEMPTS, self._retry.attempts)
+        self._patient_fs, _ = _file_system(url, self._client_attempts)
+        if protocols & {"gs", "gcs"}:
+            self._retry = Retry(attempts=1)
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str, Retry]]:
+        return Store, (self.url, self._retry)
 
     def path(self, name: str) -> str:
         """Return the path of `name` in the terms of `fs`."""
@@ -54,61 +87,121 @@ class Store:
     def create(self, name: str, data: bytes) -> bool:
         """Write `data` as object `name` unless it exists; return whether this call wrote it.
 
+        On a remote store the bytes have to name their author: whoever finds his own there has written them.
+
         Raises UnknownOutcomeError where the store failed in between and cannot be asked what it has.
         """
         path = self.path(name)
         if self.is_local:
             return _create_local(Path(path), data)
-        try:
-            self.fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
-        except (PermissionError, FileNotFoundError):
-            raise  # the store said no
-        except OSError as error:
-            # The answer was lost, not necessarily the write. The bytes name their author, so they settle it; but
-            # where there are none, the write may still be on its way.
+        # Whether a request may have written the object, its answer lost.
+        unsure = False
+
+        def put() -> bool:
+            nonlocal unsure
             try:
-                return bool(self.fs.cat_file(path) == data)
-            except OSError:
+                self.fs.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                # It may be ours even at the first attempt: aiohttp itself repeats what a kept connection lost.
+                return self.read(name) == data
+            except (PermissionError, FileNotFoundError):
+                raise  # the store said no
+            except Exception as error:
+                unsure = unsure or (not was_refused(error) and (is_transient(error) or isinstance(error, OSError)))
+                raise
+            return True
+
+        try:
+            return self._ask(put, "create", name)
+        except StoreError as error:
+            if not unsure:
+                raise
+            # The bytes settle it; but where there are none, the write may still be on its way.
+            try:
+                return bool(self.fs.cat_file(path, start=0) == data)
+            except Exception:
                 raise UnknownOutcomeError(f"{self.url}/{name}: created or not, unknown: {error}") from error
-        return True
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of object `name`; raises FileNotFoundError."""
-        return bytes(self.fs.cat_file(self.path(name)))
+        """Return the bytes of object `name`, which is not empty; raises FileNotFoundError."""
+        # Without a start s3fs asks for the size first, and lists where there is none.
+        return bytes(self._ask(lambda: self.fs.cat_file(self.path(name), start=0), "read", name))
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
+        """Return the bytes of each range, all asked for at the same time; raises StoreError where an object ends early.
+
+        Only those that fail are asked for again.
+        """
+        found: dict[Range, bytes] = {}
+        failed = ""
+
+        def ask() -> None:
+            nonlocal failed
+            missing = [piece for piece in dict.fromkeys(ranges) if piece not in found]
+            answers = self.fs.cat_ranges(
+                [self.path(piece.name) for piece in missing],
+                [piece.start for piece in missing],
+                [piece.stop for piece in missing],
+                on_error="return",
+            )
+            found.update((piece, data) for piece, data in zip(missing, answers, strict=True) if _is_whole(piece, data))
+            errors = [(piece, data) for piece, data in zip(missing, answers, strict=True) if piece not in found]
+            for piece, answer in errors:
+                failed = piece.name
+                if not isinstance(answer, Exception):
+                    raise StoreError(
+                        f"{self.url}/{piece.name}: cut off: {len(answer)} of the {piece.stop - piece.start} bytes from"
+                        f" byte {piece.start} on are there"
+                    )
+                if not is_transient(answer):
+                    raise answer
+            for _, answer in errors:
+                raise answer
+
+        if ranges:
+            self._retry.call(ask, lambda: f"read {self.url}/{failed}")
+        return [found[piece] for piece in ranges]
 
     def write(self, name: str, data: bytes) -> None:
         """Write object `name`, replacing it if it is there."""
         path = self.path(name)
-        self.fs.makedirs(self.fs._parent(path), exist_ok=True)
-        self.fs.pipe_file(path, data)
+        if self.is_local:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._ask(lambda: self.fs.pipe_file(path, data), "write", name)
 
     def exists(self, name: str) -> bool:
-        """Return whether object `name` is there."""
-        return bool(self.fs.exists(self.path(name)))
+        """Return whether object `name`, which is not empty, is there."""
+        if self.is_local:
+            return Path(self.path(name)).exists()
+        # Asked for what it knows of a missing object, s3fs lists.
+        try:
+            self.read_ranges([Range(name, 0, 1)])
+        except FileNotFoundError:
+            return False
+        return True
 
     def size(self, name: str) -> int:
         """Return the size of object `name` in bytes; raises FileNotFoundError."""
-        return int(self.fs.size(self.path(name)))
+        return int(self._ask(lambda: self.fs.size(self.path(name)), "read", name))
 
     def delete(self, name: str) -> None:
         """Delete object `name`; one that is gone already is fine."""
         try:
-            self.fs.rm_file(self.path(name))
+            self._ask(lambda: self.fs.rm_file(self.path(name)), "delete", name)
         except FileNotFoundError:
             return
 
     def listing(self, folder: str) -> dict[str, float]:
         """Return every object below `folder`, by name relative to the root, with its age in seconds."""
         now = time.time()
-        found = self.fs.find(self.path(folder), detail=True)
+        found = self._ask_once(lambda: self._patient_fs.find(self.path(folder), detail=True), "list", folder)
         return {path[len(self.root) + 1 :]: now - _modified(info) for path, info in found.items()}
 
     def folders(self, folder: str = "") -> list[str]:
         """Return the names of the folders directly below `folder`, or below the root."""
+        path = self.path(folder) if folder else self.root
         try:
-            entries = self.fs.ls(self.path(folder) if folder else self.root, detail=True)
+            entries = self._ask_once(lambda: self._patient_fs.ls(path, detail=True), "list", folder)
         except FileNotFoundError:
             return []
         names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]
@@ -116,16 +209,67 @@ class Store:
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """Yield the bytes of object `name` in blocks of a few MB."""
-        with self.fs.open(self.path(name), "rb") as stream:
-            while block := stream.read(_READ_BYTES):
-                yield block
+        if self.is_local:
+            with Path(self.path(name)).open("rb") as stream:
+                while block := stream.read(_READ_BYTES):
+                    yield block
+            return
+        size = self.size(name)
+        for start in range(0, size, _READ_BYTES):
+            yield from self.read_ranges([Range(name, start, min(start + _READ_BYTES, size))])
 
     def sink(self, name: str) -> Sink:
         """Return a stream that writes object `name`."""
         path = self.path(name)
         if self.is_local:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return Sink(self.fs.open(path, "wb"), folder=Path(path).parent if self.is_local else None)
+            return Sink(self.fs.open(path, "wb"), folder=Path(path).parent)
+        return Sink(_Upload(self, name, self._patient_fs.open(path, "wb", block_size=_PART_BYTES)), folder=None)
+
+    def _ask(self, action: Callable[[], Result], verb: str, name: str) -> Result:
+        """Return what a single request returns, repeated where it helps."""
+        return action() if self.is_local else self._retry.call(action, lambda: f"{verb} {self.url}/{name}")
+
+    def _ask_once(self, action: Callable[[], Result], verb: str, name: str) -> Result:
+        """Return what an action of many requests returns, each of which its client repeats."""
+        if self.is_local:
+            return action()
+        try:
+            return action()
+        except Exception as error:
+            told = explain(error, f"{verb} {self.url}/{name}", f"{self._client_attempts} attempts at a request")
+            if told is error:
+                raise
+            raise told from error
+
+
+class _Upload:
+    """A client's stream for one object, which appears when it is closed; its errors name the object."""
+
+    def __init__(self, store: Store, name: str, stream: Any) -> None:
+        self._store, self._name, self._stream = store, name, stream
+        self._bytes = 0
+
+    def write(self, data: memoryview) -> None:
+        self._store._ask_once(lambda: self._stream.write(data), "write", self._name)
+        self._bytes += data.nbytes
+
+    def close(self) -> None:
+        try:
+            self._store._ask_once(self._stream.close, "write", self._name)
+        except FileNotFoundError:
+            # The upload is gone: given up by somebody, or complete, and only the answer that said so was lost.
+            if self._store.size(self._name) != self._bytes:
+                raise
+        finally:
+            # s3fs leaves it open, and would try to flush its missing buffer when it is collected.
+            self._stream.closed = True
+
+    def discard(self) -> None:
+        try:
+            self._store._ask_once(self._stream.discard, "give up", self._name)
+        finally:
+            self._stream.closed = True
 
 
 class Sink:
@@ -183,8 +327,6 @@ class Sink:
         else:
             # On an object store closing would publish what is written so far.
             self._stream.discard()
-            # s3fs leaves it open, and would try to flush its missing buffer when it is collected.
-            self._stream.closed = True
 
     @property
     def size(self) -> int:
@@ -206,6 +348,25 @@ class Sink:
             self.close()
         else:
             self.discard()
+
+
+def _file_system(url: str, attempts: int) -> tuple[Any, str]:
+    """Return the file system of `url` and the path in it; if it can be told, a request is made `attempts` times."""
+    # Cached listings would show a lake as it was, not as it is.
+    options: dict[str, Any] = {"use_listings_cache": False}
+    is_s3 = url.startswith(("s3://", "s3a://"))
+    if is_s3:
+        retries = {"mode": "standard", "total_max_attempts": attempts}
+        options["config_kwargs"] = {"max_pool_connections": _CONNECTIONS, "retries": retries}
+    fs, path = fsspec.core.url_to_fs(url, **options)
+    if is_s3:
+        # s3fs repeats what botocore has repeated in vain.
+        fs.retries = 1
+    return fs, path
+
+
+def _is_whole(piece: Range, answer: Any) -> bool:
+    return not isinstance(answer, Exception) and len(answer) == piece.stop - piece.start
 
 
 def _create_local(path: Path, data: bytes) -> bool:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from datalake.commit import Commit, DataFile, LakeError, commit_name
 from datalake.lake import Lake, read_commits
+from datalake.ranges import RangeReader, open_parquet
 from datalake.schema import TABLES
 from datalake.side_table import SideCommit, list_side_tables, read_side_commits
 from datalake.store import Store
@@ -77,7 +78,7 @@ def _damage(store: Store, path: str, file: DataFile) -> str:
 def _structure(lake: Lake, commit: Commit, table: str) -> Iterator[str]:
     path = commit.file_name(table)
     where = f"{lake.store.url}/{path}"
-    with lake.store.fs.open(lake.store.path(path), "rb") as stream, pq.ParquetFile(stream) as parquet:
+    with open_parquet(RangeReader(lake.store, None), path, commit.files[table].bytes) as parquet:
         if parquet.schema_arrow != TABLES[table]:
             yield f"{where}: its schema is not that of table {table}"
         if parquet.metadata.num_rows != commit.files[table].rows:
@@ -90,7 +91,7 @@ def _structure(lake: Lake, commit: Commit, table: str) -> Iterator[str]:
 
 def _side_structure(lake: Lake, commit: Commit, part: SideCommit) -> Iterator[str]:
     path = part.file_name
-    with lake.store.fs.open(lake.store.path(path), "rb") as stream, pq.ParquetFile(stream) as parquet:
+    with open_parquet(RangeReader(lake.store, None), path, part.file.bytes) as parquet:
         if _group_rows(parquet) != [len(chunk) for chunk in commit.chunks]:
             yield f"{lake.store.url}/{path}: its row groups do not hold the images that the commit lists"
 

@@ -170,6 +170,7 @@ def test_points_that_are_not_asked_for_are_not_read(drive_lake: Lake) -> None:
         (LoaderConfig(cameras=("ROOF",)), {}, "unknown cameras: ROOF"),
         (LoaderConfig(cameras=("SIDE_LEFT",)), {}, "0 images of SIDE_LEFT"),
         (LoaderConfig(global_batch=64), {}, "33 images of FRONT, fewer than one batch of 64"),
+        (LoaderConfig(global_batch=4, reads=0), {}, "Expected at least 1 read at once, got: 0"),
         (LoaderConfig(global_batch=4), {"world_size": 3}, "4 cannot be cut among 3 ranks"),
         (LoaderConfig(global_batch=4), {"start": 6}, "not a multiple of the batch 4"),
         (LoaderConfig(shuffle=False), {"epochs": 2}, "there is one epoch"),

@@ -53,7 +53,7 @@ def groups(lake: Lake, base: Commit) -> Iterator[pa.RecordBatch]:
     """Yield a number for each picture of the segment, chunk by chunk."""
     files = SegmentFiles(lake, base)
     for group in range(len(base.chunks)):
-        keys = files.read("image", group, ["segment", "timestamp_us", "camera"])
+        keys = files.read(group, {"image": ["segment", "timestamp_us", "camera"]})["image"]
         rows = len(keys["camera"])
         columns = {**keys, "number": [[group, row / 8] for row in range(rows)]}
         yield pa.RecordBatch.from_pydict(columns, SCHEMA)

@@ -7,7 +7,6 @@ import hashlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from datalake.store import Store, StoreError, UnknownOutcomeError
+from datalake.retry import StoreError
+from datalake.store import Store
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -159,41 +159,6 @@ def test_error_inside_a_sink_discards_it(s3_lake: str) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert not store.exists("a")
-
-
-class _LostAnswer:
-    """A file system whose create does its work, or not, and then fails; `after` is what it has when asked."""
-
-    def __init__(self, after: Callable[[], bytes]) -> None:
-        self.cat_file = lambda path: after()  # noqa: ARG005 - the name is always the one that was created
-
-    def pipe_file(self, path: str, data: bytes, mode: str) -> None:
-        raise OSError(f"connection reset by peer ({path}, {len(data)}, {mode})")
-
-
-def _raise(error: Exception) -> bytes:
-    raise error
-
-
-def _store_that_loses_answers(after: Callable[[], bytes]) -> Store:
-    store = Store("memory://lost-answers")
-    store.fs = _LostAnswer(after)
-    return store
-
-
-def test_lost_answer_is_settled_by_what_the_store_has() -> None:
-    assert _store_that_loses_answers(lambda: b"mine").create("a", b"mine")
-    assert not _store_that_loses_answers(lambda: b"theirs").create("a", b"mine")
-
-
-def test_lost_answer_that_cannot_be_settled_is_an_unknown_outcome() -> None:
-    with pytest.raises(UnknownOutcomeError, match="unknown"):
-        _store_that_loses_answers(lambda: _raise(OSError("still down"))).create("a", b"mine")
-
-
-def test_lost_answer_without_an_object_is_the_error_itself() -> None:
-    with pytest.raises(OSError, match="connection reset"):
-        _store_that_loses_answers(lambda: _raise(FileNotFoundError("a"))).create("a", b"mine")
 
 
 def test_store_without_create_if_absent_is_refused() -> None:
