@@ -113,6 +113,6 @@ def all_remembered(teachers: dict[str, str], frames: Frames, grid: tuple[int, in
     }
     for url in teachers.values():
         answers = remembered_folder(folder, read_card(url), grid, (height, width))
-        if any(remembered_count(answers / segment) < count for segment, count in pictures.items()):
+        if any(remembered_count(answers / segment, frames.cameras) < count for segment, count in pictures.items()):
             return False
     return True

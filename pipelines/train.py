@@ -147,9 +147,16 @@ class Syllabus:
 def plan_training(config: Train, console: Console, progress: Callable[[str, int, int, str], None]) -> Syllabus:
     """Look at lake and teachers, print what was found, and return what the workers need.
 
-    Raises LakeError, TeacherError or StudentError where the training would be in vain.
+    Raises LakeError, TeacherError, StudentError or TrainingError where the training would be in vain.
     """
-    lake = open_lake(absolute(config.lake), config.snapshot)
+    # A worker of Ray may run in another folder.
+    config = replace(
+        config,
+        lake=absolute(config.lake),
+        out=absolute(config.out),
+        remember=None if config.remember is None else absolute(config.remember),
+    )
+    lake = open_lake(config.lake, config.snapshot)
     named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
     cards = read_cards(named)
     check_strangers(cards, lake, [config.split])
@@ -163,6 +170,9 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
     unlabelled = config.unlabelled if listening and without else 0
     if not 0 <= unlabelled < config.batch:
         raise StudentError(f"--unlabelled {unlabelled}: expected fewer than the {config.batch} pictures of a batch")
+    workers = World(size=max(1, config.workers))
+    workers.share(config.batch - unlabelled, "labelled pictures")
+    workers.share(unlabelled, "pictures without labels")
     if config.listen == "shuffled" and config.batch // max(1, config.workers) < 2:
         raise StudentError("--listen shuffled: a worker needs two pictures, to give one what is said of the other")
 
@@ -289,12 +299,17 @@ def _train_on_ray(syllabus: Syllabus) -> None:
     except WorkerGroupError as error:
         reasons = [str(reason) for reason in error.worker_failures.values()]
         raise TrainingError(f"a worker failed: {reasons[0].strip().splitlines()[-1]}") from error
-    if result.metrics and "stopped" in result.metrics:
-        raise TrainingError(str(result.metrics["stopped"]))
+    stopped = result.return_value  # type: ignore[attr-defined]  # the annotation is of an older Result
+    if stopped is not None:
+        raise TrainingError(stopped)
 
 
-def _work(settings: dict[str, Any]) -> None:
-    """Run in each worker of Ray Train."""
+def _work(settings: dict[str, Any]) -> str | None:
+    """Run in each worker of Ray Train; return why the training stopped before its end, if it did.
+
+    What all workers find alike is an answer: doing the same again would end the same way. What a worker finds in its
+    own pictures is raised: the others would wait for it.
+    """
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     world = World(context.get_world_rank(), context.get_world_size(), device)
@@ -309,9 +324,9 @@ def _work(settings: dict[str, Any]) -> None:
 
     try:
         attend(syllabus, world, tell)
-    except (TrainingError, StudentError, TeacherError, LakeError) as error:
-        # Doing the same again would fail the same way: this is an answer, not a worker that was lost.
-        ray.train.report({"stopped": str(error)})
+    except (TrainingError, StudentError) as error:
+        return str(error)
+    return None
 
 
 def _line(values: Mapping[str, float]) -> str:

@@ -24,16 +24,16 @@ def imitation_loss(
     alone). Classes: cross-entropy. A picture without valid cells counts 0.
     """
     weights = target.valid.float() if cell_weights is None else cell_weights * target.valid
+    # What stands in cells that are not valid must not matter, not even if it is NaN: it is taken out before anything is
+    # computed from it, since a gradient of 0 times NaN would be NaN again.
     if target.kind == "classes":
-        truth = target.values[:, 0]
+        truth = target.values.where(target.valid, 0)[:, 0]
         if class_weights is not None:
-            # A cell that is not valid has class 0 here, and weight 0 already.
             weights = weights * class_weights[truth][:, None]
         error = cross_entropy(said, truth, reduction="none")[:, None]
     else:
-        error = (said - target.values).square().mean(1, keepdim=True)
-    # What stands in cells that are not valid must not matter, not even if it is NaN.
-    total = torch.where(weights > 0, error * weights, 0.0).sum((1, 2, 3))
+        error = (said - target.values).where(target.valid, 0.0).square().mean(1, keepdim=True)
+    total = (error * weights).sum((1, 2, 3))
     return (total / weights.sum((1, 2, 3)).clamp(min=1e-6)).mean()
 
 
@@ -51,6 +51,8 @@ def balanced_weights(shares: Tensor, most: float = 10.0) -> Tensor:
     as the rarest that was.
     """
     seen = shares > 0
-    rare = torch.where(seen, shares, shares[seen].min()) if bool(seen.any()) else torch.ones_like(shares)
+    if not bool(seen.any()):
+        return torch.ones_like(shares)
+    rare = torch.where(seen, shares, shares[seen].min())
     weights = (rare.max() / rare).sqrt().clamp(max=most)
     return weights / (weights * shares).sum().clamp(min=1e-6)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -51,7 +51,7 @@ class RememberedTeacher:
             answer = self._teacher.look([sample for sample, _ in new], height, width)
             for place, (_, path) in enumerate(new):
                 _write(path, _one(answer, place).to_sparse().to("cpu"))
-        targets = [_read(path, sample).to_dense() for path, sample in zip(paths, samples, strict=True)]
+        targets = [_read(path, sample) for path, sample in zip(paths, samples, strict=True)]
         told = all(target.confidence is not None for target in targets)
         return Target(
             tuple(sample.key for sample in samples),
@@ -73,9 +73,11 @@ def remembered_folder(folder: Path, card: TeacherCard, grid: tuple[int, int], pi
     return folder / f"{card.architecture}-{card.weights_sha256[:16]}-{asked}"
 
 
-def remembered_count(folder: Path) -> int:
-    """Return how many answers are in a segment's folder."""
-    return sum(path.suffix == _SUFFIX for path in folder.iterdir()) if folder.is_dir() else 0
+def remembered_count(folder: Path, cameras: Collection[str]) -> int:
+    """Return how many answers to pictures of these cameras are in a segment's folder."""
+    if not folder.is_dir():
+        return 0
+    return sum(path.suffix == _SUFFIX and path.stem.partition("-")[2] in cameras for path in folder.iterdir())
 
 
 def _one(target: Target, place: int) -> Target:
@@ -97,17 +99,17 @@ def _write(path: Path, target: SparseTarget) -> None:
     os.replace(file.name, path)  # noqa: PTH105 - the name is a string
 
 
-def _read(path: Path, sample: Sample) -> SparseTarget:
+def _read(path: Path, sample: Sample) -> Target:
     try:
         tensors = safetensors.torch.load(path.read_bytes())
         batch, channels, height, width = tensors["shape"].tolist()
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        index = tensors.get("index")
+        return SparseTarget(
+            (sample.key,),
+            (batch, channels, height, width),
+            tensors["values"],
+            None if index is None else index.long(),
+            tensors.get("confidence"),
+        ).to_dense()
+    except (safetensors.SafetensorError, LookupError, ValueError) as error:
         raise TeacherError(f"{path}: not a remembered answer: {error}; delete it") from error
-    index = tensors.get("index")
-    return SparseTarget(
-        (sample.key,),
-        (batch, channels, height, width),
-        tensors["values"],
-        None if index is None else index.long(),
-        tensors.get("confidence"),
-    )

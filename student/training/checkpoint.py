@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,6 +20,8 @@ from teachers.training.checkpoint import Plain
 
 CHECKPOINT_FILE, HISTORY_FILE = "checkpoint.pt", "history.jsonl"
 _STUDENT = "student."
+# What reading a damaged archive may end in, beside what reading another one does.
+_DAMAGES = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, LookupError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +66,12 @@ def load_checkpoint(folder: RunFolder) -> Checkpoint | None:
     if content is None:
         return None
     try:
+        # torch itself compares no checksum: damaged weights would be loaded as they are.
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"bad checksum of {damaged}")
         return Checkpoint(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
+    except (*_DAMAGES, TypeError, ValueError) as error:
         problem = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StudentError(
             f"{folder.place(CHECKPOINT_FILE)}: not a training checkpoint: {problem}; delete it to start again"

@@ -20,7 +20,7 @@ Balance = Literal["fixed", "learned"]
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """How much each loss counts. The paper's are 1 throughout; boxes, a share of few positives, learn faster with more."""
+    """How much each loss counts; 1 throughout in the paper. Boxes, with few positives, learn faster with more."""
 
     # Detection: whether there is something, where, what it is, where exactly, how far.
     objectness: float = 1.0

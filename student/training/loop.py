@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from datalake.sample import Sample
+from student.config import StudentConfig
 from student.training.augment import Augmentation
 from student.training.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from student.training.folder import RunFolder
@@ -98,6 +99,7 @@ def train(
     the last checkpoint is of before that.
     """
     world = world or World()
+    places = _places(plan, world)
     bfloat16 = uses_bfloat16(config.precision, world.device)
     identity = {**plan.identity, "bfloat16": bfloat16}
     schedule = Schedule(peak=config.learning_rate, steps=config.steps, warmup_steps=round(config.warmup * config.steps))
@@ -107,12 +109,13 @@ def train(
     step, seconds = 0, 0.0
     if (checkpoint := load_checkpoint(folder)) is not None:
         check_identity(folder.place(CHECKPOINT_FILE), checkpoint.identity, identity)
+        made, asked = StudentConfig.from_json(checkpoint.config), lesson.student.config
+        check_identity(folder.place(CHECKPOINT_FILE), asdict(made), asdict(asked))
         step, seconds = checkpoint.step, checkpoint.seconds
         lesson.load_state_dict(checkpoint.lesson)
         optimiser.load_state_dict(checkpoint.optimiser)
     module = world.wrap(lesson)
     lesson.train()
-    places = _places(plan, world)
     began = time.monotonic() - seconds
     logbook = Logbook(folder, step) if world.rank == 0 else None
     try:

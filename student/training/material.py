@@ -23,9 +23,12 @@ def picture_generator(seed: int, step: int, place: int) -> torch.Generator:
     All chance in a step comes from these. Nothing of it has to be stored, and how the batch is cut among workers
     changes nothing.
     """
+    number = step * _STEP + place
     # One number after the other would give generators that start alike.
-    mixed = (seed * 0x9E3779B97F4A7C15 + (step * _STEP + place) * 0xBF58476D1CE4E5B9) & (2**63 - 1)
-    return torch.Generator().manual_seed(mixed)
+    mixed = seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9
+    # torch looks at the lowest 32 bits of a seed alone, and these know nothing of what is above them.
+    mixed += (number >> 32) * 0x94D049BB133111EB
+    return torch.Generator().manual_seed(mixed & (2**63 - 1))
 
 
 def prepare(

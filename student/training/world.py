@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from teachers.training.failure import TrainingError
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -20,9 +22,11 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def share(self, total: int, what: str) -> int:
-        """Return this worker's share of `total`; raises ValueError where it cannot be cut evenly."""
+        """Return this worker's share of `total`; raises TrainingError where it cannot be cut evenly."""
         if total % self.size:
-            raise ValueError(f"{total} {what} cannot be cut among {self.size} workers; give a multiple of {self.size}")
+            raise TrainingError(
+                f"{total} {what} cannot be cut among {self.size} workers; give a multiple of {self.size}"
+            )
         return total // self.size
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -30,7 +34,8 @@ class World:
         if self.size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices)
+        # What a branch says is not always normalised: then that norm gets no gradient, on any worker.
+        return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
 
     def mean(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return the means over all workers, who all call this with the same names."""
