@@ -46,6 +46,7 @@ from teachers.training.failure import TrainingError
 # Splits are of whole segments, and from different seeds: no street is in two of them. Teachers learn on segments that
 # the student never sees; else they would pass labels on.
 _SEEDS = {"teach": 3, "train": 1, "val": 2}
+_FRAME_RATE_HZ = 2.0
 _TEACHERS: tuple[TeacherName, ...] = ("spvcnn", "mask_rcnn")
 
 
@@ -56,11 +57,11 @@ class Demo:
     # Drives, lake, teachers, student and report go here.
     out: Path = Path("out/demo")
     # Simulated segments for the teachers, for the student, and to examine on.
-    teach_segments: int = 16
-    train_segments: int = 30
-    val_segments: int = 8
-    # Frames per segment, at 10 Hz.
-    frames: int = 20
+    teach_segments: int = 100
+    train_segments: int = 200
+    val_segments: int = 40
+    # Frames per segment, at 2 Hz: many streets teach more than many pictures of one.
+    frames: int = 3
     # Cameras on the simulated car; the student looks through the first.
     cameras: tuple[str, ...] = ("FRONT",)
     # Steps of the lidar teacher, the mask teacher, and the student.
@@ -75,7 +76,7 @@ def run(config: Demo, console: Console) -> int:
     """Run every step and return the exit status: 0 only if every segment is committed and verified."""
     started = time.monotonic()
     lake_url = str((config.out / "lake").absolute())
-    failed = not _build(config, lake_url, console)
+    failed = not build(config, lake_url, console)
     lake = open_lake(lake_url)
     problems = [problem for _, found in verify(lake) for problem in found]
     for problem in problems:
@@ -84,7 +85,7 @@ def run(config: Demo, console: Console) -> int:
     if failed or problems:
         return 1
 
-    teachers = _teach(config, lake_url, console)
+    teachers = teach(config, lake_url, console)
     named = tuple(f"{name}={folder}" for name, folder in teachers.items())
     student = (config.out / "student").absolute()
     remember = str((config.out / "answers").absolute())
@@ -119,9 +120,9 @@ def run(config: Demo, console: Console) -> int:
     return 0
 
 
-def _build(config: Demo, lake_url: str, console: Console) -> bool:
+def build(config: Demo, lake_url: str, console: Console) -> bool:
     """Simulate the drives and build their lake; return whether every segment is committed."""
-    drives = DriveConfig(cameras=config.cameras)
+    drives = DriveConfig(cameras=config.cameras, frame_rate_hz=_FRAME_RATE_HZ)
     complete = True
     with ProgressBar(console) as bar:
         drives_of = {split: _simulate(config, drives, split, bar) for split in _SEEDS}
@@ -145,7 +146,7 @@ def _build(config: Demo, lake_url: str, console: Console) -> bool:
     return complete
 
 
-def _teach(config: Demo, lake_url: str, console: Console) -> dict[str, Path]:
+def teach(config: Demo, lake_url: str, console: Console) -> dict[str, Path]:
     """Train the teachers side by side, each on its share of the cores; return name -> folder."""
     folder = (config.out / "teachers").absolute()
     base = TrainTeachers(

@@ -170,9 +170,14 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
     unlabelled = config.unlabelled if listening and without else 0
     if not 0 <= unlabelled < config.batch:
         raise StudentError(f"--unlabelled {unlabelled}: expected fewer than the {config.batch} pictures of a batch")
-    workers = World(size=max(1, config.workers))
-    workers.share(config.batch - unlabelled, "labelled pictures")
-    workers.share(unlabelled, "pictures without labels")
+    # What a worker would find out in its first step is said before one is started.
+    for share, what, segments in (
+        (config.batch - unlabelled, "labelled pictures", with_labels),
+        (unlabelled, "pictures without labels", without),
+    ):
+        World(size=max(1, config.workers)).share(share, what)
+        if share:
+            _frames(config, lake, points=False, segments=segments).stream(share, shuffle=True)
     if config.listen == "shuffled" and config.batch // max(1, config.workers) < 2:
         raise StudentError("--listen shuffled: a worker needs two pictures, to give one what is said of the other")
 
@@ -285,7 +290,7 @@ def _train_on_ray(syllabus: Syllabus) -> None:
     gpu = ray.cluster_resources().get("GPU", 0) >= config.workers
     folder = absolute(config.out)
     trainer = TorchTrainer(
-        _work,
+        _work,  # type: ignore[arg-type]  # the annotation is older than return values
         train_loop_config={"syllabus": syllabus},
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpu),
         run_config=RunConfig(

@@ -15,6 +15,11 @@ CLASS_COLOURS = MappingProxyType(
     }
 )
 
+# The same in words, for captions.
+COLOUR_WORDS = MappingProxyType(
+    {"BACKGROUND": "black", "VEHICLE": "blue", "PEDESTRIAN": "orange", "SIGN": "yellow", "CYCLIST": "pink"}
+)
+
 # For the lines of charts, on white.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 

@@ -221,7 +221,7 @@ def _depth_colours(depth_m: NDArray[np.float64]) -> Picture:
 
 def _draw_depth_scale(canvas: Image.Image, scale: int) -> None:
     size = _text_size(scale)
-    width, height, margin = max(120, canvas.width // 4), size // 2, size
+    width, height, margin = max(160, canvas.width // 4), size // 2, size
     depths = np.geomspace(_NEAREST_M, _FARTHEST_M, width)
     bar = np.broadcast_to(_depth_colours(depths), (height, width, 3))
     canvas.paste(Image.fromarray(np.ascontiguousarray(bar)), (margin, margin))

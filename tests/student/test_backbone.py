@@ -1,15 +1,57 @@
-"""The backbone's features under mixed precision."""
+"""The pyramid, who is heard in it, and its number format."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
-from student.config import StudentConfig
-from student.detector import Student
+from student.backbone import Backbone
+from student.config import AnchorShapes, StudentConfig
+from tests.student.students import COLOURS, SHADES, TAUGHT, TINY, build
+
+
+@pytest.mark.parametrize("config", [TAUGHT, replace(TAUGHT, stride=8), TINY], ids=["stride 4", "stride 8", "untaught"])
+def test_each_level_is_half_the_one_before(config: StudentConfig) -> None:
+    features = Backbone(config)(torch.rand(2, 3, 64, 128))
+    sizes = [(64 // config.stride >> level, 128 // config.stride >> level) for level in range(4)]
+    assert [level.shape for level in features.pyramid] == [(2, config.width, *size) for size in sizes]
+    assert {name: said.shape for name, said in features.said.items()} == {
+        spec.name: (2, spec.channels, *sizes[0]) for spec in config.branches
+    }
+
+
+def test_the_paper_student_imitates_at_the_resolution_of_the_picture() -> None:
+    config = replace(StudentConfig.paper((COLOURS, SHADES), AnchorShapes()), stages=(8, 8, 8), width=8, branch_width=8)
+    features = Backbone(config)(torch.rand(1, 3, 16, 24))
+    assert [said.shape for said in features.said.values()] == [(1, 3, 16, 24)] * 2
+    assert [level.shape[2:] for level in features.pyramid] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+@pytest.mark.parametrize("name", ["colours", "shades"])
+def test_every_level_has_heard_what_a_branch_says(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(replace(TAUGHT, feed="imitation"))
+    pictures = torch.rand(1, 3, 64, 96)
+    before = backbone(pictures).pyramid
+    with torch.no_grad():
+        backbone.get_parameter(f"branches.{name}.say.weight").mul_(-1)
+    after = backbone(pictures).pyramid
+    assert not any(torch.equal(*levels) for levels in zip(before, after, strict=True))
+
+
+def test_a_picture_looks_the_same_in_any_batch() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(TAUGHT)
+    pictures = torch.rand(2, 3, 64, 96)
+    together, alone = backbone(pictures), backbone(pictures[1:])
+    for both, one in zip(together.pyramid, alone.pyramid, strict=True):
+        assert torch.allclose(both[1:], one, atol=1e-4)
 
 
 def test_features_and_anchors_are_float32_under_bfloat16_autocast() -> None:
-    student = Student(StudentConfig(stages=(8, 8, 16, 16, 16), blocks=(1, 1, 1, 1), width=16, branch_width=8)).eval()
+    student = build().eval()
     with torch.autocast("cpu", torch.bfloat16):
         features = student.features(torch.zeros(1, 3, 64, 96))
     assert {level.dtype for level in features.pyramid} == {torch.float32}

@@ -1,0 +1,342 @@
+"""Examine a trained student: `python pipelines/evaluate.py --checkpoint RUN --lake URL --teachers NAME=FOLDER …`.
+
+    OUT/metrics.json          every figure, and what was examined
+    OUT/report.html           the same to look at: one page that needs no other file
+    OUT/student.safetensors   with --export: the weights and the configuration
+    OUT/student.pt2           with --export: a program that runs without this package
+
+The run's segments, and those that the teachers were trained on, must not be examined on.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from datalake.commit import LakeError
+from datalake.lake import Lake, open_lake
+from datalake.sample import Sample
+from pipelines.classrooms import look_at_points, open_classroom, parse_teachers, read_cards
+from pipelines.curriculum import Frames, check_splits, check_strangers
+from pipelines.place import absolute
+from pipelines.progress import ProgressBar
+from student.config import StudentError
+from student.detector import Student
+from student.evaluation.imitation import CellMean
+from student.examination import examine
+from student.export import export_student
+from student.report.comparisons import comparisons
+from student.report.evaluation import Evaluation, write_report
+from student.report.page import Page
+from student.training.checkpoint import HISTORY_FILE, Checkpoint, read_student
+from student.training.folder import RunFolder
+from teachers.card import TeacherCard, TeacherError
+from teachers.classroom import Classroom
+from teachers.training.failure import TrainingError
+from teachers.training.precision import uses_bfloat16
+
+METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
+# The page shows a few of these, those with the most labels.
+_EXAMPLES = 48
+# Samples of the training split that tell the mean of each cell.
+_MEAN_SAMPLES = 200
+_EXPORT_PICTURES = 8
+_PACKAGES = ("classroomnet", "torch", "torchvision", "numpy", "pycocotools")
+
+Tell = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Examine a student on frames that neither it nor its teachers were trained on."""
+
+    # The folder that a training wrote to: a local path or any fsspec URL.
+    checkpoint: str
+    # The lake: a local path, s3:// or gs://.
+    lake: str
+    # The split to examine on.
+    split: str = "val"
+    # Teachers to compare the student's branches with, as NAME=FOLDER, or none alone.
+    teachers: tuple[str, ...] = ("none",)
+    # Figures and page go here; by default to `evaluation` in the checkpoint's folder.
+    out: str | None = None
+    # Also write the student's weights and a program that runs without this package.
+    export: bool = False
+    # Pictures at once.
+    batch: int = 6
+    # Cameras to look through.
+    cameras: tuple[str, ...] = ("FRONT",)
+    # Width and height that pictures are scaled to.
+    image_size: tuple[int, int] = (384, 256)
+    # At most so many samples, drawn from the whole split; by default all.
+    samples: int | None = None
+    # The split whose mean in each cell the imitation of numbers is compared with.
+    train_split: str = "train"
+    # Folder in which teachers' answers are kept; by default they look anew.
+    remember: str | None = None
+    # cpu, cuda, cuda:1 …; by default the GPU if there is one.
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evaluated:
+    """What was found, of which step's student, and the URL of the page that shows it."""
+
+    evaluation: Evaluation
+    step: int
+    report: str
+
+
+def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = lambda _page: None) -> Evaluated:
+    """Examine the student, write figures and page, and with `export` the student; progress goes to the console.
+
+    more: called with the page when the evaluation is on it, to add what else there is to show
+
+    Raises LakeError, TeacherError or StudentError where that cannot be, or the figures would mean nothing.
+    """
+    checkpoint_url = absolute(config.checkpoint).rstrip("/")
+    out = RunFolder(absolute(config.out) if config.out is not None else f"{checkpoint_url}/evaluation")
+    student, checkpoint = read_student(checkpoint_url)
+    lake = open_lake(absolute(config.lake))
+    named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
+    cards = read_cards(named)
+    _check(config, student, checkpoint, lake, cards, console)
+
+    # All other ways to fail are cheap; this one is not found out after a long examination.
+    exported = _export(config, student, lake, out) if config.export else {}
+    device = _device(config.device)
+    classroom = None
+    if named:
+        width, height = config.image_size
+        remember = Path(absolute(config.remember)) if config.remember else None
+        classroom = open_classroom(named, student.config.grid(height, width), device, remember)
+    student = student.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
+    batches, samples = _batches(_frames(config, lake, config.split, look_at_points(cards.values())), config)
+    with ProgressBar(console) as bar:
+        examination = examine(
+            student,
+            batches,
+            classroom,
+            cell_means=_cell_means(config, lake, cards, classroom, bar.update) if classroom else None,
+            example_every=-(-samples // _EXAMPLES),
+            bfloat16=uses_bfloat16("auto", device),
+            progress=lambda done: bar.update("examine", done, samples, "samples"),
+        )
+    how = {
+        "lake": lake.store.url,
+        "snapshot": lake.snapshot,
+        "split": config.split,
+        "segments": sorted(commit.segment for commit in lake.in_split(config.split)),
+        "cameras": list(config.cameras),
+        "image_size": list(config.image_size),
+        "batch": config.batch,
+        "device": _described(device),
+        "bfloat16": uses_bfloat16("auto", device),
+    }
+    evaluation = Evaluation(
+        examination=examination,
+        figures={**examination.figures, **exported},
+        settings=_settings(checkpoint, named, how),
+        history=_history(RunFolder(checkpoint_url), checkpoint.step),
+        class_names={name: card.class_names for name, card in cards.items() if card.kind == "classes"},
+        unheard=frozenset(name for name in named if _learned_from(checkpoint, name) is None),
+    )
+    metrics = {
+        "figures": evaluation.figures,
+        "samples": examination.samples,
+        "checkpoint": {"url": checkpoint_url, "step": checkpoint.step, "seconds": checkpoint.seconds},
+        "identity": checkpoint.identity,
+        "examined": how,
+        "teachers": {name: {"url": named[name], "weights_sha256": card.weights_sha256} for name, card in cards.items()},
+        "versions": _versions(),
+    }
+    out.write(METRICS_FILE, (json.dumps(metrics, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_report(out.place(REPORT_FILE), f"ClassroomNet: {checkpoint_url.rpartition('/')[2]}", evaluation, more)
+    return Evaluated(evaluation=evaluation, step=checkpoint.step, report=out.place(REPORT_FILE))
+
+
+def run(config: Evaluate, console: Console, more: Callable[[Page], None] = lambda _page: None) -> int:
+    """Examine, print the chief figures and the page's path, and return the exit status 0; see `evaluate`."""
+    evaluated = evaluate(config, console, more)
+    console.print(summary(evaluated))
+    console.print(f"open {evaluated.report}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def summary(evaluated: Evaluated) -> Table:
+    """Return the chief figures, and beside them those of trivial answers."""
+    figures, samples = evaluated.evaluation.figures, evaluated.evaluation.examination.samples
+    table = Table(title=f"{samples:,} samples, step {evaluated.step:,}", title_justify="left")
+    for heading, wraps in (("", False), ("student", False), ("trivial", False), ("", True)):
+        table.add_column(heading, no_wrap=not wraps)
+    for one in comparisons(figures):
+        trivial = "" if one.trivial is None else f"{one.trivial:.3f}"
+        table.add_row(one.name, f"{one.value:.3f}", trivial, one.answer)
+    table.add_row("images/s", f"{figures['images_per_second']:.1f}", "", "")
+    return table
+
+
+def _check(
+    config: Evaluate,
+    student: Student,
+    checkpoint: Checkpoint,
+    lake: Lake,
+    cards: dict[str, TeacherCard],
+    console: Console,
+) -> None:
+    """Raise where the student cannot be examined as asked, or the figures would mean nothing."""
+    if config.batch < 1:
+        raise StudentError(f"--batch {config.batch}: expected at least 1")
+    if config.samples is not None and config.samples < 1:
+        raise StudentError(f"--samples {config.samples}: expected at least 1")
+    width, height = config.image_size
+    student.config.grid(height, width)
+    branches = [spec.name for spec in student.config.branches]
+    for name, card in cards.items():
+        if name not in branches:
+            raise StudentError(
+                f"--teachers {name}: this student has no branch for it, only for: {', '.join(branches) or 'none'}"
+            )
+        if _learned_from(checkpoint, name) not in (None, card.weights_sha256):
+            raise TeacherError(
+                f"teacher {name}: the student learned from another one, so how it imitates this one means nothing; give"
+                " the teacher that it was trained with"
+            )
+    _check_unseen(config, checkpoint, lake, console)
+    check_strangers(cards, lake, [config.split])
+    if any(card.kind == "continuous" for card in cards.values()):
+        check_splits(lake, config.train_split, config.split)
+
+
+def _check_unseen(config: Evaluate, checkpoint: Checkpoint, lake: Lake, console: Console) -> None:
+    """Raise LakeError where the student was trained on a segment that it is to be examined on."""
+    url, snapshot, split = (checkpoint.identity.get(name) for name in ("lake", "snapshot", "split"))
+    if not isinstance(url, str) or not isinstance(snapshot, int) or not isinstance(split, str):
+        raise StudentError(
+            f"{config.checkpoint}: the checkpoint does not say which lake, snapshot and split it was trained on, so"
+            " nobody can tell whether it has seen these frames"
+        )
+    try:
+        trained = {commit.segment for commit in open_lake(url, snapshot).in_split(split)}
+    except LakeError as error:
+        # Runs are carried to other machines. What can be compared still is, and the reader is told.
+        console.print(f"the lake of the training cannot be read, so this lake's split {split} is compared: {error}")
+        trained = {commit.segment for commit in lake.in_split(split)}
+    examined = {commit.segment for commit in lake.in_split(config.split)}
+    if shared := sorted(trained & examined):
+        raise LakeError(
+            f"the student was trained on {len(shared)} segments of split {config.split}, e.g. {shared[0]}: figures on"
+            " frames that were trained on mean nothing; name another split"
+        )
+
+
+def _learned_from(checkpoint: Checkpoint, teacher: str) -> object:
+    """Return the checksum of the weights of the teacher of that name in the training; None where it was not heard."""
+    return checkpoint.identity.get(f"teacher.{teacher}")
+
+
+def _export(config: Evaluate, student: Student, lake: Lake, out: RunFolder) -> dict[str, float]:
+    """Write the student by itself, checked on a few pictures of the split; return the check's figures."""
+    batches, _ = _batches(_frames(config, lake, config.split, False), replace(config, samples=_EXPORT_PICTURES))
+    return export_student(student, out.url, [sample.image for batch in batches for sample in batch]).figures()
+
+
+def _cell_means(
+    config: Evaluate, lake: Lake, cards: Mapping[str, TeacherCard], classroom: Classroom, tell: Tell
+) -> dict[str, Tensor]:
+    """Return the mean of each cell over samples of the training split, for each teacher of numbers."""
+    means = {
+        name: CellMean(card.channels, *classroom.grid) for name, card in cards.items() if card.kind == "continuous"
+    }
+    if not means:
+        return {}
+    frames = _frames(config, lake, config.train_split, look_at_points(cards.values()))
+    batches, samples = _batches(frames, replace(config, samples=_MEAN_SAMPLES))
+    done = 0
+    for batch, targets in classroom.follow(batches):
+        for name, mean in means.items():
+            mean.add(targets[name])
+        done += len(batch)
+        tell("mean", done, samples, "samples")
+    return {name: mean.values() for name, mean in means.items()}
+
+
+def _batches(frames: Frames, config: Evaluate) -> tuple[Iterable[Sequence[Sample]], int]:
+    """Return batches of all samples, or of `samples` from everywhere in the split, and how many samples these are."""
+    in_order = frames.stream(config.batch, shuffle=False)
+    if config.samples is None or config.samples >= in_order.epoch_samples:
+        return in_order.loader(), in_order.epoch_samples
+    # One by one: an epoch in a random order ends with its last whole batch.
+    return _grouped(islice(iter(frames.stream(1, shuffle=True)), config.samples), config.batch), config.samples
+
+
+def _grouped(samples: Iterator[Sample], batch: int) -> Iterator[list[Sample]]:
+    while group := list(islice(samples, batch)):
+        yield group
+
+
+def _frames(config: Evaluate, lake: Lake, split: str, points: bool) -> Frames:
+    return Frames(lake=lake, split=split, cameras=config.cameras, image_size=config.image_size, points=points)
+
+
+def _history(folder: RunFolder, steps: int) -> list[dict[str, float]]:
+    """Return the log of the steps that the checkpoint has done; a run that goes on has logged more, if half a line."""
+    lines = (folder.read(HISTORY_FILE) or b"").decode().split("\n")[:-1]
+    return [row for row in map(json.loads, lines) if row["step"] < steps]
+
+
+def _settings(checkpoint: Checkpoint, named: Mapping[str, str], how: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a reader may want to look up."""
+    width, height = how["image_size"]
+    return {
+        "trained": f"{checkpoint.step:,} steps in {checkpoint.seconds:,.0f} s",
+        "examined on": f"split {how['split']} of {how['lake']}, snapshot {how['snapshot']}",
+        "segments": f"{len(how['segments']):,}",
+        "pictures": f"{width} x {height}, {', '.join(how['cameras'])}, {how['batch']} at once",
+        "computed on": f"{how['device']}, {'bfloat16' if how['bfloat16'] else 'float32'}",
+        **{f"teacher {name}": url for name, url in named.items()},
+        **{f"trained with {name}": str(value) for name, value in sorted(checkpoint.identity.items())},
+        **{f"version of {name}": version for name, version in _versions().items()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+def _device(name: str) -> torch.device:
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _described(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def main() -> None:
+    """Run from the command line; bad input ends in one line and exit status 2."""
+    config = tyro.cli(Evaluate, description=__doc__)
+    try:
+        status = run(config, Console())
+    except (LakeError, TeacherError, TrainingError, StudentError, OSError) as error:
+        Console(stderr=True).print(f"evaluate: {error}", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(2)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

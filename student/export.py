@@ -1,0 +1,174 @@
+"""A student by itself: its weights, and a program that finds the same without this package.
+
+    <folder>/student.safetensors     weights; the configuration stands in the file's metadata
+    <folder>/student.pt2             `torch.export.load("student.pt2").module()` takes a picture uint8 [1, 3, H, W] and
+                                     returns boxes [N, 4], classes [N], scores [N] and depth_m [N]
+
+The program needs torch, and torchvision imported for its operators, and no teacher.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from student.config import StudentConfig, StudentError
+from student.detections import CLASS_NAMES, Detections
+from student.detector import Student
+from student.program import DetectionProgram
+from student.training.folder import RunFolder
+
+WEIGHTS_FILE, PROGRAM_FILE = "student.safetensors", "student.pt2"
+# In the program's file, for those who have nothing but that.
+ABOUT_FILE = "about.json"
+_CONFIG = "config"
+# Bytes at the beginning of a safetensors file that say how long its header is.
+_LENGTH = 8
+
+_MOST_BOX_PX, _MOST_SCORE, _MOST_DEPTH_M = 1e-3, 1e-5, 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportCheck:
+    """How far a program's detections are from the student's own, over some pictures; their classes are the same.
+
+    box_px, score, depth_m: the largest differences
+    """
+
+    pictures: int
+    detections: int
+    box_px: float
+    score: float
+    depth_m: float
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures, all named `export/…`."""
+        return {f"export/{name}": float(value) for name, value in asdict(self).items()}
+
+
+def export_student(student: Student, url: str, pictures: Sequence[Tensor]) -> ExportCheck:
+    """Write the student's weights and its program for pictures of this size to a folder; return how the program did.
+
+    pictures: uint8 [3, H, W] each, to compare the program and the student on; some that show objects
+
+    Raises StudentError, and writes nothing, where the program does not find what the student finds.
+    """
+    if not pictures:
+        raise StudentError("expected at least one picture to compare the exported student on")
+    # Neither safetensors nor a program's file keeps a layout with the channels last.
+    own = copy.deepcopy(student).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    own.eval()
+    with warnings.catch_warnings():
+        # torchvision's own nms still asks for its size by the older of two names.
+        warnings.filterwarnings("ignore", "`create_unbacked_symint` is deprecated", FutureWarning)
+        # torch reads the weights in place, and nobody is going to write to them.
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        content = _program(own, (pictures[0].shape[-2], pictures[0].shape[-1]))
+        program = torch.export.load(io.BytesIO(content)).module()
+    check = compare(own, program, pictures)
+    folder = RunFolder(url)
+    folder.write(WEIGHTS_FILE, safetensors.torch.save(own.state_dict(), {_CONFIG: own.config.to_json()}))
+    folder.write(PROGRAM_FILE, content)
+    return check
+
+
+def load_exported(url: str) -> Student:
+    """Return the student whose weights are in the folder at `url`, on the CPU, in eval mode.
+
+    Raises StudentError where the file is missing or damaged, or its weights are not exactly its configuration's.
+    """
+    folder = RunFolder(url)
+    where, content = folder.place(WEIGHTS_FILE), folder.read(WEIGHTS_FILE)
+    if content is None:
+        raise StudentError(f"{where}: no such file; give the folder that a student was exported to")
+    try:
+        weights = safetensors.torch.load(content)
+        header = json.loads(content[_LENGTH : _LENGTH + int.from_bytes(content[:_LENGTH], "little")])
+        student = Student(StudentConfig.from_json(header["__metadata__"][_CONFIG]))
+        student.load_state_dict(weights)
+    except safetensors.SafetensorError as error:
+        raise StudentError(f"{where}: not a safetensors file: {error}") from error
+    except StudentError as error:
+        raise StudentError(f"{where}: {error}") from error
+    except KeyError as error:
+        raise StudentError(f"{where}: the metadata have no student's configuration") from error
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())
+        raise StudentError(f"{where}: the weights do not fit the configuration beside them: {problem}") from error
+    return student.eval()
+
+
+def compare(
+    student: Student, program: Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]], pictures: Sequence[Tensor]
+) -> ExportCheck:
+    """Return how far the program's detections in pictures uint8 [3, H, W] are from the student's.
+
+    Raises StudentError where they are not the same: as many, of the same classes, boxes within 0.001 pixels, scores
+    within 0.00001 and depths within a millimetre.
+    """
+    detections, box_px, score, depth_m = 0, 0.0, 0.0, 0.0
+    for number, picture in enumerate(pictures):
+        (own,) = student(picture[None])
+        with torch.no_grad():
+            told = Detections(*program(picture[None]))
+        if (partner := _partners(own, told)) is None:
+            raise StudentError(
+                f"picture {number}: the exported program does not find what the student finds: {len(told.classes)}"
+                f" objects, not the same {len(own.classes)}; where all scores are alike, as before training, rounding"
+                " decides: train it further; otherwise this is a fault in student/program.py"
+            )
+        detections += len(own.classes)
+        box_px = max(box_px, _furthest(own.boxes, told.boxes[partner]))
+        score = max(score, _furthest(own.scores, told.scores[partner]))
+        depth_m = max(depth_m, _furthest(own.depth_m, told.depth_m[partner]))
+    check = ExportCheck(pictures=len(pictures), detections=detections, box_px=box_px, score=score, depth_m=depth_m)
+    if box_px > _MOST_BOX_PX or score > _MOST_SCORE or depth_m > _MOST_DEPTH_M:
+        raise StudentError(
+            f"the exported program does not find what the student finds: boxes differ by up to {box_px:.2g} pixels,"
+            f" scores by {score:.2g}, depths by {depth_m:.2g} m; this is a fault in student/program.py"
+        )
+    return check
+
+
+def _program(student: Student, image_size: tuple[int, int]) -> bytes:
+    picture = torch.zeros(1, 3, *image_size, dtype=torch.uint8)
+    with torch.no_grad():
+        # Followed operator by operator: dynamo, the other way, is slower and gains nothing here.
+        exported = torch.export.export(DetectionProgram(student, image_size).eval(), (picture,), strict=False)
+    file = io.BytesIO()
+    about = {
+        "input": f"RGB picture, uint8 {list(picture.shape)}",
+        "outputs": ["boxes [N, 4]: x0, y0, x1, y1 in pixels", "classes [N]", "scores [N]", "depth_m [N]"],
+        "classes": CLASS_NAMES,
+        "student": json.loads(student.config.to_json()),
+    }
+    torch.export.save(exported, file, extra_files={ABOUT_FILE: json.dumps(about)})
+    return file.getvalue()
+
+
+def _partners(own: Detections, told: Detections) -> Tensor | None:
+    """Return int64 [N], which of the program's detections is each of the student's; None where they do not pair up.
+
+    Where scores are equal but for rounding, the order says nothing.
+    """
+    if len(own.classes) != len(told.classes):
+        return None
+    if not len(own.classes):
+        return own.classes
+    apart = (own.boxes[:, None] - told.boxes).abs().amax(2)
+    nearest = apart.masked_fill(own.classes[:, None] != told.classes, torch.inf).argmin(1)
+    same = torch.equal(own.classes, told.classes[nearest]) and len(nearest.unique()) == len(nearest)
+    return nearest if same else None
+
+
+def _furthest(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().amax()) if len(one) else 0.0

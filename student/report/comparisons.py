@@ -1,0 +1,84 @@
+"""A student's figures beside those of answers that need no picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One figure, and what a trivial answer would get.
+
+    trivial: the trivial answer's figure, `answer` what that answer is; None where there is none worth the name
+    """
+
+    name: str
+    value: float
+    trivial: float | None = None
+    answer: str = ""
+    less_is_better: bool = False
+
+    @property
+    def better(self) -> bool:
+        """Whether the student beats the trivial answer; true where there is none."""
+        if self.trivial is None:
+            return True
+        return self.value < self.trivial if self.less_is_better else self.value > self.trivial
+
+
+_ALONE = ("AP", "AP50", "AP75", "APwaymo", "recall@100", "recall@100/>16px")
+
+
+def comparisons(figures: Mapping[str, float]) -> list[Comparison]:
+    """Return the chief figures of an `Examination`, those of them that it has, in the order to read them in."""
+    rows = [Comparison(name, figures[name]) for name in _ALONE if name in figures]
+    if "depth/AbsRel" in figures:
+        rows.append(
+            Comparison(
+                "depth/AbsRel",
+                figures["depth/AbsRel"],
+                figures["depth/AbsRel/constant"],
+                "the best single distance",
+                less_is_better=True,
+            )
+        )
+    rows += [Comparison(name, figures[name]) for name in ("depth/delta1", "depth/recall") if name in figures]
+    for teacher in teachers_in(figures):
+        rows += _of_teacher(teacher, figures)
+    return rows
+
+
+def teacher_of(name: str) -> str | None:
+    """Return the teacher whom a figure compares the student with; None where it compares with the labels."""
+    return name.split("/")[1] if name.startswith("imitation/") else None
+
+
+def teachers_in(figures: Mapping[str, float]) -> list[str]:
+    """Return the names of the teachers that the figures compare the student with."""
+    return list(dict.fromkeys(teacher for name in figures if (teacher := teacher_of(name)) is not None))
+
+
+def _of_teacher(teacher: str, figures: Mapping[str, float]) -> list[Comparison]:
+    prefix = f"imitation/{teacher}/"
+    has_mean = f"{prefix}R2/position" in figures
+    # R² is told about a mean: what that mean itself would get is 0.
+    rows = (
+        ("R2", "R2/position", "the training mean of each cell")
+        if has_mean
+        else ("R2", 0.0, "the mean of each channel"),
+        ("R2/foreground", 0.0, "the mean of each channel on objects"),
+        ("cosine", "cosine/mean", "the mean of each channel"),
+        ("mIoU", "trivial/mIoU", "background everywhere"),
+        ("accuracy", "trivial/accuracy", "background everywhere"),
+    )
+    return [
+        Comparison(
+            prefix + name,
+            figures[prefix + name],
+            figures[prefix + trivial] if isinstance(trivial, str) else trivial,
+            answer,
+        )
+        for name, trivial, answer in rows
+        if prefix + name in figures
+    ]

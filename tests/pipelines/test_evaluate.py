@@ -1,0 +1,216 @@
+"""Examining a trained student as users do: from the command line, with what cannot work, and with an export."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from datalake.build import BuildConfig
+from datalake.lake import open_lake
+from datalake.synthetic import DriveConfig, write_drives
+from pipelines import train
+from pipelines.evaluate import METRICS_FILE, REPORT_FILE, Evaluate, evaluate, main, run
+from student.export import PROGRAM_FILE, WEIGHTS_FILE, load_exported
+from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, load_checkpoint, save_checkpoint
+from student.training.folder import RunFolder
+from student.training.loop import LoopConfig
+from teachers.card import TrainingData, read_card, write_card
+from tests.lakes import build_files
+from tests.teachers.cards import lidar_folder
+
+FRAMES, STEPS = 4, 3
+SIZE = (96, 64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine take ten times as long as one that waits for nobody."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake of two segments to train on and one to examine on, a lidar teacher, and a run that never heard it."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    drives = DriveConfig(image_width=SIZE[0], image_height=SIZE[1], beams=16, columns=120)
+    for seed, (split, segments) in enumerate({"train": 2, "val": 1}.items(), start=5):
+        sources = write_drives(str(folder / split), drives, segments=segments, frames=FRAMES, seed=seed)
+        build_files(str(folder / "lake"), sources, BuildConfig(split=split, cameras=("FRONT",)))
+    lidar_folder(folder / "teacher")
+    config = train.Train(
+        lake=str(folder / "lake"),
+        out=str(folder / "run"),
+        teachers=(f"lidar={folder / 'teacher'}",),
+        listen="none",
+        image_size=SIZE,
+        batch=2,
+        min_anchor_recall=0.0,
+        loop=LoopConfig(steps=STEPS, checkpoint_every=STEPS, precision="float32"),
+        device="cpu",
+    )
+    assert train.run(config, Console(quiet=True)) == 0
+    return folder
+
+
+def settings(folder: Path, **more: object) -> Evaluate:
+    """Return an examination beside the teacher."""
+    known = {
+        "checkpoint": str(folder / "run"),
+        "lake": str(folder / "lake"),
+        "teachers": (f"lidar={folder / 'teacher'}",),
+        "image_size": SIZE,
+        "batch": 3,
+        "device": "cpu",
+    }
+    return Evaluate(**{**known, **more})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def examined(folder: Path) -> tuple[Path, str]:
+    """What an examination with an export left, and printed."""
+    console = Console(width=120, record=True, file=(folder / "printed").open("w"))
+    assert run(settings(folder, export=True), console) == 0
+    return folder / "run/evaluation", console.export_text()
+
+
+def test_the_figures_say_what_was_examined(folder: Path, examined: tuple[Path, str]) -> None:
+    text = (examined[0] / METRICS_FILE).read_text()
+    metrics = json.loads(text, parse_constant=pytest.fail)
+    assert text == json.dumps(metrics, indent=1, sort_keys=True) + "\n"
+    figures = metrics["figures"]
+    assert {"AP50", "recall@100", "imitation/lidar/R2", "imitation/lidar/R2/position"} <= figures.keys()
+    assert figures["images_per_second"] > 0
+    assert metrics["samples"] == FRAMES
+    assert metrics["checkpoint"]["step"] == STEPS
+    assert metrics["identity"]["split"] == "train"
+    lake = open_lake(str(folder / "lake"))
+    assert metrics["examined"]["segments"] == [commit.segment for commit in lake.in_split("val")]
+    assert metrics["examined"]["snapshot"] == lake.snapshot
+    assert metrics["teachers"]["lidar"]["weights_sha256"] == read_card(str(folder / "teacher")).weights_sha256
+    assert {"python", "torch", "torchvision"} <= metrics["versions"].keys()
+
+
+def test_the_page_is_one_file_and_is_named_at_the_end(examined: tuple[Path, str]) -> None:
+    page = (examined[0] / REPORT_FILE).read_text()
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "It was trained without lidar." in page
+    assert f"Each of {STEPS} steps" in page
+    assert re.search(r"trained with loop\.steps +3\n", page)
+    assert examined[1].strip().endswith(str(examined[0] / REPORT_FILE))
+    assert re.search(r"imitation/lidar/R2 .*the training mean of each cell", examined[1])
+
+
+def test_the_export_is_of_the_checkpoints_student(folder: Path, examined: tuple[Path, str]) -> None:
+    figures = json.loads((examined[0] / METRICS_FILE).read_text())["figures"]
+    assert figures["export/pictures"] == FRAMES
+    assert figures["export/detections"] > 0
+    assert figures["export/box_px"] < 1e-3
+    assert (examined[0] / PROGRAM_FILE).stat().st_size > (examined[0] / WEIGHTS_FILE).stat().st_size
+    checkpoint = load_checkpoint(RunFolder(str(folder / "run")))
+    assert checkpoint is not None
+    own, told = checkpoint.student().state_dict(), load_exported(str(examined[0])).state_dict()
+    assert all(torch.equal(own[name], value) for name, value in told.items())
+
+
+def test_runs_and_results_may_lie_anywhere(folder: Path) -> None:
+    there = RunFolder("memory://runs/far")
+    there.write(CHECKPOINT_FILE, (folder / "run" / CHECKPOINT_FILE).read_bytes())
+    # This run has gone on since, and is in the middle of a line.
+    log = (folder / "run" / HISTORY_FILE).read_bytes() + b'{"step": 3, "loss/box": 1.0}\n{"step": 4, "lo'
+    there.write(HISTORY_FILE, log)
+    evaluated = evaluate(settings(folder, checkpoint=there.url, teachers=("none",), samples=3), Console(quiet=True))
+    assert evaluated.report == "memory://runs/far/evaluation/report.html"
+    page, metrics = there.read(f"evaluation/{REPORT_FILE}"), there.read(f"evaluation/{METRICS_FILE}")
+    assert page is not None
+    assert metrics is not None
+    assert f"Each of {STEPS} steps" in page.decode()
+    assert json.loads(metrics)["samples"] == 3
+    assert not [name for name in evaluated.evaluation.figures if name.startswith(("imitation/", "export/"))]
+
+
+def test_more_can_be_put_on_the_page(folder: Path, tmp_path: Path) -> None:
+    config = settings(folder, teachers=("none",), samples=2, out=str(tmp_path))
+    run(config, Console(quiet=True), lambda page: page.heading("The lake"))
+    assert "<h2>The lake</h2>" in (tmp_path / REPORT_FILE).read_text()
+
+
+def test_a_run_that_was_carried_away_from_its_lake_can_be_examined(folder: Path, tmp_path: Path) -> None:
+    copy_run(folder, tmp_path, lake="file:///gone")
+    console = Console(width=200, record=True, file=(tmp_path / "printed").open("w"))
+    carried = settings(folder, checkpoint=str(tmp_path), teachers=("none",), samples=2)
+    assert run(carried, console) == 0
+    assert "the lake of the training cannot be read" in console.export_text()
+    with pytest.raises(ValueError, match="the student was trained on 2 segments of split train"):
+        run(replace(carried, split="train"), console)
+
+
+def copy_run(folder: Path, copy: Path, **identity: str | None) -> None:
+    """Save the run's checkpoint again, with a changed identity."""
+    checkpoint = load_checkpoint(RunFolder(str(folder / "run")))
+    assert checkpoint is not None
+    changed = {**checkpoint.identity, **identity}
+    save_checkpoint(
+        RunFolder(str(copy)), replace(checkpoint, identity={k: v for k, v in changed.items() if v is not None})
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--checkpoint", "/nowhere"], "/nowhere/checkpoint.pt: no such checkpoint"),
+        (["--lake", "/nowhere"], "/nowhere: no lake here"),
+        (["--split", "test"], "no split 'test', there are: train, val"),
+        (["--split", "train"], "the student was trained on 2 segments of split train"),
+        (["--teachers", "mask={teacher}"], "--teachers mask: this student has no branch for it, only for: lidar"),
+        (["--teachers", "lidar"], "--teachers lidar: expected NAME=FOLDER"),
+        (["--teachers", "lidar={teacher}", "--train-split", "val"], "are in both splits, val and val"),
+        (["--teachers", "lidar={taught}"], "teacher lidar was trained on 1 of the student's segments"),
+        (["--checkpoint", "{unknown}"], "does not say which lake, snapshot and split it was trained on"),
+        (
+            ["--checkpoint", "{other}", "--teachers", "lidar={teacher}"],
+            "teacher lidar: the student learned from another one",
+        ),
+        (["--cameras", "SIDE_LEFT"], "has 0 images of SIDE_LEFT"),
+        (["--image-size", "90", "60"], "pictures of 90 x 60 pixels do not divide into cells of 32"),
+        (["--samples", "0"], "--samples 0: expected at least 1"),
+        (["--batch", "0"], "--batch 0: expected at least 1"),
+    ],
+)
+def test_bad_arguments_give_status_2_and_one_line(
+    folder: Path,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy_run(folder, tmp_path / "unknown", lake=None)
+    copy_run(folder, tmp_path / "other", **{"teacher.lidar": "0" * 64})
+    (segment,) = (commit.segment for commit in open_lake(str(folder / "lake")).in_split("val"))
+    taught = lidar_folder(tmp_path / "taught")
+    write_card(
+        taught, replace(read_card(taught), data=TrainingData(lake="/lake", snapshot=1, segments={"t": (segment,)}))
+    )
+    places = {"teacher": folder / "teacher", "taught": taught, "unknown": tmp_path / "unknown"}
+    filled = [word.format(**places, other=tmp_path / "other") for word in words]
+    known = ["--checkpoint", str(folder / "run"), "--lake", str(folder / "lake"), "--image-size", "96", "64"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *known, "--out", str(tmp_path / "out"), *filled])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("evaluate: ")
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
