@@ -1,0 +1,1 @@
+"""Tests of the container files; none needs an engine."""
