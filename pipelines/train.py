@@ -27,6 +27,7 @@ from ray.train.torch import TorchTrainer
 from rich.console import Console
 from torch import Tensor
 
+from datalake.cache import RangeCache
 from datalake.commit import LakeError
 from datalake.lake import Lake, open_lake
 from pipelines.classrooms import (
@@ -111,6 +112,10 @@ class Train:
     unlabelled: int = 3
     # Folder in which teachers' answers are kept, for runs that show the same frames again; by default they look anew.
     remember: str | None = None
+    # Local folder in which what is read of a remote lake is kept, for the next epoch and the next run.
+    cache: str | None = None
+    # At most so many bytes are kept there.
+    cache_bytes: int = 32 << 30
     # Workers of Ray Train; 0: this process alone.
     workers: int = 0
     # How often lost workers are started again.
@@ -156,7 +161,7 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
         out=absolute(config.out),
         remember=None if config.remember is None else absolute(config.remember),
     )
-    lake = open_lake(config.lake, config.snapshot)
+    lake = _open(config, config.snapshot)
     named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
     cards = read_cards(named)
     check_strangers(cards, lake, [config.split])
@@ -233,7 +238,7 @@ def attend(
 ) -> Trained:
     """Train as one of the workers, from the checkpoint if there is one."""
     config = syllabus.config
-    lake = open_lake(absolute(config.lake), syllabus.snapshot)
+    lake = _open(config, syllabus.snapshot)
     width, height = config.image_size
     grid = syllabus.student.grid(height, width)
     remember = Path(absolute(config.remember)) if config.remember else None
@@ -283,6 +288,11 @@ def run(config: Train, console: Console) -> int:
     took = f" in {trained.seconds:,.0f} s" if trained else ""
     console.print(f"trained {config.loop.steps:,} steps{took}; {absolute(config.out)}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _open(config: Train, snapshot: int | None) -> Lake:
+    cache = None if config.cache is None else RangeCache(absolute(config.cache), config.cache_bytes)
+    return open_lake(absolute(config.lake), snapshot, cache)
 
 
 def _train_on_ray(syllabus: Syllabus) -> None:
@@ -367,10 +377,13 @@ def _check_anchors(config: Train, report: AnchorReport, console: Console) -> Non
         )
 
 
+# What does not decide about the result: where things are kept and who does the work.
+_INDIFFERENT = {"out", "remember", "cache", "cache_bytes", "workers", "device", "max_failures"}
+
+
 def _identity(config: Train, lake: Lake, syllabus: Syllabus) -> dict[str, str | int | float | bool | None]:
-    """Return what decides about the result; where the answers are kept and how many workers there are does not."""
-    settings = identity_of(replace(config, out="", remember=None, workers=0, device="", max_failures=0))
-    kept = {name: value for name, value in settings.items() if name not in ("out", "remember", "workers", "device")}
+    """Return what decides about the result."""
+    kept = {name: value for name, value in identity_of(config).items() if name not in _INDIFFERENT}
     cards = {f"teacher.{name}": card.weights_sha256 for name, card in read_cards(syllabus.teachers).items()}
     return {**kept, **cards, "lake": lake.store.url, "snapshot": lake.snapshot, "teachers": ", ".join(cards)}
 
