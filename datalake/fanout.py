@@ -74,8 +74,12 @@ def build_lake(
     config: BuildConfig,
     notify: Callable[[Progress], None],
     grace_s: float = GRACE_S,
+    index: Callable[[str], SourceIndex] = index_source,
+    build: Callable[[SegmentPlan, str, BuildConfig], SegmentReport] = build_segment,
 ) -> BuildReport:
     """Build every segment of `sources` that the lake does not have, and publish a snapshot.
+
+    index, build: what a task does with a source, and with a segment
 
     Ray must be initialised. Raises LakeError where nothing can be built at all (no source, another schema
     version or point mode); every other failure is one line of the report, and the rest goes on.
@@ -84,7 +88,7 @@ def build_lake(
     store = Store(lake_url)
     prepare_lake(store, config.points)
     report = BuildReport()
-    plans = plan_segments(_index(list_sources(sources), report, notify))
+    plans = plan_segments(_index(list_sources(sources), index, report, notify))
     committed = {commit.segment: commit for commit in read_commits(store, list_commits(store, config.split))}
     todo = []
     for plan in plans:
@@ -94,14 +98,19 @@ def build_lake(
             report.failures[plan.segment] = reason
         else:
             report.skipped.append(plan.segment)
-    _build(todo, store.url, config, report, notify)
+    _build([(plan, (plan, store.url, config)) for plan in todo], build, report, notify)
     report.swept = len(vacuum(store, config.split, grace_s))
     report.snapshot = publish_snapshot(store)
     return report
 
 
-def _index(uris: Sequence[str], report: BuildReport, notify: Callable[[Progress], None]) -> Iterator[SourceIndex]:
-    for done, (uri, result) in enumerate(_run(index_source, [(uri, (uri,)) for uri in uris]), start=1):
+def _index(
+    uris: Sequence[str],
+    index: Callable[[str], SourceIndex],
+    report: BuildReport,
+    notify: Callable[[Progress], None],
+) -> Iterator[SourceIndex]:
+    for done, (uri, result) in enumerate(_run(index, [(uri, (uri,)) for uri in uris]), start=1):
         if isinstance(result, SourceIndex):
             yield result
         else:
@@ -110,17 +119,15 @@ def _index(uris: Sequence[str], report: BuildReport, notify: Callable[[Progress]
 
 
 def _build(
-    plans: Sequence[SegmentPlan],
-    lake_url: str,
-    config: BuildConfig,
+    calls: Sequence[tuple[SegmentPlan, tuple[SegmentPlan, str, BuildConfig]]],
+    build: Callable[[SegmentPlan, str, BuildConfig], SegmentReport],
     report: BuildReport,
     notify: Callable[[Progress], None],
 ) -> None:
-    total, done = sum(len(plan.records) for plan in plans), 0
+    total, done = sum(len(plan.records) for plan, _ in calls), 0
     notify(Progress("build", 0, total))
     # Long segments first: the last tasks to finish are then short ones.
-    ordered = sorted(plans, key=lambda plan: -len(plan.records))
-    for plan, result in _run(build_segment, [(plan, (plan, lake_url, config)) for plan in ordered]):
+    for plan, result in _run(build, sorted(calls, key=lambda call: -len(call[0].records))):
         if isinstance(result, SegmentReport):
             report.segments.append(result)
             if result.outcome == "failed":
@@ -160,7 +167,10 @@ def _run(function: Callable[..., Any], calls: Iterable[tuple[Item, tuple[Any, ..
             running[task.remote(function, *arguments)] = item
         if not running:
             return
-        finished, _ = ray.wait(list(running), num_returns=1)
+        ray.wait(list(running), num_returns=1)
+        # To wait takes time for each that is under way. On thousands of CPUs the driver keeps up only because it then
+        # takes all that have finished, not one.
+        finished, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
         for reference in finished:
             item = running.pop(reference)
             try:

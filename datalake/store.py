@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 import fsspec
 
 from datalake.retry import Retry, StoreError, explain, is_transient, was_refused
+from datalake.space import room_in
 
 Result = TypeVar("Result")
 
@@ -93,7 +94,8 @@ class Store:
         """
         path = self.path(name)
         if self.is_local:
-            return _create_local(Path(path), data)
+            with room_in(self.url):
+                return _create_local(Path(path), data)
         # Whether a request may have written the object, its answer lost.
         unsure = False
 
@@ -165,9 +167,10 @@ class Store:
     def write(self, name: str, data: bytes) -> None:
         """Write object `name`, replacing it if it is there."""
         path = self.path(name)
-        if self.is_local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._ask(lambda: self.fs.pipe_file(path, data), "write", name)
+        with room_in(self.url):
+            if self.is_local:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._ask(lambda: self.fs.pipe_file(path, data), "write", name)
 
     def exists(self, name: str) -> bool:
         """Return whether object `name`, which is not empty, is there."""
@@ -221,10 +224,12 @@ class Store:
     def sink(self, name: str) -> Sink:
         """Return a stream that writes object `name`."""
         path = self.path(name)
-        if self.is_local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            return Sink(self.fs.open(path, "wb"), folder=Path(path).parent)
-        return Sink(_Upload(self, name, self._patient_fs.open(path, "wb", block_size=_PART_BYTES)), folder=None)
+        with room_in(self.url):
+            if self.is_local:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                return Sink(self.fs.open(path, "wb"), self.url, folder=Path(path).parent)
+            stream = _Upload(self, name, self._patient_fs.open(path, "wb", block_size=_PART_BYTES))
+            return Sink(stream, self.url, folder=None)
 
     def _ask(self, action: Callable[[], Result], verb: str, name: str) -> Result:
         """Return what a single request returns, repeated where it helps."""
@@ -273,10 +278,14 @@ class _Upload:
 
 
 class Sink:
-    """A write-only stream that counts and hashes what passes; on a local disk `close` waits for the platter."""
+    """A write-only stream that counts and hashes what passes; on a local disk `close` waits for the platter.
 
-    def __init__(self, stream: Any, folder: Path | None) -> None:
+    `write` and `close` raise NoSpaceError where the disk is full.
+    """
+
+    def __init__(self, stream: Any, place: str, folder: Path | None) -> None:
         self._stream = stream
+        self._place = place
         self._folder = folder
         self._hash = hashlib.sha256()
         self._bytes = 0
@@ -288,7 +297,8 @@ class Sink:
         view = memoryview(data)
         if self._discarded:
             return view.nbytes
-        self._stream.write(view)
+        with room_in(self._place):
+            self._stream.write(view)
         self._hash.update(view)
         self._bytes += view.nbytes
         return view.nbytes
@@ -309,11 +319,18 @@ class Sink:
         if self.closed:
             return
         self.closed = True
-        if self._folder:
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-            _sync_folder(self._folder)
-        self._stream.close()
+        if self._folder is None:
+            self._stream.close()
+            return
+        try:
+            with room_in(self._place):
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+                _sync_folder(self._folder)
+                self._stream.close()
+        except OSError:
+            self._give_up()
+            raise
 
     def discard(self) -> None:
         """Give up the object; whatever the store already has of it is the caller's to delete."""
@@ -321,12 +338,15 @@ class Sink:
             return
         self.closed = self._discarded = True
         if self._folder:
-            # A full disk fails here a second time, over bytes that nobody wants any more.
-            with contextlib.suppress(OSError):
-                self._stream.close()
+            self._give_up()
         else:
             # On an object store closing would publish what is written so far.
             self._stream.discard()
+
+    def _give_up(self) -> None:
+        # A full disk fails here a second time, over bytes that nobody wants any more.
+        with contextlib.suppress(OSError):
+            self._stream.close()
 
     @property
     def size(self) -> int:

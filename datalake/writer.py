@@ -62,8 +62,12 @@ class SegmentWriter:
         self._pending: list[dict[str, pa.RecordBatch]] = []
         self._kept = False
         self.chunks: list[str] = []
-        for table in TABLES:
-            self._open(table)
+        try:
+            for table in TABLES:
+                self._open(table)
+        except OSError:
+            self.discard()
+            raise
 
     def __enter__(self) -> SegmentWriter:
         return self
@@ -101,7 +105,8 @@ class SegmentWriter:
         """Close and delete every file."""
         for table, sink in self._sinks.items():
             sink.discard()
-            self._writers[table].close()
+            if table in self._writers:
+                self._writers[table].close()
             self._store.delete(self._names[table])
 
     def _open(self, table: str) -> None:

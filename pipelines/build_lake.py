@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from datalake.build import ALL_CAMERAS, BuildConfig
@@ -22,6 +23,10 @@ from datalake.schema import PointMode
 from pipelines.cluster import cluster
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
+from pipelines.stop import stoppable
+
+# Segments that a line of failures names.
+_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +72,22 @@ def run(config: BuildLake, console: Console) -> int:
             config.grace_hours * 3600,
         )
     console.print(summary(report, time.monotonic() - started))
-    for name, reason in sorted(report.failures.items()):
-        console.print(f"[red]failed[/] {name}: {reason}", soft_wrap=True, highlight=False)
+    for line in failures(report):
+        console.print(f"[red]failed[/] {escape(line)}", soft_wrap=True, highlight=False)
     return 1 if report.failures else 0
+
+
+def failures(report: BuildReport) -> list[str]:
+    """Return a line for each reason why something is not in the lake, with the sources or segments it stopped."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, reason in sorted(report.failures.items()):
+        names[reason].append(name)
+    lines = []
+    # A full disk stops all segments for the same reason, and is one thing to mend.
+    for reason, stopped in names.items():
+        more = f" and {len(stopped) - _NAMED:,} more" if len(stopped) > _NAMED else ""
+        lines.append(f"{', '.join(stopped[:_NAMED])}{more}: {reason}")
+    return lines
 
 
 def summary(report: BuildReport, wall_s: float) -> Table:
@@ -96,11 +114,12 @@ def summary(report: BuildReport, wall_s: float) -> Table:
 
 
 def main() -> None:
-    """Run from the command line; bad input ends in one line and exit status 2."""
+    """Run from the command line; bad input ends in one line and status 2, a signal in one and 128 + its number."""
     config = tyro.cli(BuildLake, description=__doc__)
     console = Console()
     try:
-        status = run(config, console)
+        with stoppable("build_lake"):
+            status = run(config, console)
     except (LakeError, OSError) as error:
         Console(stderr=True).print(f"build_lake: {error}", soft_wrap=True, highlight=False, markup=False)
         sys.exit(2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +22,8 @@ def cluster() -> Iterator[None]:
     Under `ray job submit` (RAY_ADDRESS is set) the job's cluster is joined as it is. Otherwise a local one is
     started and stopped: a bare `ray.init()` might join a cluster that died and wait for it for ever.
     """
+    # Ray would have its own way to end a driver.
+    stop = signal.getsignal(signal.SIGTERM)
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
     else:
@@ -31,6 +35,8 @@ def cluster() -> Iterator[None]:
             include_dashboard=False,
             logging_level=logging.WARNING,
         )
+    if callable(stop) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:

@@ -17,6 +17,9 @@ from datalake.sample import Sample
 from student.config import StudentError
 from teachers.card import TeacherCard, TeacherError
 
+# Chunks that are mixed at a time, at least.
+_STREAMS = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frames:
@@ -54,6 +57,8 @@ class Frames:
             global_batch=batch,
             shuffle=shuffle,
             seed=self.seed,
+            # Each rank then keeps to chunks of its own (`datalake.order`); otherwise several would read the same.
+            streams=-(-_STREAMS // batch) * batch,
         )
         return SampleStream(
             self.chosen,

@@ -65,9 +65,9 @@ class Demo:
     # Cameras on the simulated car; the student looks through the first.
     cameras: tuple[str, ...] = ("FRONT",)
     # Steps of the lidar teacher, the mask teacher, and the student.
-    lidar_steps: int = 120
+    lidar_steps: int = 100
     mask_steps: int = 400
-    student_steps: int = 600
+    student_steps: int = 500
     # Where to train: cpu, cuda …; by default on the GPU if there is one.
     device: str = "auto"
 

@@ -22,7 +22,7 @@ import ray
 import ray.train
 import torch
 import tyro
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from rich.console import Console
 from torch import Tensor
@@ -30,6 +30,8 @@ from torch import Tensor
 from datalake.cache import RangeCache
 from datalake.commit import LakeError
 from datalake.lake import Lake, open_lake
+from datalake.sample import Sample
+from datalake.space import room_in
 from pipelines.classrooms import (
     all_remembered,
     class_shares,
@@ -43,6 +45,7 @@ from pipelines.cluster import cluster
 from pipelines.curriculum import Frames, check_strangers, labelled_segments, mixed_batches, read_boxes
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
+from pipelines.stop import stoppable
 from student.anchors import AnchorReport, anchor_recall, fit_anchors
 from student.config import AnchorShapes, BranchSpec, Feed, Preset, StudentConfig, StudentError
 from student.detector import Student
@@ -63,7 +66,6 @@ _PAPER_ANCHORS = AnchorShapes(sizes=((32,), (64,), (128,), (256,)), ratios=(0.5,
 _LEVELS = 4
 # Pictures that each teacher looks at before the training.
 _SURVEY = 48
-_SURVEY_BATCH = 8
 _TOLD = ("accuracy", "mIoU")
 
 
@@ -204,11 +206,13 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
         device = _device(config.device)
         points = look_at_points(cards[name] for name in heard)
         survey = _frames(config, lake, points=points, segments=None)
-        batches = []
-        for batch in survey.stream(_SURVEY_BATCH, shuffle=True, panoptic=True).loader():
+        stream = survey.stream(config.batch, shuffle=True, panoptic=True)
+        wanted = min(_SURVEY, stream.epoch_samples)
+        batches: list[list[Sample]] = []
+        for batch in stream.loader():
             batches.append(batch)
-            progress("survey", len(batches) * _SURVEY_BATCH, _SURVEY, "pictures")
-            if len(batches) * _SURVEY_BATCH >= _SURVEY:
+            progress("survey", min(len(batches) * config.batch, wanted), wanted, "pictures")
+            if len(batches) * config.batch >= wanted:
                 break
         for name, seen in examine_teachers(heard, batches, grid, device).items():
             figures = ", ".join(f"{figure} {seen.figures[figure]:.2f}" for figure in _TOLD if figure in seen.figures)
@@ -310,13 +314,21 @@ def _train_on_ray(syllabus: Syllabus) -> None:
         ),
     )
     try:
-        result = trainer.fit()
+        # Ray Train keeps a record of its own there.
+        with room_in(folder):
+            result = trainer.fit()
     except WorkerGroupError as error:
-        reasons = [str(reason) for reason in error.worker_failures.values()]
-        raise TrainingError(f"a worker failed: {reasons[0].strip().splitlines()[-1]}") from error
+        raise TrainingError(f"a worker failed: {_last_line(next(iter(error.worker_failures.values())))}") from error
+    except ControllerError as error:
+        raise TrainingError(f"Ray Train failed: {_last_line(error.controller_failure)}") from error
     stopped = result.return_value  # type: ignore[attr-defined]  # the annotation is of an older Result
     if stopped is not None:
         raise TrainingError(stopped)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 def _work(settings: dict[str, Any]) -> str | None:
@@ -393,11 +405,12 @@ def _device(name: str) -> torch.device:
 
 
 def main() -> None:
-    """Run from the command line; bad input ends in one line and exit status 2."""
+    """Run from the command line; bad input ends in one line and status 2, a signal in one and 128 + its number."""
     config = tyro.cli(Train, description=__doc__)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     try:
-        status = run(config, Console())
+        with stoppable("train"):
+            status = run(config, Console())
     except (LakeError, TeacherError, TrainingError, StudentError, OSError) as error:
         Console(stderr=True).print(f"train: {error}", soft_wrap=True, highlight=False, markup=False)
         sys.exit(2)

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from datalake.sample import Sample
+from datalake.space import room_in
 from teachers.card import TeacherCard, TeacherError
 from teachers.target import SparseTarget, Target
 from teachers.teacher import Teacher
@@ -93,9 +94,10 @@ def _write(path: Path, target: SparseTarget) -> None:
         tensors["index"] = target.index.int()
     if target.confidence is not None:
         tensors["confidence"] = target.confidence.contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".unfinished", delete=False) as file:
-        file.write(safetensors.torch.save(tensors))
+    with room_in(str(path.parent)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".unfinished", delete=False) as file:
+            file.write(safetensors.torch.save(tensors))
     os.replace(file.name, path)  # noqa: PTH105 - the name is a string
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import fsspec
 
+from datalake.space import room_in
+
 
 class RunFolder:
     """Files below one fsspec URL, each replaced as a whole: whoever reads one finds the old or the new."""
@@ -33,22 +35,34 @@ class RunFolder:
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Replace a file. On a disk it is there when this returns, whatever happens to the machine."""
+        """Replace a file. On a disk it is there when this returns, whatever happens to the machine.
+
+        Raises NoSpaceError where the disk is full; the file before is then there as it was.
+        """
         folder = self.local
         if folder is None:
             # An object appears when all of it has arrived.
             self._fs.pipe_file(f"{self._root}/{name}", content)
             return
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.unfinished")
+        with room_in(self.url):
+            _replace(folder / name, content)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
         with unfinished.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-        entry = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(entry)
-        finally:
-            os.close(entry)
+    except OSError:
+        # On a full disk, half a file would be in the way of the history, which is small.
+        unfinished.unlink(missing_ok=True)
+        raise
+    entry = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.linear import drive, worst
 from datalake.build import BuildConfig
 from datalake.commit import LakeError
 from datalake.fanout import BuildReport, Progress, attempt, build_lake
@@ -99,6 +100,13 @@ def test_progress_ends_with_every_frame(drive_sources: list[str], tmp_path: Path
     build_lake(drive_sources, str(tmp_path), CONFIG, steps.append)
     assert Progress("index", DRIVE_SEGMENTS, DRIVE_SEGMENTS) in steps
     assert steps[-1] == Progress("build", DRIVE_SEGMENTS * DRIVE_FRAMES, DRIVE_SEGMENTS * DRIVE_FRAMES)
+
+
+def test_driver_takes_twice_as_long_for_twice_the_segments(tmp_path: Path) -> None:
+    # The whole driver on the cluster; the tasks only commit. `python -m benchmarks.linear` does 10,000 segments.
+    drive(tmp_path / "workers-start", segments=8, frames=8)
+    runs = {segments: drive(tmp_path / str(segments), segments, frames=8) for segments in (40, 160)}
+    assert max(worst(runs).values()) <= 2.6
 
 
 def test_a_bug_in_a_task_is_not_taken_for_bad_input() -> None:

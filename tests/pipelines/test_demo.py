@@ -1,7 +1,8 @@
-"""The demo, small: drives, lake, pictures and a page, from one command."""
+"""The demo, small: drives, lake, teachers, student and a page, from one command."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,14 +11,18 @@ from pathlib import Path
 import pytest
 
 from datalake.lake import open_lake
+from teachers.card import read_card
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = ("--train-segments", "2", "--val-segments", "1", "--frames", "3")
+SIZES = (
+    *("--teach-segments", "2", "--train-segments", "4", "--val-segments", "1", "--frames", "3"),
+    *("--lidar-steps", "3", "--mask-steps", "40", "--student-steps", "4"),
+)
 
 
 def demo(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "pipelines/demo.py"), "--out", str(out), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -29,22 +34,36 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, done.stdout
 
 
-def test_the_lake_has_every_frame_in_two_splits(finished: tuple[Path, str]) -> None:
+def test_the_lake_has_every_frame_in_three_splits(finished: tuple[Path, str]) -> None:
     lake = open_lake(str(finished[0] / "lake"))
-    assert {split: sum(c.frames for c in lake.in_split(split)) for split in lake.splits} == {"train": 6, "val": 3}
+    frames = {split: sum(c.frames for c in lake.in_split(split)) for split in lake.splits}
+    assert frames == {"teach": 6, "train": 12, "val": 3}
 
 
 def test_the_splits_share_no_segment(finished: tuple[Path, str]) -> None:
     lake = open_lake(str(finished[0] / "lake"))
-    train, val = ({commit.segment for commit in lake.in_split(split)} for split in ("train", "val"))
-    assert not train & val
+    names = [commit.segment for commit in lake.commits]
+    assert len(set(names)) == len(names) == 7
 
 
-def test_the_page_shows_a_picture_of_every_segment_and_needs_no_other_file(finished: tuple[Path, str]) -> None:
+def test_the_page_shows_pictures_and_needs_no_other_file(finished: tuple[Path, str]) -> None:
     page = (finished[0] / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == 3
+    assert page.count('src="data:image/') > 8
     assert not re.search(r'(src|href)="(?!data:)', page)
-    assert len(list((finished[0] / "pictures").glob("*.png"))) == 3
+
+
+def test_the_figures_are_of_both_teachers(finished: tuple[Path, str]) -> None:
+    figures = json.loads((finished[0] / "metrics.json").read_text())["figures"]
+    assert {"imitation/spvcnn/R2", "imitation/mask_rcnn/mIoU", "recall@100"} <= figures.keys()
+
+
+def test_the_teachers_were_trained_on_segments_of_their_own(finished: tuple[Path, str]) -> None:
+    lake = open_lake(str(finished[0] / "lake"))
+    taught = {commit.segment for commit in lake.in_split("teach")}
+    for name in ("spvcnn", "mask_rcnn"):
+        card = read_card(str(finished[0] / "teachers" / name))
+        assert card.data is not None
+        assert card.data.all_segments == taught
 
 
 def test_the_page_is_named_at_the_end(finished: tuple[Path, str]) -> None:
@@ -56,7 +75,7 @@ def test_running_it_again_keeps_what_is_there(finished: tuple[Path, str]) -> Non
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.tfrecord")}
     done = demo(out, *SIZES)
     assert done.returncode == 0
-    assert "0 committed, 2 there before, 0 failed" in done.stdout
+    assert "0 committed, 4 there before, 0 failed" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.tfrecord")} == before
 
 

@@ -1,0 +1,341 @@
+"""Training a student as users start it: killed in the middle, on a cluster, and with what cannot work."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from datalake.lake import Lake
+from pipelines.train import Listen, Train, attend, main, plan_training, run
+from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, read_student
+from student.training.folder import RunFolder
+from student.training.loop import LoopConfig
+from student.training.world import World
+from teachers.card import WEIGHTS_FILE, TrainingData, read_card, write_card
+from teachers.training.failure import TrainingError
+from tests.pipelines.small_teachers import admit_ignorance, write_teachers
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 6
+CLOCK = {"images_per_second", "wait/data", "wait/teachers"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As in the processes started below; sums depend on how many threads take part."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Two untrained teachers, whose cards admit it."""
+    folders = write_teachers(tmp_path_factory.mktemp("teachers"))
+    for url in folders.values():
+        admit_ignorance(url)
+    return tuple(f"{name}={url}" for name, url in folders.items())
+
+
+def settings(lake: Lake, out: Path | str, teachers: tuple[str, ...] = ("none",), **changes: object) -> Train:
+    """Return the short training that `arguments` asks for."""
+    config = Train(
+        lake=lake.store.root,
+        out=str(out),
+        teachers=teachers,
+        image_size=(96, 64),
+        labelled_fraction=0.6,
+        batch=4,
+        unlabelled=2,
+        min_anchor_recall=0.0,
+        device="cpu",
+        loop=LoopConfig(steps=STEPS, checkpoint_every=2, precision="float32"),
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def arguments(lake: Lake, out: Path | str, teachers: tuple[str, ...] = ("none",)) -> list[str]:
+    return [
+        "--lake", lake.store.root, "--out", str(out), "--teachers", *teachers, "--image-size", "96", "64",
+        "--labelled-fraction", "0.6", "--batch", "4", "--unlabelled", "2", "--min-anchor-recall", "0",
+        "--device", "cpu", "--loop.steps", str(STEPS), "--loop.checkpoint-every", "2", "--loop.precision", "float32",
+    ]  # fmt: skip
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "pipelines/train.py"), *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def log(out: Path | str) -> list[dict[str, float]]:
+    """Return the history without what the clock says."""
+    content = RunFolder(str(out)).read(HISTORY_FILE)
+    assert content is not None
+    lines = [json.loads(line) for line in content.decode().splitlines()]
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(drive_lake: Lake, teachers: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an uninterrupted run with both teachers leaves."""
+    out = tmp_path_factory.mktemp("whole")
+    assert run(settings(drive_lake, out, teachers), Console(quiet=True)) == 0
+    return out
+
+
+def test_a_killed_run_ends_as_an_uninterrupted_one(
+    drive_lake: Lake, teachers: tuple[str, ...], whole: Path, tmp_path: Path
+) -> None:
+    words = arguments(drive_lake, tmp_path, teachers)
+    killed = start(words)
+    history, deadline = tmp_path / HISTORY_FILE, time.monotonic() + 240
+    # Step 3 is behind the checkpoint of two steps, and is lost.
+    while not (history.exists() and len(history.read_text().splitlines()) >= 4):
+        assert killed.poll() is None, killed.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    killed.communicate()
+    done = read_student(str(tmp_path))[1].step
+    assert done in (2, 4)
+    again = start(words)
+    output, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors
+    assert f"trained {STEPS} steps" in output
+    assert log(tmp_path) == log(whole)
+    assert [line["step"] for line in log(tmp_path)] == list(range(STEPS))
+    expected, found = read_student(str(whole))[0], read_student(str(tmp_path))[0]
+    for name, value in expected.state_dict().items():
+        assert torch.equal(value, found.state_dict()[name]), name
+
+
+def test_the_student_has_a_branch_for_each_teacher(whole: Path, teachers: tuple[str, ...]) -> None:
+    student, checkpoint = read_student(str(whole))
+    cards = [read_card(teacher.partition("=")[2]) for teacher in teachers]
+    found = [(spec.name, spec.kind, spec.channels) for spec in student.config.branches]
+    assert found == [("points", cards[0].kind, cards[0].channels), ("masks", cards[1].kind, cards[1].channels)]
+    assert checkpoint.identity["teacher.masks"] == cards[1].weights_sha256
+    assert "class_weights.masks" in checkpoint.lesson
+    assert {"loss/imitate/points", "loss/imitate/masks"} <= set(log(whole)[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "imitated"),
+    [
+        ({"listen": "none"}, set[str]()),
+        ({"listen": "shuffled"}, {"points", "masks"}),
+        ({"deaf_to": ("points",)}, {"masks"}),
+    ],
+    ids=["none", "shuffled", "deaf"],
+)
+def test_controls_have_the_same_weights_to_train_and_hear_what_they_should(
+    drive_lake: Lake,
+    teachers: tuple[str, ...],
+    whole: Path,
+    tmp_path: Path,
+    changes: dict[str, object],
+    imitated: set[str],
+) -> None:
+    once = LoopConfig(steps=1, warmup=0, precision="float32")
+    config = settings(drive_lake, tmp_path, teachers, loop=once, **changes)
+    assert run(config, Console(quiet=True)) == 0
+    expected, found = (read_student(str(out))[0].state_dict() for out in (whole, tmp_path))
+    assert {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in expected.items()}
+    names = {name.removeprefix("loss/imitate/") for name in log(tmp_path)[0] if name.startswith("loss/imitate/")}
+    assert names == imitated
+
+
+def test_who_listens_to_nobody_asks_nobody_and_has_only_labelled_pictures(
+    drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path
+) -> None:
+    for teacher in teachers:
+        (Path(teacher.partition("=")[2]) / WEIGHTS_FILE).rename(tmp_path / f"{teacher.partition('=')[0]}.gone")
+    try:
+        syllabus = plan_training(
+            settings(drive_lake, tmp_path / "out", teachers, listen="none"), Console(quiet=True), lambda *_: None
+        )
+        assert (syllabus.labelled, syllabus.unlabelled) == (4, 0)
+        assert syllabus.teachers == {}
+        assert len(syllabus.student.branches) == 2
+    finally:
+        for teacher in teachers:
+            (tmp_path / f"{teacher.partition('=')[0]}.gone").rename(Path(teacher.partition("=")[2]) / WEIGHTS_FILE)
+
+
+def test_the_first_weights_are_those_of_the_seed_whoever_is_listened_to(
+    drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path
+) -> None:
+    # A step without a rate would be none at all; with a tiny one the weights stay as they were drawn.
+    still = LoopConfig(steps=1, warmup=0, learning_rate=1e-30, precision="float32")
+    listens: tuple[Listen, ...] = ("real", "none")
+    weights = []
+    for listen in listens:
+        out = tmp_path / listen
+        run(settings(drive_lake, out, teachers, listen=listen, loop=still), Console(quiet=True))
+        weights.append(read_student(str(out))[0].state_dict())
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], rtol=0, atol=1e-20), name
+
+
+def test_a_run_in_a_store_goes_on_where_it_was(drive_lake: Lake, tmp_path: Path, s3_lake: str) -> None:
+    config = settings(drive_lake, s3_lake)
+
+    def progress(step: int, _: object) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    syllabus = plan_training(config, Console(quiet=True), lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        attend(syllabus, World(), progress)
+    assert read_student(s3_lake)[1].step == 2
+    assert run(config, Console(quiet=True)) == 0
+    assert run(settings(drive_lake, tmp_path / "whole"), Console(quiet=True)) == 0
+    assert read_student(s3_lake)[1].step == STEPS
+    assert log(s3_lake) == log(tmp_path / "whole")
+
+
+def test_anchors_are_checked_and_printed_before_the_first_step(drive_lake: Lake, tmp_path: Path) -> None:
+    written = tmp_path / "console"
+    with written.open("w") as file:
+        plan_training(settings(drive_lake, tmp_path / "out"), Console(file=file), lambda *_: None)
+    assert "anchors meet " in written.read_text()
+    assert "2 segments with labels, 1 without; 4 and 0 pictures of a batch" in written.read_text()
+
+
+def refused(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line that a call which ends in status 2 says on stderr."""
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return str(line)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lake", "/nowhere"], "/nowhere: no lake here"),
+        (["--split", "test"], "no split 'test', there are: train"),
+        (["--cameras", "SIDE_LEFT"], "has 0 images of SIDE_LEFT"),
+        (["--teachers", "masks=/nowhere"], "/nowhere/card.json: no such file; is this the folder of a teacher?"),
+        (["--teachers", "masks"], "--teachers masks: expected NAME=FOLDER, or none alone"),
+        (["--deaf-to", "masks"], "--deaf-to masks: expected one of the teachers (there is none)"),
+        (["--image-size", "100", "64"], "pictures of 100 x 64 pixels do not divide into cells of 32"),
+        (["--anchors", "paper", "--min-anchor-recall", "0.9"], "--min-anchor-recall asks for 90%"),
+        (["--labelled-fraction", "0"], "--labelled-fraction 0.0: expected more than 0 and at most 1"),
+        (["--batch", "3", "--workers", "2"], "3 labelled pictures cannot be cut among 2 workers"),
+        (["--batch", "60"], "has 22 images of FRONT, fewer than one batch of 60"),
+        (["--loop.learning-rate", "0"], "expected a positive learning rate"),
+    ],
+)
+def test_bad_arguments_give_status_2_and_one_line(
+    drive_lake: Lake,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # What is said twice counts as it is said last.
+    assert message in refused([*arguments(drive_lake, tmp_path / "out"), *words], monkeypatch, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_of_the_students_own_segments_is_refused(
+    drive_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = write_teachers(tmp_path)["masks"]
+    segments = {"train": tuple(commit.segment for commit in drive_lake.commits)}
+    write_card(url, replace(read_card(url), data=TrainingData(lake="/lake", snapshot=1, segments=segments)))
+    words = arguments(drive_lake, tmp_path / "out", (f"masks={url}",))
+    assert "teacher masks was trained on 3 of the student's segments" in refused(words, monkeypatch, capsys)
+
+
+def test_more_unlabelled_pictures_than_the_batch_has_are_refused(
+    drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = [*arguments(drive_lake, tmp_path / "out", teachers), "--unlabelled", "4"]
+    assert "--unlabelled 4: expected fewer than the 4 pictures of a batch" in refused(words, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "1"], "a run with other settings is under way here: seed 0 instead of 1"),
+        (["--teachers", "none"], "a run with other settings is under way here: "),
+    ],
+)
+def test_a_run_of_other_settings_is_refused_in_one_line(
+    drive_lake: Lake, teachers: tuple[str, ...], whole: Path, words: list[str], message: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    before = (whole / CHECKPOINT_FILE).read_bytes()
+    assert message in refused([*arguments(drive_lake, whole, teachers), *words], monkeypatch, capsys)
+    assert (whole / CHECKPOINT_FILE).read_bytes() == before
+
+
+def test_branches_nobody_is_asked_for_are_other_settings_as_well(
+    drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path
+) -> None:
+    once = LoopConfig(steps=1, warmup=0, precision="float32")
+    run(settings(drive_lake, tmp_path, teachers, listen="none", loop=once), Console(quiet=True))
+    with pytest.raises(TrainingError, match="other settings is under way here: branches"):
+        run(settings(drive_lake, tmp_path, listen="none", loop=once), Console(quiet=True))
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_line(
+    drive_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / CHECKPOINT_FILE).write_bytes(b"PK damaged")
+    line = refused(arguments(drive_lake, tmp_path), monkeypatch, capsys)
+    assert line.startswith(f"train: {tmp_path}/checkpoint.pt: not a training checkpoint: ")
+
+
+@pytest.mark.slow
+def test_workers_of_ray_train_do_what_one_process_does(
+    drive_lake: Lake, teachers: tuple[str, ...], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Told where to read and write from where it is started.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    config = settings(drive_lake, "out", teachers, workers=2)
+    assert run(config, Console(quiet=True)) == 0
+    assert [line["step"] for line in log(tmp_path / "out")] == list(range(STEPS))
+    for one, two in zip(log(whole), log(tmp_path / "out"), strict=True):
+        # Once rounding has made another proposal survive, losses of what is drawn from them differ a little.
+        exact = one["step"] < 2
+        for name in (name for name in one if name.startswith("loss/")):
+            assert two[name] == pytest.approx(one[name], rel=1e-4 if exact else 0.1, abs=1e-5 if exact else 0.02), name
+
+
+@pytest.mark.slow
+def test_what_stops_all_workers_of_ray_train_is_said_as_one_process_says_it(
+    drive_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    once = LoopConfig(steps=1, warmup=0, precision="float32")
+    run(settings(drive_lake, tmp_path / "out", loop=once), Console(quiet=True))
+    # As an answer, not as a worker that failed and would be started again.
+    with pytest.raises(TrainingError, match=r"^/.*/checkpoint\.pt: a run with other settings .*: seed 0 instead of 1"):
+        run(settings(drive_lake, tmp_path / "out", loop=once, workers=2, seed=1), Console(quiet=True))

@@ -1,0 +1,115 @@
+"""The whole student: what it answers, and losses that do not depend on how a batch is cut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from datalake.sample import Objects
+from student.config import StudentConfig, StudentError
+from student.detector import Student
+from tests.student.students import HEIGHT, TAUGHT, TINY, WIDTH, build, generators, objects_of, samples
+
+DETECTION = ("objectness", "proposal", "classification", "box", "depth")
+
+
+def losses(student: Student, pictures: Tensor, labels: list[Objects], first: int = 0) -> dict[str, Tensor]:
+    """Return the losses of pictures that stand at `first` and behind it in the whole batch."""
+    drawn = generators(first + len(labels))[first:]
+    return student.detection_losses(student.features(pictures), (HEIGHT, WIDTH), labels, drawn)
+
+
+@pytest.mark.parametrize("config", [TAUGHT, replace(TAUGHT, stride=8)], ids=["stride 4", "stride 8"])
+def test_losses_do_not_depend_on_how_a_batch_is_cut(config: StudentConfig) -> None:
+    student = build(config)
+    some = samples(3)
+    # Pictures that differ in how much there is to learn: three objects, none, one of them without a depth.
+    labels = [some[0].objects, objects_of(), objects_of((10, 10, 30, 30, 1, torch.nan), (40, 30, 60, 50, 2, 9.0))]
+    # 96 columns do not divide into the cells of the coarsest level at stride 8, 128 do.
+    pictures = pad(torch.stack([one.image for one in some]), (0, 32))
+    size = (int(pictures.shape[-2]), int(pictures.shape[-1]))
+    whole = student.detection_losses(student.features(pictures), size, labels, generators(3))
+    parts = [
+        student.detection_losses(student.features(pictures[i : i + 1]), size, labels[i : i + 1], [generators(3)[i]])
+        for i in range(3)
+    ]
+    assert tuple(whole) == DETECTION
+    for name, loss in whole.items():
+        assert float(loss.detach()) == pytest.approx(sum(float(part[name].detach()) for part in parts) / 3, rel=1e-4)
+        assert float(loss.detach()) > 0
+
+
+def test_pictures_without_labels_have_no_part_in_the_detection_losses() -> None:
+    student = build(TAUGHT)
+    some = samples(3)
+    pictures = torch.stack([one.image for one in some])
+    alone = losses(student, pictures[:2], [one.objects for one in some[:2]])
+    beside = losses(student, pictures, [one.objects for one in some[:2]])
+    for name, loss in alone.items():
+        assert float(beside[name].detach()) == pytest.approx(float(loss.detach()), rel=1e-4)
+    values = pictures.float().div(255).requires_grad_()
+    torch.stack(list(losses(student, values, [one.objects for one in some[:2]]).values())).sum().backward()
+    assert values.grad is not None
+    touched = values.grad.abs().sum((1, 2, 3)) > 0
+    assert touched.tolist() == [True, True, False]
+
+
+def test_other_generators_look_at_other_anchors() -> None:
+    student, some = build(), samples(1)
+    pictures = torch.stack([one.image for one in some])
+    first, again, other = (losses(student, pictures, [some[0].objects], place) for place in (0, 0, 1))
+    assert torch.equal(first["objectness"], again["objectness"])
+    assert not torch.equal(first["objectness"], other["objectness"])
+
+
+def test_whole_and_float_pictures_are_the_same_to_it() -> None:
+    student, pictures = build(TAUGHT), torch.stack([one.image for one in samples(2)])
+    whole, fractions = student.features(pictures), student.features(pictures.float() / 255)
+    assert torch.equal(whole.pyramid[0], fractions.pyramid[0])
+
+
+def test_an_answer_is_of_each_picture_and_within_it() -> None:
+    student = build(replace(TAUGHT, min_score=0.0)).eval()
+    answer = student.answer(torch.stack([one.image for one in samples(2)]))
+    assert len(answer.detections) == len(answer.proposals) == 2
+    for found, proposals in zip(answer.detections, answer.proposals, strict=True):
+        assert 0 < len(found.boxes) <= TAUGHT.detections
+        assert 0 < len(proposals) <= TAUGHT.proposals
+        for boxes in (found.boxes, proposals):
+            assert bool((boxes >= 0).all())
+            assert float(boxes[:, [0, 2]].max()) <= WIDTH
+            assert float(boxes[:, [1, 3]].max()) <= HEIGHT
+        assert bool((found.classes >= 1).all())
+        assert torch.equal(found.scores, found.scores.sort(descending=True).values)
+        assert bool(((found.depth_m >= 0) & (found.depth_m <= TAUGHT.max_depth_m)).all())
+    assert {name: said.shape for name, said in answer.said.items()} == {
+        "colours": (2, 3, 16, 24), "shades": (2, 3, 16, 24),
+    }  # fmt: skip
+
+
+def test_an_answer_does_not_depend_on_the_other_pictures() -> None:
+    student = build(replace(TINY, min_score=0.0)).eval()
+    pictures = torch.stack([one.image for one in samples(2)])
+    together, alone = student(pictures)[1], student(pictures[1:])[0]
+    assert len(together.boxes) == len(alone.boxes)
+    assert torch.allclose(together.scores, alone.scores, atol=1e-5)
+
+
+def test_a_student_in_training_does_not_answer() -> None:
+    with pytest.raises(StudentError, match="call eval"):
+        build().train()(torch.zeros(1, 3, HEIGHT, WIDTH))
+
+
+def test_pictures_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(StudentError, match="pictures of 100 x 64 pixels do not divide"):
+        build().features(torch.zeros(1, 3, 64, 100))
+
+
+def test_detection_cannot_be_learned_from_nothing() -> None:
+    student = build()
+    with pytest.raises(StudentError, match="expected at least one labelled picture"):
+        losses(student, torch.zeros(1, 3, HEIGHT, WIDTH), [])

@@ -1,0 +1,303 @@
+"""The loop: it learns, it can be killed, and it does the same with any number of workers."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, multiprocessing
+
+from datalake.sample import Sample
+from student.config import StudentConfig, StudentError
+from student.evaluation.detection import DetectionScores
+from student.training.augment import Augmentation
+from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, read_student
+from student.training.folder import RunFolder
+from student.training.lesson import Lesson, LossWeights
+from student.training.logbook import BOARD_FOLDER
+from student.training.loop import LoopConfig, Plan, Teaching, Trained, train
+from student.training.world import World
+from teachers.classroom import LocalClassroom
+from teachers.training.failure import TrainingError
+from teachers.training.history import read_history
+from teachers.training.schedule import Schedule
+from tests.student.students import (
+    COLOURS,
+    HEIGHT,
+    SHADES,
+    TAUGHT,
+    WIDTH,
+    ColourTeacher,
+    build,
+    objects_of,
+    round_and_round,
+    sample,
+    samples,
+)
+
+LOOP = LoopConfig(steps=8, learning_rate=2e-3, warmup=0.25, checkpoint_every=3, precision="float32")
+WEIGHT = "backbone.fuse.0.weight"
+# What a run logs that depends on when and how fast it is done.
+CLOCK = {"images_per_second", "wait/data", "wait/teachers"}
+
+
+@dataclass
+class Killed(Exception):  # noqa: N818 - it is no error of the loop
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """A training that a test varies."""
+
+    folder: str
+    some: Sequence[Sample] = ()
+    student: StudentConfig = TAUGHT
+    config: LoopConfig = LOOP
+    labelled: int = 2
+    unlabelled: int = 2
+    listens: bool = True
+    teaching: Teaching = "real"
+    weights: LossWeights = field(default_factory=LossWeights)
+    class_weights: Tensor = field(default_factory=lambda: torch.tensor([1.0, 2.0, 3.0]))
+    seed: int = 1
+    die_at: int | None = None
+
+    def hold(self, world: World | None = None) -> tuple[Trained, Lesson]:
+        """Train, and return the lesson as it is then."""
+        world = world or World()
+        lesson = Lesson(build(self.student, self.seed), self.weights, {"shades": self.class_weights})
+        teachers = [ColourTeacher(COLOURS, blind=2), ColourTeacher(SHADES)]
+        grid = self.student.grid(HEIGHT, WIDTH)
+        plan = Plan(
+            batches=round_and_round(self.some or samples(6), self.labelled, self.unlabelled, world.rank, world.size),
+            labelled=self.labelled,
+            unlabelled=self.unlabelled,
+            classroom=LocalClassroom(teachers, grid) if self.listens else None,
+            seed=self.seed,
+            identity={"seed": self.seed},
+            teaching=self.teaching,
+        )
+
+        def progress(done: int, _: object) -> None:
+            if done == self.die_at:
+                raise Killed(done)
+
+        trained = train(lesson, self.config, plan, RunFolder(self.folder), world=world, progress=progress)
+        return trained, lesson
+
+
+def log(folder: Path | str) -> list[dict[str, float]]:
+    """Return the history without what the clock says."""
+    content = RunFolder(str(folder)).read(HISTORY_FILE)
+    assert content is not None
+    lines = [json.loads(line) for line in content.decode().splitlines()]
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Lesson]:
+    """An uninterrupted run, and what came of it."""
+    folder = tmp_path_factory.mktemp("whole")
+    trained, lesson = Course(folder=str(folder)).hold()
+    assert trained.steps == 8
+    return folder, lesson
+
+
+def test_every_step_is_logged_with_its_losses_rate_and_waiting(whole: tuple[Path, Lesson]) -> None:
+    folder, lesson = whole
+    lines = read_history(folder / HISTORY_FILE)
+    assert [line["step"] for line in lines] == list(range(8))
+    losses = {"objectness", "proposal", "classification", "box", "depth", "imitate/colours", "imitate/shades"}
+    expected = {"step", "learning_rate", "gradient_norm", *CLOCK, *(f"loss/{name}" for name in losses)}
+    assert all(set(line) == expected for line in lines)
+    assert all(0 <= line["wait/data"] + line["wait/teachers"] <= 1 for line in lines)
+    assert any((folder / BOARD_FOLDER).iterdir())
+    assert not lesson.training
+
+
+def test_the_logged_rates_warm_up_and_fall_along_a_cosine(whole: tuple[Path, Lesson]) -> None:
+    rates = [line["learning_rate"] for line in log(whole[0])]
+    schedule = Schedule(peak=2e-3, steps=8, warmup_steps=2)
+    assert rates == [schedule.rate(step) for step in range(8)]
+    assert rates[0] < rates[1] < rates[2] == 2e-3
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+@pytest.mark.parametrize("die_at", [2, 3, 5, 8])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    whole: tuple[Path, Lesson], tmp_path: Path, die_at: int
+) -> None:
+    with pytest.raises(Killed):
+        Course(folder=str(tmp_path), die_at=die_at).hold()
+    torch.rand(3)  # whatever else has drawn numbers in between
+    trained, lesson = Course(folder=str(tmp_path)).hold()
+    assert trained.steps == 8
+    assert log(tmp_path) == log(whole[0])
+    for name, value in whole[1].state_dict().items():
+        assert torch.equal(value, lesson.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("store", ["memory://", "s3://"])
+def test_a_run_in_a_store_can_be_interrupted_as_well(
+    whole: tuple[Path, Lesson], store: str, request: pytest.FixtureRequest
+) -> None:
+    url = str(request.getfixturevalue("s3_lake")) if store == "s3://" else f"memory://runs/{uuid.uuid4().hex}"
+    with pytest.raises(Killed):
+        Course(folder=url, die_at=5).hold()
+    assert [line["step"] for line in log(url)] == [0, 1, 2]
+    Course(folder=url).hold()
+    assert log(url) == log(whole[0])
+    student, checkpoint = read_student(url)
+    assert checkpoint.step == 8
+    assert torch.equal(student.get_parameter(WEIGHT), whole[1].student.get_parameter(WEIGHT))
+
+
+def test_a_finished_run_is_not_repeated(whole: tuple[Path, Lesson]) -> None:
+    before = (whole[0] / HISTORY_FILE).read_bytes()
+    trained, lesson = Course(folder=str(whole[0]), die_at=1).hold()
+    assert trained.steps == 8
+    assert (whole[0] / HISTORY_FILE).read_bytes() == before
+    assert torch.equal(lesson.student.get_parameter(WEIGHT), whole[1].student.get_parameter(WEIGHT))
+
+
+def test_a_run_of_other_settings_is_refused_in_one_line(whole: tuple[Path, Lesson]) -> None:
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt: a run with other settings .*: seed 1 instead of 2") as no:
+        Course(folder=str(whole[0]), seed=2).hold()
+    assert "\n" not in str(no.value)
+
+
+def test_so_is_one_of_another_student(whole: tuple[Path, Lesson]) -> None:
+    with pytest.raises(TrainingError, match="other settings is under way here: head_width 32 instead of 16") as no:
+        Course(folder=str(whole[0]), student=replace(TAUGHT, head_width=16)).hold()
+    assert "\n" not in str(no.value)
+
+
+def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT_FILE).write_bytes(b"PK damaged")
+    with pytest.raises(StudentError, match=r"checkpoint\.pt: not a training checkpoint"):
+        Course(folder=str(tmp_path)).hold()
+    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == b"PK damaged"
+
+
+@pytest.fixture(scope="module")
+def overfitted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run that sees the same two pictures again and again."""
+    folder = str(tmp_path_factory.mktemp("overfitted"))
+    still = Augmentation(mirror=0, light=0)
+    config = replace(LOOP, steps=150, learning_rate=4e-3, checkpoint_every=150, warmup=0.05, augmentation=still)
+    Course(folder=folder, some=samples(2), unlabelled=0, config=config, weights=LossWeights(numbers=2)).hold()
+    return folder
+
+
+def test_it_learns(overfitted: str) -> None:
+    lines = log(overfitted)
+    for name in ("objectness", "classification", "depth", "imitate/colours", "imitate/shades"):
+        before = sum(line[f"loss/{name}"] for line in lines[:5]) / 5
+        early = sum(line[f"loss/{name}"] for line in lines[25:30]) / 5
+        after = sum(line[f"loss/{name}"] for line in lines[-5:]) / 5
+        assert early < 0.8 * before, (name, before, early)
+        assert after < 0.3 * before, (name, before, after)
+
+
+def test_what_it_learned_by_heart_it_finds(overfitted: str) -> None:
+    student, _ = read_student(overfitted)
+    scores, some = DetectionScores(), samples(2)
+    answers = student(torch.stack([one.image for one in some]))
+    for found, one in zip(answers, some, strict=True):
+        scores.add(found, one.objects)
+    assert scores.figures()["AP50"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("rows", "loss"),
+    [
+        ([(10, 10, 40, 30, 1, 5.0), (20, 20, 20, 40, 2, 5.0)], "box"),
+        ([(10, 10, 40, math.nan, 1, 5.0)], "proposal"),
+    ],
+    ids=["a box without width", "a box without an end"],
+)
+def test_a_loss_that_is_not_finite_stops_with_its_name_and_sample(
+    tmp_path: Path, rows: list[tuple[float, float, float, float, int, float]], loss: str
+) -> None:
+    some = samples(6)
+    some[1] = replace(some[1], objects=objects_of(*rows))
+    with pytest.raises(TrainingError) as stopped:
+        Course(folder=str(tmp_path), some=some, config=replace(LOOP, checkpoint_every=1)).hold()
+    # Labelled are 0 … 2, two a step: 1 is in the first.
+    assert str(stopped.value).startswith(f"step 0: loss {loss!r} is ")
+    assert str(stopped.value).endswith("at segment_1 1 FRONT; look at that sample, or lower the learning rate")
+    assert log(tmp_path) == []
+    assert not (tmp_path / CHECKPOINT_FILE).exists()
+
+
+def test_the_picture_without_labels_that_spoils_a_loss_is_named(tmp_path: Path) -> None:
+    # Only a cyclist is of the brightest shade, and that shade's weight is no number.
+    dark, bright = objects_of((10, 10, 40, 30, 1, 5.0)), objects_of((10, 10, 40, 30, 4, 5.0))
+    some = [sample(number, bright if number == 4 else dark) for number in range(6)]
+    weights = torch.tensor([1.0, 1.0, torch.nan])
+    with pytest.raises(
+        TrainingError, match=r"^step 0: loss 'imitate/shades' is nan at segment_4 4 FRONT; look at that"
+    ):
+        Course(folder=str(tmp_path), some=some, class_weights=weights).hold()
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_checkpoint_of_before(tmp_path: Path) -> None:
+    # The loss stays a number; its weight makes it too large for a gradient to be one.
+    with pytest.raises(TrainingError, match=r"^step 0: the gradient is (inf|nan) at losses .* segment_0 0 FRONT"):
+        Course(folder=str(tmp_path), weights=LossWeights(numbers=1e39)).hold()
+    assert not (tmp_path / CHECKPOINT_FILE).exists()
+    assert log(tmp_path) == []
+
+
+def test_a_student_that_listens_to_nobody_has_the_same_parameters_and_asks_nobody(tmp_path: Path) -> None:
+    _, deaf = Course(folder=str(tmp_path / "deaf"), listens=False).hold()
+    _, taught = Course(folder=str(tmp_path / "taught")).hold()
+    assert [(n, p.shape) for n, p in deaf.named_parameters()] == [(n, p.shape) for n, p in taught.named_parameters()]
+    names = {name for line in log(tmp_path / "deaf") for name in line}
+    assert not any(name.startswith("loss/imitate") for name in names)
+    assert log(tmp_path / "deaf")[0]["loss/objectness"] == log(tmp_path / "taught")[0]["loss/objectness"]
+
+
+def test_shuffled_targets_change_what_is_imitated_and_nothing_else(whole: tuple[Path, Lesson], tmp_path: Path) -> None:
+    Course(folder=str(tmp_path), teaching="shuffled", config=replace(LOOP, steps=8)).hold()
+    real, shuffled = log(whole[0])[0], log(tmp_path)[0]
+    differing = {name for name in real if real[name] != shuffled[name]}
+    assert differing == {"loss/imitate/colours", "loss/imitate/shades", "gradient_norm"}
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="3 pictures without labels cannot be cut among 2 workers"):
+        Course(folder=str(tmp_path), unlabelled=3).hold(World(size=2))
+
+
+def _work(rank: int, course: Course, meeting: str) -> None:
+    """One of two workers."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    try:
+        course.hold(World(rank, 2))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_workers_do_what_one_does(tmp_path: Path) -> None:
+    # At a high rate rounding soon decides which proposals survive, and other ones give other losses.
+    config = replace(LOOP, steps=20, checkpoint_every=20, learning_rate=1e-4)
+    Course(folder=str(tmp_path / "one"), config=config).hold()
+    course = Course(folder=str(tmp_path / "two"), config=config)
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_work, (course, f"{folder}/meeting"), nprocs=2)
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    assert [line["step"] for line in two] == list(range(20))
+    for first, second in zip(one, two, strict=True):
+        assert second.pop("gradient_norm") == pytest.approx(first.pop("gradient_norm"), rel=1e-2)
+        assert second == pytest.approx(first, rel=1e-4, abs=1e-6)
