@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from torch import nn
+
 from student.detections import CLASS_NAMES
 from teachers.card import Kind, TeacherCard
 
@@ -98,6 +100,8 @@ class StudentConfig:
         names = [branch.name for branch in self.branches]
         if len(set(names)) < len(names):
             raise StudentError(f"branches: expected different names, got: {', '.join(names)}")
+        if taken := [name for name in names if hasattr(nn.ModuleDict, name)]:
+            raise StudentError(f"branches: {taken[0]!r} is a name that torch needs itself; call the teacher otherwise")
         if len(self.stages) != len(self.blocks) + 1:
             raise StudentError(f"expected blocks for each stage after the stem, got: {self.stages} and {self.blocks}")
         if self.preset == "paper" and (self.stride != 1 or len(self.stages) != 3):

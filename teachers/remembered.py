@@ -1,6 +1,6 @@
 """What teachers said, kept in a folder: asked about a picture again, they need not look again.
 
-    <folder>/<architecture>-<weights>-<h>x<w>-<H>x<W>/<segment>/<timestamp_us>-<camera>.safetensors
+    <folder>/<architecture>-<card>-<h>x<w>-<H>x<W>/<segment>/<timestamp_us>-<camera>.safetensors
 
 For studies that show the same frames to many students. The answer to one picture takes 50 kB or so; for a whole data
 set of them `teachers.cached`, or looking every time, is cheaper.
@@ -8,9 +8,12 @@ set of them `teachers.cached`, or looking every time, is cheaper.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import safetensors.torch
@@ -70,8 +73,10 @@ class RememberedTeacher:
 
 def remembered_folder(folder: Path, card: TeacherCard, grid: tuple[int, int], picture: tuple[int, int]) -> Path:
     """Return where a teacher's answers on a grid (h, w), to pictures of (H, W) pixels, are kept."""
-    asked = f"{grid[0]}x{grid[1]}-{picture[0]}x{picture[1]}"
-    return folder / f"{card.architecture}-{card.weights_sha256[:16]}-{asked}"
+    # Options and statistics decide about the answers as well as the weights do.
+    settings = json.dumps([card.weights_sha256, card.options, asdict(card)["statistics"]], sort_keys=True)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
+    return folder / f"{card.architecture}-{digest}-{grid[0]}x{grid[1]}-{picture[0]}x{picture[1]}"
 
 
 def remembered_count(folder: Path, cameras: Collection[str]) -> int:

@@ -106,3 +106,8 @@ def test_what_cannot_be_built_is_refused(changes: dict[str, object], message: st
 def test_anchors_have_positive_shapes_as_many_on_each_level(anchors: dict[str, object]) -> None:
     with pytest.raises(StudentError, match="anchors: expected"):
         AnchorShapes(**anchors)  # type: ignore[arg-type]
+
+
+def test_a_branch_cannot_have_a_name_that_torch_needs() -> None:
+    with pytest.raises(StudentError, match="'train' is a name that torch needs"):
+        StudentConfig(branches=(BranchSpec(name="train", kind="classes", channels=4),))
