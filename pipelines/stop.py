@@ -22,13 +22,15 @@ def stoppable(program: str) -> Iterator[None]:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    program_process = os.getpid()
+
+    process = os.getpid()
 
     def stop(number: int, _: FrameType | None) -> None:
+        # What is told twice still ends once.
         for other in _SIGNALS:
             signal.signal(other, signal.SIG_IGN)
         # Processes that were forked from this one end in silence.
-        if os.getpid() == program_process:
+        if os.getpid() == process:
             line = f"{program}: stopped by {signal.Signals(number).name}; run the same command again to go on\n"
             # At once and past all buffers: Ray kills a job that has not ended after three seconds.
             os.write(2, line.encode())

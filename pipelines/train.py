@@ -22,6 +22,7 @@ import ray
 import ray.train
 import torch
 import tyro
+from ray.exceptions import RayError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from rich.console import Console
@@ -321,6 +322,11 @@ def _train_on_ray(syllabus: Syllabus) -> None:
         raise TrainingError(f"a worker failed: {_last_line(next(iter(error.worker_failures.values())))}") from error
     except ControllerError as error:
         raise TrainingError(f"Ray Train failed: {_last_line(error.controller_failure)}") from error
+    except RayError as error:
+        # The node of this process is lost, or so overloaded that the cluster takes it for lost.
+        raise TrainingError(
+            f"the cluster lost the training: {_last_line(error)}; run the same command again to go on"
+        ) from error
     stopped = result.return_value  # type: ignore[attr-defined]  # the annotation is of an older Result
     if stopped is not None:
         raise TrainingError(stopped)

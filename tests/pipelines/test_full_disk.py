@@ -33,7 +33,7 @@ CONFIG = BuildConfig(cameras=DRIVE_CAMERAS)
 PAGE = 4096
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Sums depend on how many threads take part."""
     before = torch.get_num_threads()
@@ -75,7 +75,8 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], Disk]]:
 
     yield make
     for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
+        # Lazily: a test that failed may still hold a file open.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def plans(sources: list[str]) -> list[SegmentPlan]:
