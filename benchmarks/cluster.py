@@ -404,11 +404,15 @@ class Study:
 
     def _submit(self, words: list[str], outcome: Outcome) -> None:
         """Submit a job and wait for its end; it has to succeed."""
-        done = self._job("submit", "--working-dir", ".", "--", *words)
+        name = f"next-{secrets.token_hex(4)}"
+        done = self._job("submit", "--submission-id", name, "--working-dir", ".", "--", *words)
         with self._log(outcome).open("a") as log:
             log.write(done.stdout + done.stderr)
-        if done.returncode:
-            outcome.problems.append(f"the next job ended with {done.returncode}: {done.stdout[-500:]}")
+        # A client that loses its connection ends before its job.
+        _wait(lambda: re.search("succeeded|failed|stopped", self._job("status", name).stdout), f"the end of job {name}")
+        status = self._job("status", name).stdout
+        if f"Job '{name}' succeeded" not in status:
+            outcome.problems.append(f"the next job did not succeed: {status}")
 
     def _job(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Call `ray job`, as soon as the cluster takes jobs: its agent starts later than the server that answers."""

@@ -35,6 +35,7 @@ from datalake.synthetic import DriveConfig, simulate_segment
 from datalake.waymo.protos import dataset_pb2
 from student.config import BranchSpec, StudentConfig
 from student.detector import Student
+from student.layers import memory_format
 from student.proposals import anchor_generator
 from student.training.lesson import Lesson, LossWeights, Material
 from student.training.material import picture_generator
@@ -71,7 +72,7 @@ class PeerBackbone(nn.Module):
 
     def forward(self, pictures: Tensor) -> OrderedDict[str, Tensor]:
         """Return the maps by level."""
-        view = self.trunk(pictures.contiguous(memory_format=torch.channels_last))
+        view = self.trunk(pictures.contiguous(memory_format=memory_format(pictures.device)))
         maps = zip(self.smooth, (view.fine, *view.coarse), strict=True)
         # torchvision computes boxes in whatever it finds features in.
         return OrderedDict((str(level), smooth(one).float()) for level, (smooth, one) in enumerate(maps))
@@ -136,9 +137,8 @@ def run(options: Options, console: Console) -> int:
     config = StudentConfig(branches=_BRANCHES)
     bfloat16 = uses_bfloat16("auto", torch.device("cpu"))
     lesson = Lesson(Student(config), LossWeights(), {})
-    lesson.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     lesson.train()
-    peer = build_peer(config, (pictures.shape[2], pictures.shape[3])).to(memory_format=torch.channels_last).train()
+    peer = build_peer(config, (pictures.shape[2], pictures.shape[3])).train()
     as_floats = [picture.float() / 255 for picture in pictures]
     targets = [{"boxes": one.boxes, "labels": one.classes} for one in objects]
 

@@ -38,6 +38,7 @@ from student.detector import Student
 from student.evaluation.imitation import CellMean
 from student.examination import examine
 from student.export import export_student
+from student.layers import memory_format
 from student.report.comparisons import comparisons
 from student.report.evaluation import Evaluation, write_report
 from student.report.page import Page
@@ -123,7 +124,7 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
         width, height = config.image_size
         remember = Path(absolute(config.remember)) if config.remember else None
         classroom = open_classroom(named, student.config.grid(height, width), device, remember)
-    student = student.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
+    student = student.to(device).to(memory_format=memory_format(device))  # type: ignore[call-overload]  # torch's stubs
     batches, samples = _batches(_frames(config, lake, config.split, look_at_points(cards.values())), config)
     with ProgressBar(console) as bar:
         examination = examine(

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import box_iou
 
 from student.config import AnchorShapes, StudentConfig, StudentError
 from student.proposals import anchor_generator
@@ -57,19 +55,33 @@ def fit_anchors(boxes: Tensor, *, levels: int, sizes_per_level: int = 2, ratios:
 
 def anchor_recall(config: StudentConfig, boxes: Tensor, image_size: tuple[int, int]) -> AnchorReport:
     """Return how well the configuration's anchors meet boxes float32 [N, 4] in pictures of (height, width)."""
-    grid = config.grid(*image_size)
-    maps = [torch.empty(1, 1, grid[0] >> level, grid[1] >> level) for level in range(config.levels)]
-    pictures = ImageList(torch.empty(1, 0, *image_size), [image_size])
-    (anchors,) = anchor_generator(config.anchors)(pictures, maps)
-    best = (
-        torch.cat([box_iou(part, anchors).amax(1) for part in boxes.split(256)]) if len(boxes) else boxes.new_zeros(0)
-    )
+    height, width = config.grid(*image_size)
+    best = boxes.new_zeros(len(boxes))
+    for level, shapes in enumerate(anchor_generator(config.anchors).cell_anchors):
+        best = torch.maximum(best, _best_overlap(boxes, shapes, image_size, (height >> level, width >> level)))
     small = ((boxes[:, 2:] - boxes[:, :2]).prod(1)) <= 16**2
 
     def shares(values: Tensor) -> dict[float, float]:
         return {iou: float((values >= iou).float().mean()) if len(values) else 1.0 for iou in _IOUS}
 
     return AnchorReport(len(boxes), shares(best), shares(best[small]))
+
+
+def _best_overlap(boxes: Tensor, shapes: Tensor, image_size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Return the highest IoU of boxes [N, 4] with anchors of `shapes` [K, 4], about 0, in every cell of a level.
+
+    Anchors of one shape differ only in where they are. The overlap falls with the distance along either axis, so the
+    nearest one is the best, and a lake of millions of boxes needs no table of boxes by anchors.
+    """
+    strides = boxes.new_tensor([image_size[1] // grid[1], image_size[0] // grid[0]])
+    last = boxes.new_tensor([grid[1] - 1, grid[0] - 1])
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    nearest = (centres / strides).round().clamp(min=0).minimum(last) * strides
+    anchors = nearest.repeat(1, 2)[:, None] + shapes.to(boxes)
+    shared = torch.minimum(anchors[..., 2:], boxes[:, None, 2:]) - torch.maximum(anchors[..., :2], boxes[:, None, :2])
+    overlap = shared.clamp(min=0).prod(-1)
+    areas = (anchors[..., 2:] - anchors[..., :2]).prod(-1) + (boxes[:, 2:] - boxes[:, :2]).prod(-1)[:, None]
+    return (overlap / (areas - overlap)).amax(1)
 
 
 def _centres(values: Tensor, count: int) -> list[float]:

@@ -14,6 +14,7 @@ from student.backbone import Backbone, Features
 from student.config import StudentConfig, StudentError
 from student.detections import Detections
 from student.heads import DepthRoIHeads
+from student.layers import memory_format
 from student.proposals import build_proposal_network
 
 # Of the lake's pictures, roughly; any fixed numbers near them would do.
@@ -52,9 +53,8 @@ class Student(nn.Module):
         """
         self.config.grid(*pictures.shape[-2:])
         scaled = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
-        features: Features = self.backbone(
-            ((scaled - _MEAN) / _DEVIATION).contiguous(memory_format=torch.channels_last)
-        )
+        normalised = (scaled - _MEAN) / _DEVIATION
+        features: Features = self.backbone(normalised.contiguous(memory_format=memory_format(pictures.device)))
         return features
 
     def detection_losses(

@@ -11,6 +11,15 @@ _CHANNELS_PER_GROUP = 8
 _TINY = 1e-4
 
 
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Return how pictures and weights should lie in memory.
+
+    GPUs convolve channels-last faster. On a CPU torch's group norm takes six times as long backwards in that layout,
+    more than the convolutions gain from it: a step of the default student takes 1.2 times as long.
+    """
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
     """Return the norm of `channels` channels: over groups of eight within a picture, or over the batch."""
     if norm == "batch":

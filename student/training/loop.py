@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from datalake.sample import Sample
 from student.config import StudentConfig
+from student.layers import memory_format
 from student.training.augment import Augmentation
 from student.training.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from student.training.folder import RunFolder
@@ -104,7 +105,7 @@ def train(
     identity = {**plan.identity, "bfloat16": bfloat16}
     schedule = Schedule(peak=config.learning_rate, steps=config.steps, warmup_steps=round(config.warmup * config.steps))
     lesson.to(world.device)
-    lesson.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    lesson.to(memory_format=memory_format(world.device))  # type: ignore[call-overload]  # torch's stubs lack it
     optimiser = torch.optim.AdamW(_parameter_groups(lesson, config.weight_decay), lr=config.learning_rate)
     step, seconds = 0, 0.0
     if (checkpoint := load_checkpoint(folder)) is not None:
