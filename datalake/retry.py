@@ -135,6 +135,17 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _ERRNOS
 
 
+def is_taken(error: BaseException) -> bool:
+    """Return whether a write was refused because the object is there already.
+
+    s3fs knows that of stores that name the condition which failed, as Amazon's does; Ceph's says only that one did.
+    """
+    if isinstance(error, FileExistsError):
+        return True
+    answer = _answer(error)
+    return answer is not None and answer.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412
+
+
 def was_refused(error: BaseException) -> bool:
     """Return whether the store itself said no: what was asked for has certainly not been done."""
     return not is_transient(error) and _answer(error) is not None

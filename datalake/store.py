@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 
-from datalake.retry import Retry, StoreError, explain, is_transient, was_refused
+from datalake.retry import Retry, StoreError, explain, is_taken, is_transient, was_refused
 from datalake.space import room_in
 
 Result = TypeVar("Result")
@@ -103,12 +103,12 @@ class Store:
             nonlocal unsure
             try:
                 self.fs.pipe_file(path, data, mode="create")
-            except FileExistsError:
-                # It may be ours even at the first attempt: aiohttp itself repeats what a kept connection lost.
-                return self.read(name) == data
             except (PermissionError, FileNotFoundError):
                 raise  # the store said no
             except Exception as error:
+                if is_taken(error):
+                    # It may be ours even at the first attempt: aiohttp itself repeats what a kept connection lost.
+                    return self.read(name) == data
                 unsure = unsure or (not was_refused(error) and (is_transient(error) or isinstance(error, OSError)))
                 raise
             return True

@@ -34,8 +34,20 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def s3_bucket() -> Iterator[str]:
-    """The URL of a bucket on an S3 server of our own, which answers one request after the other."""
+    """The URL of a bucket on an S3 server of our own, which answers one request after the other.
+
+    Or on that at `TEST_S3_ENDPOINT`, any real store, with credentials from the environment.
+    """
     import s3fs
+
+    if endpoint := os.environ.get("TEST_S3_ENDPOINT"):
+        os.environ["AWS_ENDPOINT_URL"] = endpoint
+        bucket = f"test-{uuid.uuid4().hex}"
+        s3fs.S3FileSystem().mkdir(bucket)
+        yield f"s3://{bucket}"
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().rm(bucket, recursive=True)
+        return
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 

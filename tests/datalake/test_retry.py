@@ -148,6 +148,15 @@ def test_a_created_object_is_ours_when_a_kept_connection_loses_one_answer(
     assert not store.create("a", b"theirs")
 
 
+def test_an_object_that_is_there_is_found_out_where_the_store_names_no_condition(
+    store: Store, faulty_store: FaultyStore
+) -> None:
+    faulty_store.terse = True
+    assert store.create("a", b"mine")
+    assert not store.create("a", b"theirs")
+    assert store.read("a") == b"mine"
+
+
 def test_a_created_object_is_ours_when_the_store_fails_behind_it(store: Store, faulty_store: FaultyStore) -> None:
     faulty_store.faults = failing("dropped after", "PUT", streak=None)
     assert store.create("a", b"mine")
