@@ -39,7 +39,7 @@ $(PEERS)/.done: benchmarks/peers.txt $(STAMP)
 
 # Each prints a table, writes JSON to out/bench, and ends with 1 where a promise is not kept; all are run.
 bench: $(STAMP) $(PEERS)/.done
-	@failed=0; for name in build_speed loader_speed object_store kills mutations sparse_convolution step_time real_segment classroom scale linear cluster; do \
+	@failed=0; for name in build_speed loader_speed object_store remote_demo kills mutations sparse_convolution step_time real_segment classroom scale linear cluster; do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name || failed=1; done; exit $$failed
 
 clean:

@@ -4,6 +4,8 @@
 
     OUT/drives  OUT/lake  OUT/teachers  OUT/student     and at the end OUT/report.html, with pictures
 
+With `--store s3://bucket/demo` all of these go there, and only what trainings keep for themselves stays in OUT.
+
 Run it again and it goes on where it was: drives that are written, segments that are committed and steps that are
 trained are kept.
 """
@@ -39,8 +41,9 @@ from pipelines.progress import ProgressBar
 from pipelines.train_teachers import TeacherName, TrainTeachers
 from student.config import StudentError
 from student.report.page import Page
+from student.training.folder import RunFolder
 from student.training.loop import LoopConfig
-from teachers.card import TeacherError
+from teachers.card import CARD_FILE, WEIGHTS_FILE, TeacherError
 from teachers.training.failure import TrainingError
 
 # Splits are of whole segments, and from different seeds: no street is in two of them. Teachers learn on segments that
@@ -56,6 +59,8 @@ class Demo:
 
     # Drives, lake, teachers, student and report go here.
     out: Path = Path("out/demo")
+    # They go to this fsspec URL instead, for example s3://bucket/demo; the bucket must be there.
+    store: str | None = None
     # Simulated segments for the teachers, for the student, and to examine on.
     teach_segments: int = 100
     train_segments: int = 200
@@ -71,11 +76,16 @@ class Demo:
     # Where to train: cpu, cuda …; by default on the GPU if there is one.
     device: str = "auto"
 
+    @property
+    def place(self) -> str:
+        """The URL below which the demo leaves what it makes."""
+        return self.store.rstrip("/") if self.store else str(self.out.absolute())
+
 
 def run(config: Demo, console: Console) -> int:
     """Run every step and return the exit status: 0 only if every segment is committed and verified."""
     started = time.monotonic()
-    lake_url = str((config.out / "lake").absolute())
+    lake_url = f"{config.place}/lake"
     failed = not build(config, lake_url, console)
     lake = open_lake(lake_url)
     problems = [problem for _, found in verify(lake) for problem in found]
@@ -86,14 +96,14 @@ def run(config: Demo, console: Console) -> int:
         return 1
 
     teachers = teach(config, lake_url, console)
-    named = tuple(f"{name}={folder}" for name, folder in teachers.items())
-    student = (config.out / "student").absolute()
+    named = tuple(f"{name}={_published(name, folder, config)}" for name, folder in teachers.items())
+    student = f"{config.place}/student"
     remember = str((config.out / "answers").absolute())
     console.print("\n[bold]the student[/]")
     train.run(
         train.Train(
             lake=lake_url,
-            out=str(student),
+            out=student,
             teachers=named,
             cameras=config.cameras[:1],
             remember=remember,
@@ -103,17 +113,17 @@ def run(config: Demo, console: Console) -> int:
         console,
     )
     examined = evaluate.Evaluate(
-        checkpoint=str(student),
+        checkpoint=student,
         lake=lake_url,
         teachers=named,
         cameras=config.cameras[:1],
         remember=remember,
         device=config.device,
-        out=str(config.out.absolute()),
+        out=config.place,
     )
     evaluate.run(examined, console, lambda page: _fill_page(page, lake, config.out))
     console.print(
-        f"\nfinished in {time.monotonic() - started:.0f} s; open {(config.out / 'report.html').absolute()}",
+        f"\nfinished in {time.monotonic() - started:.0f} s; open {config.place}/{evaluate.REPORT_FILE}",
         soft_wrap=True,
         highlight=False,
     )
@@ -180,6 +190,16 @@ def teach(config: Demo, lake_url: str, console: Console) -> dict[str, Path]:
     return {name: folder / name for name in _TEACHERS}
 
 
+def _published(name: str, folder: Path, config: Demo) -> str:
+    """Return where the demo's student finds a teacher: trainings of teachers need a local folder, readers do not."""
+    if config.store is None:
+        return str(folder)
+    place = RunFolder(f"{config.place}/teachers/{name}")
+    for file in (WEIGHTS_FILE, CARD_FILE):
+        place.write(file, (folder / file).read_bytes())
+    return place.url
+
+
 def _hold(course: TrainTeachers) -> str:
     """Train one teacher, in a process of its own; return what it printed of the result."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(_TEACHERS)))
@@ -197,7 +217,6 @@ def _steps_done(folder: Path) -> int:
 
 
 def _simulate(config: Demo, drives: DriveConfig, split: str, bar: ProgressBar) -> list[str]:
-    folder = (config.out / "drives" / split).absolute()
     segments = {"teach": config.teach_segments, "train": config.train_segments, "val": config.val_segments}[split]
     done = 0
 
@@ -208,7 +227,7 @@ def _simulate(config: Demo, drives: DriveConfig, split: str, bar: ProgressBar) -
 
     bar.update(f"drives {split}", 0, segments * config.frames, "frames")
     return write_drives(
-        str(folder),
+        f"{config.place}/drives/{split}",
         drives,
         segments=segments,
         frames=config.frames,

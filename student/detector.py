@@ -57,6 +57,20 @@ class Student(nn.Module):
         features: Features = self.backbone(normalised.contiguous(memory_format=memory_format(pictures.device)))
         return features
 
+    def hidden_weights(self) -> list[nn.Parameter]:
+        """Return the weights of all layers but the one that faces pictures, the proposals', and those that answer.
+
+        torchvision starts the proposals' layers at almost nothing, from where only AdamW's steps lead away quickly.
+        """
+        entrance = next(layer for layer in self.backbone.trunk.modules() if isinstance(layer, nn.Conv2d))
+        answers = [
+            *(branch.say for branch in self.backbone.branches.values()),
+            *(layer for layer in self.rpn.head.modules() if isinstance(layer, nn.Conv2d)),
+            *(self.heads.box_predictor.cls_score, self.heads.box_predictor.bbox_pred, self.heads.depth_head.tell),
+        ]
+        facing = {id(layer.weight) for layer in (entrance, *answers)}
+        return [weight for weight in self.parameters() if weight.ndim > 1 and id(weight) not in facing]
+
     def detection_losses(
         self,
         features: Features,

@@ -25,6 +25,7 @@ from teachers.classroom import Classroom
 from teachers.target import Target
 from teachers.training.checkpoint import Plain, check_identity
 from teachers.training.failure import TrainingError
+from teachers.training.optimiser import Optimiser, split_optimiser
 from teachers.training.precision import Precision, uses_bfloat16
 from teachers.training.schedule import Schedule
 
@@ -40,6 +41,8 @@ class LoopConfig:
     steps: int = 1000
     # The highest learning rate, reached after the warm-up; from there half a cosine leads down.
     learning_rate: float = 1.5e-3
+    # Hidden layers are turned by Muon, at so many times that rate; 0: by AdamW, as all else is.
+    muon: float = 2.0
     # Share of the steps in which the rate rises.
     warmup: float = 0.05
     # Decay of weights per step, times the learning rate.
@@ -106,7 +109,9 @@ def train(
     schedule = Schedule(peak=config.learning_rate, steps=config.steps, warmup_steps=round(config.warmup * config.steps))
     lesson.to(world.device)
     lesson.to(memory_format=memory_format(world.device))  # type: ignore[call-overload]  # torch's stubs lack it
-    optimiser = torch.optim.AdamW(_parameter_groups(lesson, config.weight_decay), lr=config.learning_rate)
+    optimiser = split_optimiser(
+        lesson, lesson.student.hidden_weights(), muon=config.muon, weight_decay=config.weight_decay
+    )
     step, seconds = 0, 0.0
     if (checkpoint := load_checkpoint(folder)) is not None:
         check_identity(folder.place(CHECKPOINT_FILE), checkpoint.identity, identity)
@@ -255,29 +260,18 @@ def _of(target: Target, chosen: list[int]) -> Target:
     )
 
 
-def _descend(lesson: nn.Module, optimiser: torch.optim.Optimizer, total: Tensor, rate: float, max_norm: float) -> float:
+def _descend(lesson: nn.Module, optimiser: Optimiser, total: Tensor, rate: float, max_norm: float) -> float:
     """Take a step down `total`, unless its gradient is not finite; return the gradient's norm."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    optimiser.zero_grad(set_to_none=True)
+    optimiser.clear()
     total.backward()
     norm = float(nn.utils.clip_grad_norm_(lesson.parameters(), max_norm))
     if math.isfinite(norm):
-        optimiser.step()
+        optimiser.step(rate)
     return norm
 
 
-def _parameter_groups(lesson: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Decay the weights of layers, but neither biases nor norms: for these zero is no natural value."""
-    parameters = [parameter for parameter in lesson.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
 def _checkpoint(
-    identity: dict[str, Plain], lesson: Lesson, optimiser: torch.optim.Optimizer, step: int, seconds: float
+    identity: dict[str, Plain], lesson: Lesson, optimiser: Optimiser, step: int, seconds: float
 ) -> Checkpoint:
     return Checkpoint(
         identity=identity,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from datalake.sample import Lidar, Sample
@@ -59,6 +59,10 @@ class LidarTask:
         self.network = network
         self._weights = class_weights
         self._augmentation = augmentation
+
+    def hidden_weights(self) -> list[nn.Parameter]:
+        """Return nothing: Muon has not been tried on sparse kernels."""
+        return []
 
     def is_labelled(self, sample: Sample) -> bool:
         """Return whether the frame's points are labelled, at least one of TOP."""

@@ -33,7 +33,7 @@ class LidarCourse:
     # What happens to a scan before it is learnt from.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # How long and how fast.
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=250, batch=4, learning_rate=3e-3))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=250, batch=4, learning_rate=3e-3, muon=0.0))
 
     def network(self) -> NetworkConfig:
         """Return the widths of the network."""

@@ -17,6 +17,7 @@ from teachers.training.batches import labelled_batches
 from teachers.training.checkpoint import Checkpoint, Plain, check_identity, load_checkpoint, save_checkpoint
 from teachers.training.failure import TrainingError
 from teachers.training.history import History
+from teachers.training.optimiser import Optimiser, split_optimiser
 from teachers.training.precision import Precision, uses_bfloat16
 from teachers.training.schedule import Schedule
 
@@ -29,6 +30,10 @@ class Task(Protocol):
     @property
     def network(self) -> nn.Module:
         """The network to train."""
+        ...
+
+    def hidden_weights(self) -> list[nn.Parameter]:
+        """Return the weights that Muon may turn (`teachers.training.optimiser`); AdamW turns all others."""
         ...
 
     def is_labelled(self, sample: Sample) -> bool:
@@ -50,6 +55,8 @@ class LoopConfig:
     batch: int
     # The highest learning rate, reached after the warm-up; from there half a cosine leads down.
     learning_rate: float
+    # Hidden layers are turned by Muon, at so many times that rate; 0: by AdamW, as all else is.
+    muon: float = 2.0
     # Share of the steps in which the rate rises.
     warmup: float = 0.1
     # Decay of weights per step, times the learning rate.
@@ -106,7 +113,7 @@ def train(
     warmup_steps = round(config.warmup * config.steps)
     schedule = Schedule(peak=config.learning_rate, steps=config.steps, warmup_steps=warmup_steps)
     network = task.network
-    optimiser = torch.optim.AdamW(_parameter_groups(network, config.weight_decay), lr=config.learning_rate)
+    optimiser = split_optimiser(network, task.hidden_weights(), muon=config.muon, weight_decay=config.weight_decay)
     torch.manual_seed(seed)
     step, samples_read, seconds = 0, 0, 0.0
     path = folder / CHECKPOINT_FILE
@@ -185,31 +192,20 @@ def _losses(
 
 
 def _descend(
-    network: nn.Module, optimiser: torch.optim.Optimizer, losses: Mapping[str, Tensor], rate: float, max_norm: float
+    network: nn.Module, optimiser: Optimiser, losses: Mapping[str, Tensor], rate: float, max_norm: float
 ) -> float:
     """Take a step down the sum of the losses, unless its gradient is not finite; return the gradient's norm."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    optimiser.zero_grad(set_to_none=True)
+    optimiser.clear()
     total: Tensor = torch.stack(list(losses.values())).sum()
     total.backward()
     norm = float(nn.utils.clip_grad_norm_(network.parameters(), max_norm))
     if math.isfinite(norm):
-        optimiser.step()
+        optimiser.step(rate)
     return norm
 
 
 def _names(samples: Sequence[Sample]) -> str:
     return ", ".join(f"{s.key.segment} {s.key.timestamp_us} {s.key.camera}" for s in samples)
-
-
-def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Decay the weights of layers, but neither biases nor norms: for these zero is no natural value."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Plain]:

@@ -45,6 +45,18 @@ class MaskTask:
         """The detector, and what learns beside it."""
         return self._learning
 
+    def hidden_weights(self) -> list[nn.Parameter]:
+        """Return the weights between the first layer and those that answer."""
+        detector = self._detector
+        inside = [detector.backbone, detector.roi_heads.box_head, detector.roi_heads.mask_head]
+        entrance = detector.backbone.body.conv1.weight
+        return [
+            weight
+            for part in inside
+            for weight in part.parameters()
+            if weight.ndim > 1 and weight.requires_grad and weight is not entrance
+        ]
+
     def is_labelled(self, sample: Sample) -> bool:
         """Return whether the picture has panoptic labels; one without any instance counts, it shows background."""
         return sample.panoptic is not None

@@ -113,3 +113,28 @@ def test_detection_cannot_be_learned_from_nothing() -> None:
     student = build()
     with pytest.raises(StudentError, match="expected at least one labelled picture"):
         losses(student, torch.zeros(1, 3, HEIGHT, WIDTH), [])
+
+
+@pytest.mark.parametrize(
+    "name", ["backbone.fuse.0.weight", "heads.box_head.fc6.weight", "heads.depth_head.hidden.weight"]
+)
+def test_layers_inside_a_student_are_hidden(name: str) -> None:
+    student = build(TAUGHT)
+    assert any(weight is student.get_parameter(name) for weight in student.hidden_weights())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backbone.trunk.stem.0.0.weight",
+        "backbone.branches.colours.say.weight",
+        "rpn.head.cls_logits.weight",
+        "rpn.head.conv.0.0.weight",
+        "heads.box_predictor.cls_score.weight",
+        "heads.depth_head.tell.weight",
+        "backbone.fuse.1.weight",
+    ],
+)
+def test_layers_that_face_pictures_or_answers_and_norms_are_not(name: str) -> None:
+    student = build(TAUGHT)
+    assert all(weight is not student.get_parameter(name) for weight in student.hidden_weights())

@@ -33,6 +33,10 @@ class Doubling:
         self.network = nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 1))
         self.poison, self.only_gradient = poison, only_gradient
 
+    def hidden_weights(self) -> list[nn.Parameter]:
+        layers = (layer for layer in self.network if isinstance(layer, nn.Linear))
+        return [layer.weight for layer in layers]
+
     def is_labelled(self, one: Sample) -> bool:
         return one.key.timestamp_us % 5 != 0
 
