@@ -10,12 +10,14 @@ not.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,6 +43,8 @@ class Options:
     # Share of the requests that end in a fault, and what each waits.
     share: float = 0.01
     latency_ms: float = 100.0
+    # An S3 endpoint that is there already, with credentials from the environment; by default one of our own (moto).
+    endpoint: str | None = None
     # Demos, logs and figures go here.
     output: Path = Path("out/bench/remote_demo")
 
@@ -54,6 +58,18 @@ def run_demo(out: Path, log: Path, *words: str) -> float:
     if status:
         raise RuntimeError(f"the demo ended with {status}: {log.read_text()[-3000:]}")
     return time.monotonic() - started
+
+
+@contextlib.contextmanager
+def endpoint_of(options: Options) -> Iterator[str]:
+    """Yield the endpoint to stand in front of."""
+    if options.endpoint:
+        yield options.endpoint
+        return
+    os.environ |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "benchmark")
+    os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
+    with moto_server() as upstream:
+        yield upstream
 
 
 def contents(lake: Lake) -> dict[tuple[str, str], str]:
@@ -87,16 +103,11 @@ def run(options: Options, console: Console) -> int:
     # A run before this one would be gone on with.
     fresh = out / f"{int(time.time())}"
     seconds = {"disk": run_demo(fresh / "local", out / "local.log")}
-    with moto_server() as upstream, FaultyStore(upstream, Faults()) as store:
-        os.environ |= {
-            "AWS_ENDPOINT_URL": store.url,
-            "AWS_ACCESS_KEY_ID": "benchmark",
-            "AWS_SECRET_ACCESS_KEY": "benchmark",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        s3fs.S3FileSystem().mkdir(_BUCKET)
+    with endpoint_of(options) as upstream, FaultyStore(upstream, Faults()) as store:
+        os.environ["AWS_ENDPOINT_URL"] = store.url
+        s3fs.S3FileSystem().makedirs(_BUCKET, exist_ok=True)
         store.faults = Faults(share=options.share, latency_s=options.latency_ms / 1e3, seed=1)
-        remote = f"s3://{_BUCKET}/all"
+        remote = f"s3://{_BUCKET}/{fresh.name}"
         seconds["store"] = run_demo(fresh / "remote", out / "remote.log", "--store", remote)
         requests, store.faults = list(store.log), Faults()
         figures = (fresh / "local/metrics.json").read_bytes(), s3fs.S3FileSystem().cat_file(f"{remote}/metrics.json")

@@ -223,7 +223,8 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
                 soft_wrap=True,
                 highlight=False,
             )
-        shares = class_shares(open_classroom(heard, grid, device, None), batches)
+        remember = Path(config.remember) if config.remember else None
+        shares = class_shares(open_classroom(heard, grid, device, remember), batches)
         weights = {name: balanced_weights(share) for name, share in shares.items()}
     return Syllabus(
         config=config,

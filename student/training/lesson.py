@@ -20,7 +20,10 @@ Balance = Literal["fixed", "learned"]
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """How much each loss counts; 1 throughout in the paper. Boxes, with few positives, learn faster with more."""
+    """How much each loss counts; 1 throughout in the paper. Boxes, with few positives, learn faster with more.
+
+    Imitation that counts more, and on objects most of all, is what helps detection (`benchmarks/classroom.md`).
+    """
 
     # Detection: whether there is something, where, what it is, where exactly, how far.
     objectness: float = 1.0
@@ -29,10 +32,10 @@ class LossWeights:
     box: float = 2.0
     depth: float = 1.0
     # Imitation of teachers that give numbers, and of those that tell classes.
-    numbers: float = 1.0
-    classes: float = 1.0
+    numbers: float = 2.0
+    classes: float = 2.0
     # Cells in which a teacher sees an object count so many times as much as background.
-    objects: float = 1.0
+    objects: float = 4.0
     # At the end of the training the imitation's weights have fallen, along a cosine, to this share.
     final: float = 1.0
     # `learned`: beside these weights each loss gets one that is trained (Kendall et al. 2018).

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from datalake.lake import open_lake
+from student.training.folder import RunFolder
 from teachers.card import read_card
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +78,27 @@ def test_running_it_again_keeps_what_is_there(finished: tuple[Path, str]) -> Non
     assert done.returncode == 0
     assert "0 committed, 4 there before, 0 failed" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.tfrecord")} == before
+
+
+def test_with_a_store_everything_is_there_and_the_same(
+    finished: tuple[Path, str], s3_lake: str, tmp_path: Path
+) -> None:
+    done = demo(tmp_path, *SIZES, "--store", s3_lake)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip().endswith(f"{s3_lake}/report.html")
+    local, remote = open_lake(str(finished[0] / "lake")), open_lake(f"{s3_lake}/lake")
+    assert [commit.files for commit in remote.commits] == [commit.files for commit in local.commits]
+    there = RunFolder(s3_lake)
+    content = there.read("metrics.json")
+    assert content is not None
+    figures, expected = (json.loads(text)["figures"] for text in (content, (finished[0] / "metrics.json").read_bytes()))
+    for values in (figures, expected):
+        del values["images_per_second"]
+    assert figures == expected
+    for name in ("spvcnn", "mask_rcnn"):
+        local_card = read_card(str(finished[0] / "teachers" / name))
+        assert read_card(f"{s3_lake}/teachers/{name}").weights_sha256 == local_card.weights_sha256
+    assert not list(tmp_path.rglob("*.tfrecord"))
 
 
 def test_bad_arguments_end_in_one_line_and_status_2(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ DETECTION = {"objectness", "proposal", "classification", "box", "depth"}
 IMITATION = {"imitate/colours", "imitate/shades"}
 CLASS_WEIGHTS = {"shades": torch.tensor([0.5, 2.0, 3.0])}
 # The paper's.
-EVEN = LossWeights(proposal=1, box=1)
+EVEN = LossWeights(proposal=1, box=1, numbers=1, classes=1)
 
 
 def lesson(weights: LossWeights | None = None, config: StudentConfig = TAUGHT) -> Lesson:
@@ -67,7 +67,7 @@ def test_imitation_fades_along_a_cosine_and_detection_does_not() -> None:
 
 
 def test_cells_with_objects_count_more_in_every_branch() -> None:
-    plain, heavy = lesson(), lesson(LossWeights(objects=5))
+    plain, heavy = lesson(LossWeights(objects=1)), lesson(LossWeights(objects=5))
     before, after = (values(one(material([0, 1], 2), 0.0)[1]) for one in (plain, heavy))
     assert {name for name in before if before[name] != after[name]} == IMITATION
 
