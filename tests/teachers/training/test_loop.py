@@ -34,8 +34,7 @@ class Doubling:
         self.poison, self.only_gradient = poison, only_gradient
 
     def hidden_weights(self) -> list[nn.Parameter]:
-        layers = (layer for layer in self.network if isinstance(layer, nn.Linear))
-        return [layer.weight for layer in layers]
+        return [self.network.get_parameter("0.weight"), self.network.get_parameter("3.weight")]
 
     def is_labelled(self, one: Sample) -> bool:
         return one.key.timestamp_us % 5 != 0
