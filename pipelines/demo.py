@@ -62,17 +62,17 @@ class Demo:
     # They go to this fsspec URL instead, for example s3://bucket/demo; the bucket must be there.
     store: str | None = None
     # Simulated segments for the teachers, for the student, and to examine on.
-    teach_segments: int = 100
-    train_segments: int = 200
+    teach_segments: int = 80
+    train_segments: int = 150
     val_segments: int = 40
     # Frames per segment, at 2 Hz: many streets teach more than many pictures of one.
     frames: int = 3
     # Cameras on the simulated car; the student looks through the first.
     cameras: tuple[str, ...] = ("FRONT",)
     # Steps of the lidar teacher, the mask teacher, and the student.
-    lidar_steps: int = 100
-    mask_steps: int = 400
-    student_steps: int = 500
+    lidar_steps: int = 60
+    mask_steps: int = 220
+    student_steps: int = 400
     # Where to train: cpu, cuda …; by default on the GPU if there is one.
     device: str = "auto"
 
