@@ -15,8 +15,8 @@ class Optimiser:
     Muon makes every direction of a layer's update equally long. What is new in a layer then moves as fast as what is
     common, and a student that sees each picture a few times only finds more: 200 steps with either took the same time
     and gave AP50 .128 and .089. Layers that face pictures or answers, norms and biases stay with AdamW, without which
-    proposals were learned late. Muon also enlarges rounding, since directions in which a gradient is next to nothing become
-    as long as the others: several workers then do less exactly what one does.
+    proposals were learned late. Muon also enlarges rounding, since directions in which a gradient is next to nothing
+    become as long as the others: several workers then do less exactly what one does.
 
     hidden: weights of hidden layers; of a convolution, the matrix [outputs, all else] is turned
     others: all other parameters; those of layers decay, norms and biases do not, zero being no natural value for them
