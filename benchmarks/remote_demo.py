@@ -4,7 +4,7 @@
 
 Runs the demo, at a reduced size, on this machine's disk, and once more with everything in a bucket behind
 `benchmarks.faulty_store`: 1 % of the requests end in a fault, connections that drop included, and each waits 100 ms.
-Drives, lake, teachers, student and figures have to be the same, up to what the clock says. Ends with 1 where they are
+Lake, student and figures have to be the same, up to what the clock says. Ends with 1 where they are
 not.
 """
 

@@ -22,7 +22,8 @@ Balance = Literal["fixed", "learned"]
 class LossWeights:
     """How much each loss counts; 1 throughout in the paper. Boxes, with few positives, learn faster with more.
 
-    Imitation that counts more, and on objects most of all, is what helps detection (`benchmarks/classroom.md`).
+    The imitation's weights make the student imitate objects better; what they do for its detections lies within the
+    spread of the seeds (`benchmarks/classroom.md`).
     """
 
     # Detection: whether there is something, where, what it is, where exactly, how far.

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 class Optimiser:
     """torch's Muon (Jordan et al. 2024) on the weights of hidden layers, and its AdamW on all other parameters.
 
-    Muon makes every direction of a layer's update equally long. What is new in a layer then moves as fast as what is
-    common, and a student that sees each picture a few times only finds more: 200 steps with either took the same time
-    and gave AP50 .128 and .089. Layers that face pictures or answers, norms and biases stay with AdamW, without which
+    Muon makes every direction of a layer's update equally long: what is new in a layer moves as fast as what is common.
+    After 200 steps it gave AP50 .099 at AdamW's rate and .128 at twice that, AdamW .089 (one run each, and AdamW not
+    tried at twice its rate). Layers that face pictures or answers, norms and biases stay with AdamW, without which
     proposals were learned late. Muon also enlarges rounding, since directions in which a gradient is next to nothing
     become as long as the others: several workers then do less exactly what one does.
 
