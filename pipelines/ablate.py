@@ -33,16 +33,17 @@ from pipelines.classrooms import open_classroom, parse_teachers, read_cards
 from pipelines.curriculum import Frames, check_splits, check_strangers
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
-from pipelines.train import Train, attend, plan_training
+from pipelines.train import Train, attend, plan_training, settings_of
 from student.config import StudentError
 from student.evaluation.imitation import CellMean
 from student.examination import examine
 from student.report.charts import arms as arms_chart
 from student.report.page import Page
-from student.training.checkpoint import read_student
+from student.training.checkpoint import CHECKPOINT_FILE, read_student
 from student.training.folder import RunFolder
 from student.training.world import World
 from teachers.card import TeacherError
+from teachers.training.checkpoint import check_identity
 from teachers.training.failure import TrainingError
 from teachers.training.precision import uses_bfloat16
 
@@ -130,10 +131,17 @@ def jobs_of(study: Ablate) -> list[Job]:
 
 
 def work(job: Job) -> dict[str, float]:
-    """Train and examine one student, or take up what is there of it; return its figures."""
+    """Train and examine one student, or take up what is there of it; return its figures.
+
+    Raises TrainingError where what is there was trained with other settings.
+    """
     torch.set_num_threads(job.threads)
     folder = RunFolder(job.config.out)
-    if (done := folder.read("metrics.json")) is not None:
+    # The same students may be examined on another split later.
+    kept = f"metrics-{job.examined}.json"
+    if (done := folder.read(kept)) is not None:
+        settings = settings_of(job.config, _device(job.config.device))
+        check_identity(folder.place(CHECKPOINT_FILE), read_student(job.config.out)[1].identity, settings)
         figures: dict[str, float] = json.loads(done)
         return figures
     silent = Console(file=sys.stderr, quiet=True)
@@ -147,7 +155,7 @@ def work(job: Job) -> dict[str, float]:
         "training/labelled_pictures": float(trained.steps * syllabus.labelled),
         "training/learning_rate": job.config.loop.learning_rate,
     }
-    folder.write("metrics.json", json.dumps(figures, indent=1, allow_nan=False).encode())
+    folder.write(kept, json.dumps(figures, indent=1, allow_nan=False).encode())
     return figures
 
 

@@ -56,8 +56,10 @@ from student.training.lesson import Lesson, LossWeights
 from student.training.loop import LoopConfig, Plan, Trained, train
 from student.training.world import World
 from teachers.card import TeacherError
+from teachers.training.checkpoint import Plain
 from teachers.training.failure import TrainingError
 from teachers.training.loop import identity_of
+from teachers.training.precision import uses_bfloat16
 
 Listen = Literal["real", "shuffled", "none"]
 Anchors = Literal["fitted", "paper"]
@@ -157,13 +159,7 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
 
     Raises LakeError, TeacherError, StudentError or TrainingError where the training would be in vain.
     """
-    # A worker of Ray may run in another folder.
-    config = replace(
-        config,
-        lake=absolute(config.lake),
-        out=absolute(config.out),
-        remember=None if config.remember is None else absolute(config.remember),
-    )
+    config = _located(config)
     lake = _open(config, config.snapshot)
     named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
     cards = read_cards(named)
@@ -173,7 +169,7 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
         raise TeacherError(
             f"--deaf-to {unknown[0]}: expected one of the teachers {', '.join(named) or '(there is none)'}"
         )
-    heard = {name: url for name, url in named.items() if config.listen != "none" and name not in config.deaf_to}
+    heard = _heard(config)
     listening = bool(heard)
     unlabelled = config.unlabelled if listening and without else 0
     if not 0 <= unlabelled < config.batch:
@@ -269,7 +265,7 @@ def attend(
         unlabelled=syllabus.unlabelled,
         classroom=classroom,
         seed=config.seed,
-        identity=_identity(config, lake, syllabus),
+        identity=_identity(config, lake, syllabus.teachers),
         teaching="shuffled" if config.listen == "shuffled" else "real",
     )
     folder = RunFolder(absolute(config.out))
@@ -400,11 +396,34 @@ def _check_anchors(config: Train, report: AnchorReport, console: Console) -> Non
 _INDIFFERENT = {"out", "remember", "cache", "cache_bytes", "workers", "device", "max_failures"}
 
 
-def _identity(config: Train, lake: Lake, syllabus: Syllabus) -> dict[str, str | int | float | bool | None]:
-    """Return what decides about the result."""
+def settings_of(config: Train, device: torch.device) -> dict[str, Plain]:
+    """Return what decides about a run's result, as its checkpoint has it."""
+    config = _located(config)
+    identity = _identity(config, _open(config, config.snapshot), _heard(config))
+    return {**identity, "bfloat16": uses_bfloat16(config.loop.precision, device)}
+
+
+def _identity(config: Train, lake: Lake, heard: dict[str, str]) -> dict[str, Plain]:
     kept = {name: value for name, value in identity_of(config).items() if name not in _INDIFFERENT}
-    cards = {f"teacher.{name}": card.weights_sha256 for name, card in read_cards(syllabus.teachers).items()}
+    cards = {f"teacher.{name}": card.weights_sha256 for name, card in read_cards(heard).items()}
     return {**kept, **cards, "lake": lake.store.url, "snapshot": lake.snapshot, "teachers": ", ".join(cards)}
+
+
+def _heard(config: Train) -> dict[str, str]:
+    """Return name -> folder of the teachers who are asked."""
+    if config.listen == "none":
+        return {}
+    return {name: absolute(url) for name, url in parse_teachers(config.teachers).items() if name not in config.deaf_to}
+
+
+def _located(config: Train) -> Train:
+    """Return the same with absolute places: a worker of Ray may run in another folder."""
+    return replace(
+        config,
+        lake=absolute(config.lake),
+        out=absolute(config.out),
+        remember=None if config.remember is None else absolute(config.remember),
+    )
 
 
 def _device(name: str) -> torch.device:

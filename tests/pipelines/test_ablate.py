@@ -1,0 +1,193 @@
+"""The study: which students it trains, what it says of them, and what it keeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from datalake.build import BuildConfig
+from datalake.synthetic import DriveConfig, write_drives
+from pipelines.ablate import Ablate, Results, gains, jobs_of, lines, markdown, run
+from pipelines.train import Train
+from student.config import StudentError
+from student.training.checkpoint import CHECKPOINT_FILE
+from student.training.loop import LoopConfig
+from teachers.training.failure import TrainingError
+from tests.lakes import build_files
+from tests.pipelines.small_teachers import admit_ignorance, write_teachers
+
+SIZE, STEPS = (96, 64), 2
+STUDY = Ablate(train=Train(lake="lake", out="/out", teachers=("points=/a", "masks=/b"), loop=LoopConfig(steps=STEPS)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine take ten times as long as one that waits for nobody."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Ablate:
+    """A study of two arms, run."""
+    folder = tmp_path_factory.mktemp("ablate")
+    drives = DriveConfig(image_width=SIZE[0], image_height=SIZE[1], beams=16, columns=120)
+    for seed, (split, segments) in enumerate({"train": 2, "val": 1, "test": 1}.items(), start=5):
+        sources = write_drives(str(folder / split), drives, segments=segments, frames=4, seed=seed)
+        build_files(str(folder / "lake"), sources, BuildConfig(split=split, cameras=("FRONT",)))
+    teachers = write_teachers(folder / "teachers")
+    for url in teachers.values():
+        admit_ignorance(url)
+    train = Train(
+        lake=str(folder / "lake"),
+        out=str(folder / "study"),
+        teachers=tuple(f"{name}={url}" for name, url in teachers.items()),
+        image_size=SIZE,
+        batch=4,
+        unlabelled=2,
+        min_anchor_recall=0.0,
+        remember=str(folder / "answers"),
+        loop=LoopConfig(steps=STEPS, precision="float32"),
+        device="cpu",
+    )
+    study = Ablate(
+        train=train, arms=("none", "classroom"), seeds=(0,), labelled_fractions=(0.5,), steps=(STEPS,), parallel=2
+    )
+    assert run(study, Console(quiet=True)) == 0
+    return study
+
+
+def results_of(study: Ablate) -> dict[str, dict[str, dict[str, float]]]:
+    """Return arm -> seed -> figures of the study's only share of labels."""
+    results: dict[str, dict[str, dict[str, float]]] = json.loads(
+        (Path(study.train.out) / "ablation.json").read_text(), parse_constant=pytest.fail
+    )["0.5"]
+    return results
+
+
+def trained_at(study: Ablate) -> list[int]:
+    """Return when each student's checkpoint was written."""
+    return [path.stat().st_mtime_ns for path in sorted(Path(study.train.out).glob(f"*/*/{CHECKPOINT_FILE}"))]
+
+
+def test_arms_differ_in_whom_the_student_hears_alone() -> None:
+    jobs = jobs_of(replace(STUDY, seeds=(3,), labelled_fractions=(0.1,)))
+    assert {job.arm: (job.config.listen, job.config.deaf_to) for job in jobs} == {
+        "none": ("none", ()),
+        "classroom": ("real", ()),
+        "points": ("real", ("masks",)),
+        "masks": ("real", ("points",)),
+        "shuffled": ("shuffled", ()),
+    }
+    same = {replace(job.config, listen="real", deaf_to=(), out="") for job in jobs}
+    assert same == {replace(STUDY.train, seed=3, labelled_fraction=0.1, out="")}
+
+
+def test_one_teacher_is_the_classroom_and_no_arm_of_its_own() -> None:
+    train = replace(STUDY.train, teachers=("points=/a",))
+    assert [job.arm for job in jobs_of(replace(STUDY, train=train, seeds=(0,), labelled_fractions=(1.0,)))] == [
+        "none",
+        "classroom",
+        "shuffled",
+    ]
+
+
+def test_every_student_has_a_folder_of_its_own() -> None:
+    jobs = jobs_of(replace(STUDY, labelled_fractions=(0.025, 1.0)))
+    assert len({job.config.out for job in jobs}) == len(jobs) == 2 * 3 * 5
+
+
+def test_a_rate_is_for_its_arm_alone() -> None:
+    jobs = jobs_of(replace(STUDY, rates=("none=0.25",), seeds=(0,), labelled_fractions=(1.0,)))
+    rates = {job.arm: job.config.loop.learning_rate for job in jobs}
+    assert rates.pop("none") == 0.25
+    assert set(rates.values()) == {STUDY.train.loop.learning_rate}
+
+
+def test_each_share_of_labels_has_its_steps() -> None:
+    jobs = jobs_of(replace(STUDY, labelled_fractions=(0.025, 1.0), steps=(7, 9)))
+    assert {(job.fraction, job.config.loop.steps) for job in jobs} == {(0.025, 7), (1.0, 9)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": ("both",)}, "unknown arm both; there are none, classroom, points, masks, shuffled"),
+        ({"rates": ("none:1",)}, "expected ARM=RATE"),
+        ({"rates": ("all=1",)}, "unknown arm all"),
+        ({"steps": (1, 2, 3)}, "expected a number for each"),
+        ({"train": replace(STUDY.train, teachers=("none",))}, "expected teachers whose help is to be measured"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(StudentError, match=message):
+        jobs_of(replace(STUDY, **change))  # type: ignore[arg-type]
+
+
+def figures(ap50: float) -> dict[str, float]:
+    """Return a student's figures with this AP50."""
+    return {"AP50": ap50, "training/steps": 2, "training/labelled_pictures": 1234, "training/learning_rate": 0.5}
+
+
+RESULTS: Results = {
+    1.0: {"none": {0: figures(0.25), 1: figures(0.5)}, "classroom": {1: figures(0.75), 0: figures(0.375)}}
+}
+
+
+def test_a_gain_is_over_the_same_seed_of_none() -> None:
+    assert gains(RESULTS, 1.0, "AP50") == {"classroom": (0.125, 0.25)}
+
+
+def test_a_seed_that_only_one_arm_has_is_no_gain() -> None:
+    assert gains({1.0: {"none": {0: figures(0.25)}, "classroom": {7: figures(0.5)}}}, 1.0, "AP50") == {"classroom": ()}
+
+
+def test_a_line_is_mean_and_sample_deviation() -> None:
+    none, classroom = lines(RESULTS, 1.0, "AP50")
+    assert (none.mean, none.spread) == pytest.approx((0.375, 0.25 / 2**0.5))
+    assert str(classroom) == "0.562 ± 0.265"
+
+
+def test_the_table_shows_arms_that_lose_and_their_labelled_visits() -> None:
+    text = markdown({1.0: {**RESULTS[1.0], "masks": {0: figures(0.125)}}})
+    assert "| masks | 1,234 | 0.5 | 0.125 ± 0.000 |" in text
+    assert text.rstrip().endswith("-0.125 |")
+
+
+def test_none_spends_its_batches_on_labels_and_classroom_half_of_them(study: Ablate) -> None:
+    visits = {arm: seeds["0"]["training/labelled_pictures"] for arm, seeds in results_of(study).items()}
+    assert visits == {"none": 4 * STEPS, "classroom": 2 * STEPS}
+
+
+def test_every_arm_is_examined_beside_every_teacher(study: Ablate) -> None:
+    for seeds in results_of(study).values():
+        assert {"AP50", "imitation/points/R2", "imitation/masks/mIoU"} <= seeds["0"].keys()
+
+
+def test_what_is_trained_and_examined_is_kept(study: Ablate) -> None:
+    before, found = trained_at(study), results_of(study)
+    assert run(study, Console(quiet=True)) == 0
+    assert trained_at(study) == before
+    assert results_of(study) == found
+
+
+def test_other_settings_do_not_take_up_what_is_there(study: Ablate) -> None:
+    loop = replace(study.train.loop, weight_decay=0.5)
+    with pytest.raises(TrainingError, match=r"loop\.weight_decay 0\.02 instead of 0\.5"):
+        run(replace(study, train=replace(study.train, loop=loop)), Console(quiet=True))
+
+
+def test_students_are_examined_on_another_split_without_being_trained_again(study: Ablate) -> None:
+    before, found = trained_at(study), results_of(study)
+    assert run(replace(study, examined="test"), Console(quiet=True)) == 0
+    assert trained_at(study) == before
+    cells = "imitation/points/cells"
+    assert results_of(study)["none"]["0"][cells] != found["none"]["0"][cells]
