@@ -73,7 +73,7 @@ def run(options: Options, console: Console) -> int:
     lake_url = str(out / "lake")
     if not build(demo, lake_url, console):
         return 1
-    teachers = teach(demo, lake_url, console)
+    teachers = teach(demo, lake_url, out / "answers", console)
     study = ablate.Ablate(
         train=Train(
             lake=lake_url,

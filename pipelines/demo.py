@@ -36,14 +36,17 @@ from datalake.synthetic import DriveConfig, write_drives
 from datalake.verify import verify
 from pipelines import evaluate, train, train_teachers
 from pipelines.build_lake import summary
+from pipelines.classrooms import answer_ahead, look_at_points, read_cards
 from pipelines.cluster import cluster
+from pipelines.curriculum import Frames
 from pipelines.progress import ProgressBar
 from pipelines.train_teachers import TeacherName, TrainTeachers
-from student.config import StudentError
+from student.config import StudentConfig, StudentError
 from student.report.page import Page
 from student.training.folder import RunFolder
 from student.training.loop import LoopConfig
 from teachers.card import CARD_FILE, WEIGHTS_FILE, TeacherError
+from teachers.remembered import remembered_total
 from teachers.training.failure import TrainingError
 
 # Splits are of whole segments, and from different seeds: no street is in two of them. Teachers learn on segments that
@@ -51,6 +54,8 @@ from teachers.training.failure import TrainingError
 _SEEDS = {"teach": 3, "train": 1, "val": 2}
 _FRAME_RATE_HZ = 2.0
 _TEACHERS: tuple[TeacherName, ...] = ("spvcnn", "mask_rcnn")
+# Samples that a teacher is examined on, and that its statistics are of.
+_EXAMINED, _MEASURED = 40, 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +67,16 @@ class Demo:
     # They go to this fsspec URL instead, for example s3://bucket/demo; the bucket must be there.
     store: str | None = None
     # Simulated segments for the teachers, for the student, and to examine on.
-    teach_segments: int = 80
+    teach_segments: int = 70
     train_segments: int = 150
-    val_segments: int = 40
+    val_segments: int = 30
     # Frames per segment, at 2 Hz: many streets teach more than many pictures of one.
     frames: int = 3
     # Cameras on the simulated car; the student looks through the first.
     cameras: tuple[str, ...] = ("FRONT",)
     # Steps of the lidar teacher, the mask teacher, and the student.
     lidar_steps: int = 60
-    mask_steps: int = 220
+    mask_steps: int = 190
     student_steps: int = 400
     # Where to train: cpu, cuda …; by default on the GPU if there is one.
     device: str = "auto"
@@ -95,10 +100,10 @@ def run(config: Demo, console: Console) -> int:
     if failed or problems:
         return 1
 
-    teachers = teach(config, lake_url, console)
+    answers = (config.out / "answers").absolute()
+    teachers = teach(config, lake_url, answers, console)
     named = tuple(f"{name}={_published(name, folder, config)}" for name, folder in teachers.items())
     student = f"{config.place}/student"
-    remember = str((config.out / "answers").absolute())
     console.print("\n[bold]the student[/]")
     train.run(
         train.Train(
@@ -106,7 +111,7 @@ def run(config: Demo, console: Console) -> int:
             out=student,
             teachers=named,
             cameras=config.cameras[:1],
-            remember=remember,
+            remember=str(answers),
             device=config.device,
             loop=LoopConfig(steps=config.student_steps),
         ),
@@ -117,7 +122,7 @@ def run(config: Demo, console: Console) -> int:
         lake=lake_url,
         teachers=named,
         cameras=config.cameras[:1],
-        remember=remember,
+        remember=str(answers),
         device=config.device,
         out=config.place,
     )
@@ -156,34 +161,42 @@ def build(config: Demo, lake_url: str, console: Console) -> bool:
     return complete
 
 
-def teach(config: Demo, lake_url: str, console: Console) -> dict[str, Path]:
-    """Train the teachers side by side, each on its share of the cores; return name -> folder."""
+def teach(config: Demo, lake_url: str, answers: Path, console: Console) -> dict[str, Path]:
+    """Train the teachers side by side, each on its share of the cores; return name -> folder.
+
+    answers: folder in which they leave what they say of every frame that a student will see: nobody has to wait for
+    them then, and two processes of one thread each look sooner than one of two
+    """
     folder = (config.out / "teachers").absolute()
     base = TrainTeachers(
         lake=lake_url,
         out=str(folder),
         train_split="teach",
         cameras=config.cameras[:1],
-        eval_samples=60,
+        eval_samples=_EXAMINED,
         device=config.device,
     )
-    steps = {"spvcnn": config.lidar_steps, "mask_rcnn": config.mask_steps}
+    lidar, mask = base.spvcnn, base.mask_rcnn
     courses = [
         replace(
             base,
             teacher=name,
-            spvcnn=replace(base.spvcnn, loop=replace(base.spvcnn.loop, steps=config.lidar_steps)),
-            mask_rcnn=replace(base.mask_rcnn, loop=replace(base.mask_rcnn.loop, steps=config.mask_steps)),
+            spvcnn=replace(lidar, measured_samples=_MEASURED, loop=replace(lidar.loop, steps=config.lidar_steps)),
+            mask_rcnn=replace(mask, loop=replace(mask.loop, steps=config.mask_steps)),
         )
         for name in _TEACHERS
     ]
+    steps = config.lidar_steps + config.mask_steps
+    questions = len(_TEACHERS) * sum(frames.stream(1, shuffle=False).epoch_samples for frames in _asked(base))
     console.print("\n[bold]the teachers[/]")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(courses), mp_context=spawn) as pool, ProgressBar(console) as bar:
-        running = [pool.submit(_hold, course) for course in courses]
+        running = [pool.submit(_hold, course, answers) for course in courses]
         while not all(future.done() for future in running):
-            done = {name: _steps_done(folder / name) for name in steps}
-            bar.update("teachers", sum(done.values()), sum(steps.values()), "steps")
+            if (trained := sum(_steps_done(folder / name) for name in _TEACHERS)) < steps:
+                bar.update("teachers", trained, steps, "steps")
+            else:
+                bar.update("answers", remembered_total(answers), questions, "answers")
             time.sleep(1)
         for future in running:
             console.print(future.result(), soft_wrap=True, markup=False, highlight=False)
@@ -200,14 +213,27 @@ def _published(name: str, folder: Path, config: Demo) -> str:
     return place.url
 
 
-def _hold(course: TrainTeachers) -> str:
-    """Train one teacher, in a process of its own; return what it printed of the result."""
+def _hold(course: TrainTeachers, answers: Path) -> str:
+    """Train one teacher and let it answer, in a process of its own; return what it printed of the training."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(_TEACHERS)))
     output = io.StringIO()
     train_teachers.run(course, Console(file=output, width=100))
+    named = {str(course.teacher): f"{course.out}/{course.teacher}"}
+    width, height = course.image_size
+    for frames in _asked(course, points=look_at_points(read_cards(named).values())):
+        answer_ahead(named, frames, StudentConfig().grid(height, width), _device(course.device), answers)
     lines = output.getvalue().splitlines()
     first = next(number for number, line in enumerate(lines) if " steps in " in line)
     return "\n".join(lines[first:])
+
+
+def _asked(course: TrainTeachers, *, points: bool = False) -> list[Frames]:
+    """Return the frames that a student will ask about: those it learns from, and those it is examined on."""
+    lake = open_lake(course.lake)
+    return [
+        Frames(lake=lake, split=split, cameras=course.cameras, image_size=course.image_size, points=points)
+        for split in ("train", "val")
+    ]
 
 
 def _steps_done(folder: Path) -> int:
@@ -250,6 +276,10 @@ def _fill_page(page: Page, lake: Lake, out: Path) -> None:
     text = Console(file=io.StringIO(), record=True, width=100)
     print_info(lake, text)
     page.preformatted(text.export_text())
+
+
+def _device(name: str) -> torch.device:
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:

@@ -86,6 +86,11 @@ def remembered_count(folder: Path, cameras: Collection[str]) -> int:
     return sum(path.suffix == _SUFFIX and path.stem.partition("-")[2] in cameras for path in folder.iterdir())
 
 
+def remembered_total(folder: Path) -> int:
+    """Return how many answers, of any teacher, are in the folder that answers are kept in."""
+    return sum(1 for _ in folder.glob(f"*/*/*{_SUFFIX}"))
+
+
 def _one(target: Target, place: int) -> Target:
     chosen = slice(place, place + 1)
     confidence = None if target.confidence is None else target.confidence[chosen]

@@ -15,6 +15,7 @@ from datalake.sample import Sample
 from pipelines.classrooms import (
     NamedTeacher,
     all_remembered,
+    answer_ahead,
     class_shares,
     examine_teachers,
     look_at_points,
@@ -25,7 +26,7 @@ from pipelines.classrooms import (
 from pipelines.curriculum import Frames
 from teachers.card import TeacherCard, TeacherError
 from teachers.classroom import LocalClassroom
-from teachers.remembered import RememberedTeacher
+from teachers.remembered import RememberedTeacher, remembered_total
 from tests.drives import DRIVE_CAMERAS
 from tests.pipelines.small_teachers import write_teachers
 from tests.student.students import COLOURS, SHADES, ColourTeacher, samples
@@ -139,6 +140,15 @@ def test_points_are_needed_until_every_frame_is_remembered(drive_lake: Lake, tmp
     remembered.look(front[:1], *GRID)
     assert all_remembered({"points": folder}, asked, GRID, tmp_path / "answers")
     assert not all_remembered({"points": folder}, asked, (8, 12), tmp_path / "answers")
+
+
+def test_answered_ahead_nothing_is_left_to_ask(drive_lake: Lake, folders: dict[str, str], tmp_path: Path) -> None:
+    asked, told = frames(drive_lake, "FRONT"), list[int]()
+    answer_ahead(folders, replace(asked, points=True), GRID, CPU, tmp_path, told.append)
+    assert all_remembered(folders, asked, GRID, tmp_path)
+    total = asked.stream(1, shuffle=False).epoch_samples
+    assert told[-1] == total
+    assert remembered_total(tmp_path) == len(folders) * total
 
 
 def test_class_shares_are_of_the_cells_with_an_answer() -> None:

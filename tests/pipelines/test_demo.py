@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from datalake.lake import open_lake
 from student.training.folder import RunFolder
 from teachers.card import read_card
+from teachers.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (
@@ -65,6 +67,19 @@ def test_the_teachers_were_trained_on_segments_of_their_own(finished: tuple[Path
         card = read_card(str(finished[0] / "teachers" / name))
         assert card.data is not None
         assert card.data.all_segments == taught
+
+
+def test_on_a_cpu_the_lidar_teacher_learns_in_float32(finished: tuple[Path, str]) -> None:
+    checkpoint = load_checkpoint(finished[0] / "teachers/spvcnn/checkpoint.pt")
+    assert checkpoint is not None
+    assert checkpoint.identity["bfloat16"] is torch.cuda.is_available()
+
+
+def test_nobody_waited_for_a_teacher(finished: tuple[Path, str]) -> None:
+    lines = (finished[0] / "student/history.jsonl").read_text().splitlines()
+    shares = [json.loads(line)["wait/teachers"] for line in lines]
+    assert len(shares) == 4
+    assert sorted(shares)[1] < 0.2
 
 
 def test_the_page_is_named_at_the_end(finished: tuple[Path, str]) -> None:
