@@ -22,8 +22,8 @@ Balance = Literal["fixed", "learned"]
 class LossWeights:
     """How much each loss counts; 1 throughout in the paper. Boxes, with few positives, learn faster with more.
 
-    The imitation's weights make the student imitate objects better; what they do for its detections lies within the
-    spread of the seeds (`benchmarks/classroom.md`).
+    With these weights of imitation the student imitates objects better than with 1 throughout, and detects better, in
+    each of three seeds (`benchmarks/classroom.md`).
     """
 
     # Detection: whether there is something, where, what it is, where exactly, how far.
