@@ -149,7 +149,9 @@ def test_answered_ahead_nothing_is_left_to_ask(drive_lake: Lake, folders: dict[s
     total = asked.stream(1, shuffle=False).epoch_samples
     assert told[-1] == total
     assert remembered_total(tmp_path) == len(folders) * total
-    answer_ahead(folders, asked, GRID, CPU, tmp_path, pytest.fail)
+    told.clear()
+    answer_ahead(folders, asked, GRID, CPU, tmp_path, told.append)
+    assert told == []
 
 
 def test_class_shares_are_of_the_cells_with_an_answer() -> None:
