@@ -24,7 +24,7 @@ from pipelines.demo import Demo, build, teach
 from pipelines.train import Train
 from student.training.loop import LoopConfig
 
-# What seed 0 of the study in classroom.md did best at: without teachers, twice the rate of all other arms.
+# What seed 0 of the study in classroom.md did best at: without teachers, twice the classroom's rate.
 _RATES = ("none=3e-3",)
 _LIDAR_R2 = "imitation/spvcnn/R2"
 _LEAST_R2, _LEAST_ABOVE_SHUFFLED = 0.35, 0.15

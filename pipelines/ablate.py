@@ -31,6 +31,7 @@ from datalake.commit import LakeError
 from datalake.lake import open_lake
 from pipelines.classrooms import open_classroom, parse_teachers, read_cards
 from pipelines.curriculum import Frames, check_splits, check_strangers
+from pipelines.device import device_of
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
 from pipelines.train import Train, attend, plan_training, settings_of
@@ -140,13 +141,13 @@ def work(job: Job) -> dict[str, float]:
     # The same students may be examined on another split later.
     kept = f"metrics-{job.examined}.json"
     if (done := folder.read(kept)) is not None:
-        settings = settings_of(job.config, _device(job.config.device))
+        settings = settings_of(job.config, device_of(job.config.device))
         check_identity(folder.place(CHECKPOINT_FILE), read_student(job.config.out)[1].identity, settings)
         figures: dict[str, float] = json.loads(done)
         return figures
     silent = Console(file=sys.stderr, quiet=True)
     syllabus = plan_training(job.config, silent, lambda *_: None)
-    trained = attend(syllabus, World(device=_device(job.config.device)))
+    trained = attend(syllabus, World(device=device_of(job.config.device)))
     figures = {
         **_examined(job),
         "training/seconds": trained.seconds,
@@ -161,7 +162,7 @@ def work(job: Job) -> dict[str, float]:
 
 def _examined(job: Job) -> dict[str, float]:
     config = job.config
-    device = _device(config.device)
+    device = device_of(config.device)
     student, _ = read_student(config.out)
     student = student.to(device)
     lake = open_lake(absolute(config.lake), config.snapshot)
@@ -335,10 +336,6 @@ def _write(out: str, results: Results) -> None:
     page = Page("ClassroomNet: does listening help?")
     fill_page(page, results)
     page.write(folder.place("report.html"))
-
-
-def _device(name: str) -> torch.device:
-    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:

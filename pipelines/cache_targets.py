@@ -10,13 +10,13 @@ import sys
 import time
 from dataclasses import dataclass
 
-import torch
 import tyro
 from rich.console import Console
 
 from datalake.commit import LakeError
 from datalake.lake import open_lake
 from datalake.side_table import missing_segments
+from pipelines.device import device_of
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
 from teachers.cached import cache_segment, origin_of
@@ -59,7 +59,7 @@ def run(config: CacheTargets, console: Console) -> int:
     done = committed = size = 0
     if todo:
         # Weights are the slow part: they are not read where nothing is left to do.
-        teacher = load_teacher(folder, _device(config.device))
+        teacher = load_teacher(folder, device_of(config.device))
         if teacher.card != card:
             raise TeacherError(f"{folder}: the card changed while it was read; run this again")
         with ProgressBar(console) as bar:
@@ -81,19 +81,6 @@ def run(config: CacheTargets, console: Console) -> int:
         highlight=False,
     )
     return 0
-
-
-def _device(name: str) -> torch.device:
-    """Return the device; raises TeacherError where this machine has none of that name."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise TeacherError(f"--device {name}: {reason}; give cpu, or leave it out") from error
-    return device
 
 
 def main() -> None:

@@ -39,6 +39,7 @@ from pipelines.build_lake import summary
 from pipelines.classrooms import answer_ahead, look_at_points, read_cards
 from pipelines.cluster import cluster
 from pipelines.curriculum import Frames
+from pipelines.device import device_of
 from pipelines.progress import ProgressBar
 from pipelines.train_teachers import TeacherName, TrainTeachers
 from student.config import StudentConfig, StudentError
@@ -164,8 +165,8 @@ def build(config: Demo, lake_url: str, console: Console) -> bool:
 def teach(config: Demo, lake_url: str, answers: Path, console: Console) -> dict[str, Path]:
     """Train the teachers side by side, each on its share of the cores; return name -> folder.
 
-    answers: folder in which they leave what they say of every frame that a student will see: nobody has to wait for
-    them then, and two processes of one thread each look sooner than one of two
+    answers: folder in which they leave what they say of every frame that a student will see; nobody has to wait for
+    them then
     """
     folder = (config.out / "teachers").absolute()
     base = TrainTeachers(
@@ -221,7 +222,7 @@ def _hold(course: TrainTeachers, answers: Path) -> str:
     named = {str(course.teacher): f"{course.out}/{course.teacher}"}
     width, height = course.image_size
     for frames in _asked(course, points=look_at_points(read_cards(named).values())):
-        answer_ahead(named, frames, StudentConfig().grid(height, width), _device(course.device), answers)
+        answer_ahead(named, frames, StudentConfig().grid(height, width), device_of(course.device), answers)
     lines = output.getvalue().splitlines()
     first = next(number for number, line in enumerate(lines) if " steps in " in line)
     return "\n".join(lines[first:])
@@ -276,10 +277,6 @@ def _fill_page(page: Page, lake: Lake, out: Path) -> None:
     text = Console(file=io.StringIO(), record=True, width=100)
     print_info(lake, text)
     page.preformatted(text.export_text())
-
-
-def _device(name: str) -> torch.device:
-    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from datalake.lake import Lake, open_lake
 from datalake.sample import Sample
 from pipelines.classrooms import look_at_points, open_classroom, parse_teachers, read_cards
 from pipelines.curriculum import Frames, check_splits, check_strangers
+from pipelines.device import device_of
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
 from student.config import StudentError
@@ -118,7 +119,7 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
 
     # All other ways to fail are cheap; this one is not found out after a long examination.
     exported = _export(config, student, lake, out) if config.export else {}
-    device = _device(config.device)
+    device = device_of(config.device)
     classroom = None
     if named:
         width, height = config.image_size
@@ -316,10 +317,6 @@ def _settings(checkpoint: Checkpoint, named: Mapping[str, str], how: Mapping[str
 
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
-
-
-def _device(name: str) -> torch.device:
-    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _described(device: torch.device) -> str:

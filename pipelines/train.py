@@ -44,6 +44,7 @@ from pipelines.classrooms import (
 )
 from pipelines.cluster import cluster
 from pipelines.curriculum import Frames, check_strangers, labelled_segments, mixed_batches, read_boxes
+from pipelines.device import device_of
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
 from pipelines.stop import stoppable
@@ -200,7 +201,7 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
     )
     weights = {}
     if listening:
-        device = _device(config.device)
+        device = device_of(config.device)
         points = look_at_points(cards[name] for name in heard)
         survey = _frames(config, lake, points=points, segments=None)
         stream = survey.stream(config.batch, shuffle=True, panoptic=True)
@@ -284,7 +285,7 @@ def run(config: Train, console: Console) -> int:
         with ProgressBar(console) as bar:
             trained = attend(
                 syllabus,
-                World(device=_device(config.device)),
+                World(device=device_of(config.device)),
                 lambda step, _values: bar.update("train", step, config.loop.steps, "steps"),
             )
     took = f" in {trained.seconds:,.0f} s" if trained else ""
@@ -424,10 +425,6 @@ def _located(config: Train) -> Train:
         out=absolute(config.out),
         remember=None if config.remember is None else absolute(config.remember),
     )
-
-
-def _device(name: str) -> torch.device:
-    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from datalake.commit import LakeError
 from datalake.lake import Lake, open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
+from pipelines.device import device_of
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
 from teachers.card import TeacherCard, TeacherError, TrainingData
@@ -77,7 +78,7 @@ def run(config: TrainTeachers, console: Console) -> int:
     out = Path(absolute(config.out))
     if "://" in config.out:
         raise TrainingError(f"--out {config.out}: checkpoints need a local folder; copy the teachers from there")
-    device = torch.device(config.device if config.device != "auto" else _best_device())
+    device = device_of(config.device)
     for name in (config.teacher,) if config.teacher else ("spvcnn", "mask_rcnn"):
         with ProgressBar(console) as bar:
             lessons = lessons_of(lake, config, points=name == "spvcnn", progress=bar.update)
@@ -182,10 +183,6 @@ def _identity(config: TrainTeachers, lake: Lake) -> dict[str, str | int | float 
         "image_size": str(config.image_size),
         "seed": config.seed,
     }
-
-
-def _best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main() -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
 from datalake.build import BuildConfig
@@ -24,15 +22,6 @@ from tests.pipelines.small_teachers import admit_ignorance, write_teachers
 
 SIZE, STEPS = (96, 64), 2
 STUDY = Ablate(train=Train(lake="lake", out="/out", teachers=("points=/a", "masks=/b"), loop=LoopConfig(steps=STEPS)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine take ten times as long as one that waits for nobody."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
 from datalake.build import BuildConfig
@@ -20,15 +18,6 @@ from teachers.card import WEIGHTS_FILE, read_card
 from tests.lakes import build_files
 from tests.teachers.cards import lidar_folder
 from tests.teachers.masks import mask_folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine take ten times as long as one that waits for nobody."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

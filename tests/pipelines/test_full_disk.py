@@ -33,15 +33,6 @@ CONFIG = BuildConfig(cameras=DRIVE_CAMERAS)
 PAGE = 4096
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Sums depend on how many threads take part."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Disk:
     """A file system in memory, of which a hog leaves only so much."""
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,15 +28,6 @@ from tests.pipelines.small_teachers import admit_ignorance, write_teachers
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
 CLOCK = {"images_per_second", "wait/data", "wait/teachers"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As in the processes started below; sums depend on how many threads take part."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
 from datalake.build import BuildConfig
@@ -36,15 +34,6 @@ from tests.lakes import build_files
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES = 6
 TEACHERS: tuple[TeacherName, ...] = ("spvcnn", "mask_rcnn")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As in the processes started below; sums depend on how many threads take part."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,24 @@
+"""From a name on the command line to a device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipelines.device import device_of
+from teachers.card import TeacherError
+
+
+def test_auto_is_the_gpu_if_there_is_one() -> None:
+    assert device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_named_device_is_taken() -> None:
+    assert device_of("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(TeacherError, match=f"^--device {name}: .*; give cpu, or leave it out$") as caught:
+        device_of(name)
+    assert len(str(caught.value).splitlines()) == 1
