@@ -6,12 +6,15 @@ ranges, and all ranges of all tables are on their way at the same time. How larg
 
 from __future__ import annotations
 
+import atexit
 import io
+import time
+import weakref
 from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.fs import FSSpecHandler, PyFileSystem
+from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from datalake.cache import RangeCache
 from datalake.store import Range, Store
@@ -21,6 +24,9 @@ _FOOTER_BYTES = 16 << 10
 _FOOTER_BYTES_PER_GROUP = 3 << 10
 # Two ranges closer than this are one request: it takes as long to begin an answer as to send so many bytes.
 _GAP_BYTES = 1 << 20
+
+# How long the end of the process waits for pyarrow's threads to let go of files.
+_LET_GO_S = 5.0
 
 # An offset in a file, and the bytes from there on.
 Piece = tuple[int, bytes]
@@ -161,7 +167,26 @@ class _Handler(FSSpecHandler):
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         name = path.removeprefix(f"{self._reader.store.root}/")
-        return pa.PythonFile(RangeFile(self._reader, name, self._sizes[name]), mode="r")
+        stream = RangeFile(self._reader, name, self._sizes[name])
+        _scanned.add(stream)
+        return pa.PythonFile(stream, mode="r")
+
+
+# The files that a scan has open.
+_scanned: weakref.WeakSet[RangeFile] = weakref.WeakSet()
+
+
+@atexit.register
+def _await_scans() -> None:
+    """Let pyarrow's threads finish with our files while there is an interpreter.
+
+    They let go of a scanned file a moment after the scan has returned its table, and need the interpreter for that: one
+    that comes too late aborts the process (apache/arrow#33975, #36389). A scan that was given up half way holds
+    its files for good, so the wait has an end.
+    """
+    stop = time.monotonic() + _LET_GO_S
+    while _scanned and time.monotonic() < stop:
+        time.sleep(0.001)
 
 
 def open_parquet(reader: RangeReader, name: str, size: int) -> pq.ParquetFile:
@@ -171,10 +196,9 @@ def open_parquet(reader: RangeReader, name: str, size: int) -> pq.ParquetFile:
     return pq.ParquetFile(pa.PythonFile(RangeFile(reader, name, size), mode="r"), pre_buffer=True)
 
 
-def file_system(reader: RangeReader, sizes: dict[str, int]) -> PyFileSystem:
+def file_system(reader: RangeReader, sizes: dict[str, int]) -> FileSystem:
     """Return the lake's files as pyarrow's file system.
 
     sizes: the size in bytes of each file that may be opened, by its name in the store
     """
-    store = reader.store
-    return PyFileSystem(FSSpecHandler(store.fs) if store.is_local else _Handler(reader, sizes))
+    return LocalFileSystem() if reader.store.is_local else PyFileSystem(_Handler(reader, sizes))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.fs import LocalFileSystem
 
 from datalake.lake import Lake
 from datalake.ranges import RangeFile, RangeReader, RangeTable
@@ -119,3 +122,34 @@ def test_a_scan_of_a_remote_lake_has_the_rows_of_the_local_one(drive_lake: Lake,
         store.write(name, drive_lake.store.read(name))
     remote = Lake(store, drive_lake.snapshot, drive_lake.points_mode, drive_lake.commits)
     assert remote.scan(table).to_table() == drive_lake.scan(table).to_table()
+
+
+def test_a_local_lake_is_scanned_without_the_interpreter(drive_lake: Lake) -> None:
+    """Arrow's threads let go of files late; those of Python's abort a process that ends meanwhile."""
+    assert isinstance(drive_lake.dataset("image").filesystem, LocalFileSystem)
+
+
+# A thread of pyarrow's, slower than the end of the program; "let go" is lost where the interpreter does not wait.
+_HELD_AT_THE_END = """
+import threading, time
+from datalake.ranges import RangeReader, file_system
+from datalake.store import Store
+
+store = Store("memory://held")
+store.write("file", b"some")
+files = [file_system(RangeReader(store, None), {"file": 4}).open_input_file(store.path("file"))]
+
+def late():
+    time.sleep(0.5)
+    files.clear()
+    print("let go", flush=True)
+
+threading.Thread(target=late, daemon=True).start()
+"""
+
+
+def test_a_process_ends_after_scans_have_let_go_of_remote_files() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _HELD_AT_THE_END], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "let go\n"
