@@ -91,7 +91,7 @@ def run(options: Options, console: Console) -> int:
         rates=_RATES,
     )
     ablate.run(study, console)
-    results = json.loads((out / "study/ablation.json").read_text())
+    results = json.loads((out / f"study/ablation-{study.examined}.json").read_text())
     kept = True
     for fraction, arms in results.items():
         for seed in arms["classroom"]:

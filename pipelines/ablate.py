@@ -1,7 +1,7 @@
 """Does listening help? `python pipelines/ablate.py --train.lake URL --train.out FOLDER --train.teachers NAME=FOLDER …`.
 
 Trains one student for each arm and seed, examines all of them on the same frames, and writes the table with means and
-spreads: OUT/ablation.json, OUT/ablation.md and OUT/report.html.
+spreads: OUT/ablation-SPLIT.json, OUT/ablation-SPLIT.md and OUT/report-SPLIT.html, for the split of the examination.
 
     none        the same architecture; no teacher is asked; every picture of its batches is labelled
     classroom   every teacher
@@ -309,13 +309,13 @@ def run(study: Ablate, console: Console) -> int:
                 job = futures[future]
                 found[job.fraction, job.arm, job.config.seed] = future.result()
                 bar.update("students", len(found), len(jobs), "students")
-                _write(out, _ordered(jobs, found))
+                _write(out, _ordered(jobs, found), study.examined)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     results = _ordered(jobs, found)
     console.print(markdown(results), soft_wrap=True, markup=False, highlight=False)
-    console.print(RunFolder(out).place("report.html"), soft_wrap=True, highlight=False)
+    console.print(RunFolder(out).place(f"report-{study.examined}.html"), soft_wrap=True, highlight=False)
     return 0
 
 
@@ -329,13 +329,13 @@ def _ordered(jobs: Sequence[Job], found: Mapping[tuple[float, str, int], dict[st
     return results
 
 
-def _write(out: str, results: Results) -> None:
+def _write(out: str, results: Results, split: str) -> None:
     folder = RunFolder(out)
-    folder.write("ablation.json", json.dumps(results, indent=1, allow_nan=False).encode())
-    folder.write("ablation.md", markdown(results).encode())
-    page = Page("ClassroomNet: does listening help?")
+    folder.write(f"ablation-{split}.json", json.dumps(results, indent=1, allow_nan=False).encode())
+    folder.write(f"ablation-{split}.md", markdown(results).encode())
+    page = Page(f"ClassroomNet: does listening help? Examined on {split}")
     fill_page(page, results)
-    page.write(folder.place("report.html"))
+    page.write(folder.place(f"report-{split}.html"))
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Ablate:
 def results_of(study: Ablate) -> dict[str, dict[str, dict[str, float]]]:
     """Return arm -> seed -> figures of the study's only share of labels."""
     results: dict[str, dict[str, dict[str, float]]] = json.loads(
-        (Path(study.train.out) / "ablation.json").read_text(), parse_constant=pytest.fail
+        (Path(study.train.out) / f"ablation-{study.examined}.json").read_text(), parse_constant=pytest.fail
     )["0.5"]
     return results
 
@@ -176,7 +176,9 @@ def test_other_settings_do_not_take_up_what_is_there(study: Ablate) -> None:
 
 def test_students_are_examined_on_another_split_without_being_trained_again(study: Ablate) -> None:
     before, found = trained_at(study), results_of(study)
-    assert run(replace(study, examined="test"), Console(quiet=True)) == 0
+    other = replace(study, examined="test")
+    assert run(other, Console(quiet=True)) == 0
     assert trained_at(study) == before
+    assert results_of(study) == found
     cells = "imitation/points/cells"
-    assert results_of(study)["none"]["0"][cells] != found["none"]["0"][cells]
+    assert results_of(other)["none"]["0"][cells] != found["none"]["0"][cells]
