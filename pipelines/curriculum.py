@@ -19,6 +19,8 @@ from teachers.card import TeacherCard, TeacherError
 
 # Chunks that are mixed at a time, at least.
 _STREAMS = 64
+# A labelled picture that is seen so often teaches little more; other pictures may take its place.
+_ENOUGH_VISITS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,15 @@ def labelled_segments(lake: Lake, split: str, fraction: float, seed: int) -> tup
     drawn = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     count = max(1, round(fraction * len(names)))
     return frozenset(drawn[:count]), frozenset(drawn[count:])
+
+
+def spare_places(batch: int, steps: int, labelled: int) -> int:
+    """Return how many pictures of a batch may go without labels: those that labelled ones do not need, at most half.
+
+    Labels come first: in a training too short for many visits to each of the `labelled` pictures all places are theirs.
+    """
+    needed = -(-_ENOUGH_VISITS * labelled // max(1, steps))
+    return min(batch // 2, max(0, batch - needed))
 
 
 def mixed_batches(

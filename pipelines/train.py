@@ -43,7 +43,14 @@ from pipelines.classrooms import (
     read_cards,
 )
 from pipelines.cluster import cluster
-from pipelines.curriculum import Frames, check_strangers, labelled_segments, mixed_batches, read_boxes
+from pipelines.curriculum import (
+    Frames,
+    check_strangers,
+    labelled_segments,
+    mixed_batches,
+    read_boxes,
+    spare_places,
+)
 from pipelines.device import device_of
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
@@ -114,8 +121,9 @@ class Train:
     label_seed: int = 0
     # Pictures per step, over all workers.
     batch: int = 6
-    # Of these, pictures without labels, where there are any and a teacher to learn from.
-    unlabelled: int = 3
+    # Of these, pictures without labels, where there are any and a teacher to learn from. By default up to half, as
+    # long as each labelled picture is seen twenty times all the same.
+    unlabelled: int | None = None
     # Folder in which teachers' answers are kept, for runs that show the same frames again; by default they look anew.
     remember: str | None = None
     # Local folder in which what is read of a remote lake is kept, for the next epoch and the next run.
@@ -172,7 +180,7 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
         )
     heard = _heard(config)
     listening = bool(heard)
-    unlabelled = config.unlabelled if listening and without else 0
+    unlabelled = _places(config, lake, with_labels) if listening and without else 0
     if not 0 <= unlabelled < config.batch:
         raise StudentError(f"--unlabelled {unlabelled}: expected fewer than the {config.batch} pictures of a batch")
     # What a worker would find out in its first step is said before one is started.
@@ -408,6 +416,14 @@ def _identity(config: Train, lake: Lake, heard: dict[str, str]) -> dict[str, Pla
     kept = {name: value for name, value in identity_of(config).items() if name not in _INDIFFERENT}
     cards = {f"teacher.{name}": card.weights_sha256 for name, card in read_cards(heard).items()}
     return {**kept, **cards, "lake": lake.store.url, "snapshot": lake.snapshot, "teachers": ", ".join(cards)}
+
+
+def _places(config: Train, lake: Lake, with_labels: frozenset[str]) -> int:
+    """Return how many pictures of a batch go without labels."""
+    if config.unlabelled is not None:
+        return config.unlabelled
+    labelled = _frames(config, lake, points=False, segments=with_labels).stream(1, shuffle=False).epoch_samples
+    return spare_places(config.batch, config.loop.steps, labelled)
 
 
 def _heard(config: Train) -> dict[str, str]:

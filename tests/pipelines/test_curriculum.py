@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from datalake.commit import LakeError
 from datalake.lake import Lake
 from datalake.sample import Sample
-from pipelines.curriculum import Frames, check_splits, check_strangers, labelled_segments, mixed_batches, read_boxes
+from pipelines.curriculum import (
+    Frames,
+    check_splits,
+    check_strangers,
+    labelled_segments,
+    mixed_batches,
+    read_boxes,
+    spare_places,
+)
 from student.config import StudentError
 from teachers.card import TeacherError, TrainingData
 from tests.drives import DRIVE_CAMERAS
@@ -107,6 +115,18 @@ def test_two_workers_see_together_what_one_sees(drive_lake: Lake) -> None:
     one, first, second = (take(drive_lake, 3, 6, rank, size) for rank, size in ((0, 1), (0, 2), (1, 2)))
     for whole, left, right in zip(one, first, second, strict=True):
         assert whole == [*left[:2], *right[:2], *left[2:], *right[2:]]
+
+
+@given(batch=st.integers(1, 64), steps=st.integers(1, 100_000), labelled=st.integers(1, 100_000))
+def test_unlabelled_pictures_get_the_places_that_labelled_ones_do_not_need(
+    batch: int, steps: int, labelled: int
+) -> None:
+    spare = spare_places(batch, steps, labelled)
+    assert 0 <= spare <= batch // 2
+    visits = (batch - spare) * steps / labelled
+    assert visits >= 20 or spare == 0
+    # One place more would be too many.
+    assert spare == batch // 2 or (batch - spare - 1) * steps / labelled < 20
 
 
 def test_without_unlabelled_frames_a_batch_is_all_labelled(drive_lake: Lake) -> None:

@@ -171,6 +171,15 @@ def test_who_listens_to_nobody_asks_nobody_and_has_only_labelled_pictures(
             (tmp_path / f"{teacher.partition('=')[0]}.gone").rename(Path(teacher.partition("=")[2]) / WEIGHTS_FILE)
 
 
+@pytest.mark.parametrize(("steps", "unlabelled"), [(10, 0), (10_000, 2)])
+def test_by_default_labelled_pictures_come_first(
+    drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path, steps: int, unlabelled: int
+) -> None:
+    config = settings(drive_lake, tmp_path, teachers, unlabelled=None, loop=LoopConfig(steps=steps))
+    syllabus = plan_training(config, Console(quiet=True), lambda *_: None)
+    assert (syllabus.labelled, syllabus.unlabelled) == (4 - unlabelled, unlabelled)
+
+
 def test_the_first_weights_are_those_of_the_seed_whoever_is_listened_to(
     drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path
 ) -> None:
