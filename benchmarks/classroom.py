@@ -24,8 +24,6 @@ from pipelines.demo import Demo, build, teach
 from pipelines.train import Train
 from student.training.loop import LoopConfig
 
-# What seed 0 of the study in classroom.md did best at: without teachers, twice the classroom's rate.
-_RATES = ("none=3e-3",)
 _LIDAR_R2 = "imitation/spvcnn/R2"
 _LEAST_R2, _LEAST_ABOVE_SHUFFLED = 0.35, 0.15
 
@@ -88,7 +86,6 @@ def run(options: Options, console: Console) -> int:
         seeds=form.seeds,
         labelled_fractions=form.fractions,
         steps=form.steps,
-        rates=_RATES,
     )
     ablate.run(study, console)
     results = json.loads((out / f"study/ablation-{study.examined}.json").read_text())

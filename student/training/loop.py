@@ -40,7 +40,7 @@ class LoopConfig:
     # Optimiser steps in all.
     steps: int = 1000
     # The highest learning rate, reached after the warm-up; from there half a cosine leads down.
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 3e-3
     # Hidden layers are turned by Muon, at so many times that rate; 0: by AdamW, as all else is.
     muon: float = 2.0
     # Share of the steps in which the rate rises.
