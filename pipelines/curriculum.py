@@ -19,7 +19,7 @@ from teachers.card import TeacherCard, TeacherError
 
 # Chunks that are mixed at a time, at least.
 _STREAMS = 64
-# A labelled picture that is seen so often teaches little more; other pictures may take its place.
+# A labelled picture that is seen so often teaches little more; others may take its place (benchmarks/classroom.md).
 _ENOUGH_VISITS = 20
 
 
