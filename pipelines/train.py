@@ -185,8 +185,8 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
         raise StudentError(f"--unlabelled {unlabelled}: expected fewer than the {config.batch} pictures of a batch")
     # What a worker would find out in its first step is said before one is started.
     for share, what, segments in (
-        (config.batch - unlabelled, "labelled pictures", with_labels),
-        (unlabelled, "pictures without labels", without),
+        (config.batch - unlabelled, "labelled pictures (--batch less --unlabelled)", with_labels),
+        (unlabelled, "pictures without labels (--unlabelled)", without),
     ):
         World(size=max(1, config.workers)).share(share, what)
         if share:

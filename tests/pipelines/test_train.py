@@ -242,7 +242,7 @@ def refused(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         (["--image-size", "100", "64"], "pictures of 100 x 64 pixels do not divide into cells of 32"),
         (["--anchors", "paper", "--min-anchor-recall", "0.9"], "--min-anchor-recall asks for 90%"),
         (["--labelled-fraction", "0"], "--labelled-fraction 0.0: expected more than 0 and at most 1"),
-        (["--batch", "3", "--workers", "2"], "3 labelled pictures cannot be cut among 2 workers"),
+        (["--batch", "3", "--workers", "2"], "3 labelled pictures (--batch less --unlabelled) cannot be cut among"),
         (["--batch", "60"], "has 22 images of FRONT, fewer than one batch of 60"),
         (["--loop.learning-rate", "0"], "expected a positive learning rate"),
     ],
