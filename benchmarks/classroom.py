@@ -21,7 +21,7 @@ from rich.console import Console
 
 from pipelines import ablate
 from pipelines.demo import Demo, build, teach
-from pipelines.train import Train
+from pipelines.settings import Train
 from student.training.loop import LoopConfig
 
 _LIDAR_R2 = "imitation/spvcnn/R2"

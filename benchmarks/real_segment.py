@@ -24,7 +24,7 @@ from datalake.store import Store
 from datalake.waymo.protos import dataset_pb2
 from datalake.waymo.tfrecord import RecordFile, Slot, write_records
 from pipelines.curriculum import Frames
-from pipelines.train import Train
+from pipelines.settings import Train
 from pipelines.train import run as run_training
 from student.examination import examine
 from student.training.checkpoint import read_student

@@ -34,7 +34,9 @@ from pipelines.curriculum import Frames, check_splits, check_strangers
 from pipelines.device import device_of
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
-from pipelines.train import Train, attend, plan_training, settings_of
+from pipelines.settings import Train, settings_of
+from pipelines.syllabus import plan_training
+from pipelines.train import attend
 from student.config import StudentError
 from student.evaluation.imitation import CellMean
 from student.examination import examine

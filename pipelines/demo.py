@@ -41,6 +41,7 @@ from pipelines.cluster import cluster
 from pipelines.curriculum import Frames
 from pipelines.device import device_of
 from pipelines.progress import ProgressBar
+from pipelines.settings import Train
 from pipelines.train_teachers import TeacherName, TrainTeachers
 from student.config import StudentConfig, StudentError
 from student.report.page import Page
@@ -107,7 +108,7 @@ def run(config: Demo, console: Console) -> int:
     student = f"{config.place}/student"
     console.print("\n[bold]the student[/]")
     train.run(
-        train.Train(
+        Train(
             lake=lake_url,
             out=student,
             teachers=named,

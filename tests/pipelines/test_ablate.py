@@ -12,7 +12,7 @@ from rich.console import Console
 from datalake.build import BuildConfig
 from datalake.synthetic import DriveConfig, write_drives
 from pipelines.ablate import Ablate, Results, gains, jobs_of, lines, markdown, run
-from pipelines.train import Train
+from pipelines.settings import Train
 from student.config import StudentError
 from student.training.checkpoint import CHECKPOINT_FILE
 from student.training.loop import LoopConfig

@@ -17,6 +17,7 @@ from datalake.lake import open_lake
 from datalake.synthetic import DriveConfig, write_drives
 from pipelines import train
 from pipelines.evaluate import METRICS_FILE, REPORT_FILE, Evaluate, evaluate, main, run
+from pipelines.settings import Train
 from student.export import PROGRAM_FILE, WEIGHTS_FILE, load_exported
 from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, load_checkpoint, save_checkpoint
 from student.training.folder import RunFolder
@@ -38,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sources = write_drives(str(folder / split), drives, segments=segments, frames=FRAMES, seed=seed)
         build_files(str(folder / "lake"), sources, BuildConfig(split=split, cameras=("FRONT",)))
     lidar_folder(folder / "teacher")
-    config = train.Train(
+    config = Train(
         lake=str(folder / "lake"),
         out=str(folder / "run"),
         teachers=(f"lidar={folder / 'teacher'}",),

@@ -16,7 +16,9 @@ import torch
 from rich.console import Console
 
 from datalake.lake import Lake
-from pipelines.train import Listen, Train, attend, main, plan_training, run
+from pipelines.settings import Listen, Train
+from pipelines.syllabus import plan_training
+from pipelines.train import attend, main, run
 from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, read_student
 from student.training.folder import RunFolder
 from student.training.loop import LoopConfig

@@ -1,0 +1,137 @@
+"""What a student's training is asked for, and what follows from that alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from datalake.cache import RangeCache
+from datalake.lake import Lake, open_lake
+from pipelines.classrooms import parse_teachers, read_cards
+from pipelines.curriculum import Frames
+from pipelines.place import absolute
+from student.config import Feed, Preset
+from student.training.lesson import LossWeights
+from student.training.loop import LoopConfig
+from teachers.training.checkpoint import Plain
+from teachers.training.loop import identity_of
+from teachers.training.precision import uses_bfloat16
+
+Listen = Literal["real", "shuffled", "none"]
+Anchors = Literal["fitted", "paper"]
+
+# What does not decide about the result: where things are kept and who does the work.
+_INDIFFERENT = {"out", "remember", "cache", "cache_bytes", "workers", "device", "max_failures"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a Faster R-CNN with a depth head that listens to frozen teachers."""
+
+    # The lake: a local path, s3:// or gs://.
+    lake: str
+    # The checkpoint and the logs go here: a local folder or any fsspec URL.
+    out: str
+    # Teachers as NAME=FOLDER, or none alone.
+    teachers: tuple[str, ...] = ("none",)
+    # Whether the student hears its teachers. Controls: `shuffled` gives each picture what they say of another, `none`
+    # keeps their branches but no teacher is asked.
+    listen: Listen = "real"
+    # Teachers who are not asked, though the student has a branch for them.
+    deaf_to: tuple[str, ...] = ()
+    # The student's architecture.
+    preset: Preset = "classroom"
+    # Pixels per cell on which the default student imitates.
+    stride: Literal[4, 8] = 4
+    # What a branch passes on to the detector: what it says, the features behind that, or both.
+    feed: Feed = "both"
+    # Anchors fitted to the labelled boxes, or the paper's.
+    anchors: Anchors = "fitted"
+    # The training stops before it starts where anchors overlap a smaller share of the boxes by IoU 0.5.
+    min_anchor_recall: float = 0.6
+    # Seed of weights, order and chance.
+    seed: int = 0
+    # The split to train on. Teachers must not have seen it.
+    split: str = "train"
+    # The lake's snapshot; the newest by default. A run that goes on needs the one that it began with.
+    snapshot: int | None = None
+    # Cameras to look through.
+    cameras: tuple[str, ...] = ("FRONT",)
+    # Width and height that pictures are scaled to.
+    image_size: tuple[int, int] = (384, 256)
+    # This share of the segments keeps its labels; on the others the student learns from its teachers alone.
+    labelled_fraction: float = 1.0
+    # Decides which segments keep their labels.
+    label_seed: int = 0
+    # Pictures per step, over all workers.
+    batch: int = 6
+    # Of these, pictures without labels, where there are any and a teacher to learn from. By default up to half, as
+    # long as each labelled picture is seen twenty times all the same.
+    unlabelled: int | None = None
+    # Folder in which teachers' answers are kept, for runs that show the same frames again; by default they look anew.
+    remember: str | None = None
+    # Local folder in which what is read of a remote lake is kept, for the next epoch and the next run.
+    cache: str | None = None
+    # At most so many bytes are kept there.
+    cache_bytes: int = 32 << 30
+    # Workers of Ray Train; 0: this process alone.
+    workers: int = 0
+    # How often lost workers are started again.
+    max_failures: int = 3
+    # Where this process trains: cpu, cuda, cuda:1 …; by default on the GPU if there is one. Workers of Ray Train take
+    # a GPU each where the cluster has them.
+    device: str = "auto"
+    # How much each loss counts.
+    weights: LossWeights = field(default_factory=LossWeights)
+    # How long and how fast.
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    @property
+    def located(self) -> Train:
+        """The same with absolute places: a worker of Ray may run in another folder."""
+        return replace(
+            self,
+            lake=absolute(self.lake),
+            out=absolute(self.out),
+            remember=None if self.remember is None else absolute(self.remember),
+            cache=None if self.cache is None else absolute(self.cache),
+        )
+
+    @property
+    def heard(self) -> dict[str, str]:
+        """Name -> folder of the teachers who are asked."""
+        if self.listen == "none":
+            return {}
+        named = parse_teachers(self.teachers)
+        return {name: absolute(url) for name, url in named.items() if name not in self.deaf_to}
+
+    def open_lake(self, snapshot: int | None) -> Lake:
+        """Return the lake at a snapshot, read through the local cache if there is to be one."""
+        cache = None if self.cache is None else RangeCache(absolute(self.cache), self.cache_bytes)
+        return open_lake(absolute(self.lake), snapshot, cache)
+
+    def frames(self, lake: Lake, *, points: bool, segments: frozenset[str] | None = None) -> Frames:
+        """Return the frames of these segments, of all by default, as the student sees them."""
+        return Frames(
+            lake=lake,
+            split=self.split,
+            cameras=self.cameras,
+            image_size=self.image_size,
+            points=points,
+            seed=self.seed,
+            segments=segments,
+        )
+
+    def identity(self, lake: Lake) -> dict[str, Plain]:
+        """Return what decides about the result: settings, teachers' weights and the lake's snapshot."""
+        kept = {name: value for name, value in identity_of(self.located).items() if name not in _INDIFFERENT}
+        cards = {f"teacher.{name}": card.weights_sha256 for name, card in read_cards(self.heard).items()}
+        return {**kept, **cards, "lake": lake.store.url, "snapshot": lake.snapshot, "teachers": ", ".join(cards)}
+
+
+def settings_of(config: Train, device: torch.device) -> dict[str, Plain]:
+    """Return what decides about a run's result, as its checkpoint has it."""
+    identity = config.identity(config.open_lake(config.snapshot))
+    return {**identity, "bfloat16": uses_bfloat16(config.loop.precision, device)}

@@ -1,0 +1,171 @@
+"""What is found out of lake and teachers before a student's first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from torch import Tensor
+
+from datalake.lake import Lake
+from datalake.sample import Sample
+from pipelines.classrooms import (
+    class_shares,
+    examine_teachers,
+    look_at_points,
+    open_classroom,
+    parse_teachers,
+    read_cards,
+)
+from pipelines.curriculum import check_strangers, labelled_segments, read_boxes, spare_places
+from pipelines.device import device_of
+from pipelines.place import absolute
+from pipelines.settings import Train
+from student.anchors import AnchorReport, anchor_recall, fit_anchors
+from student.config import AnchorShapes, BranchSpec, StudentConfig, StudentError
+from student.imitation import balanced_weights
+from student.training.world import World
+from teachers.card import TeacherError
+
+# torchvision's own, which the paper took: made for pictures of 1333 pixels.
+_PAPER_ANCHORS = AnchorShapes(sizes=((32,), (64,), (128,), (256,)), ratios=(0.5, 1.0, 2.0))
+_LEVELS = 4
+# Pictures that each teacher looks at before the training.
+_SURVEY = 48
+_TOLD = ("accuracy", "mIoU")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Syllabus:
+    """All that a worker needs to know; found out once, before the first step.
+
+    teachers: name -> folder of those who are asked
+    class_weights: of each teacher of classes
+    labelled, unlabelled: pictures per step over all workers; segments of either kind
+    """
+
+    config: Train
+    snapshot: int
+    student: StudentConfig
+    teachers: dict[str, str]
+    class_weights: dict[str, Tensor]
+    labelled: int
+    unlabelled: int
+    labelled_segments: frozenset[str]
+    unlabelled_segments: frozenset[str]
+
+
+def plan_training(config: Train, console: Console, progress: Callable[[str, int, int, str], None]) -> Syllabus:
+    """Look at lake and teachers, print what was found, and return what the workers need.
+
+    Raises LakeError, TeacherError, StudentError or TrainingError where the training would be in vain.
+    """
+    config = config.located
+    lake = config.open_lake(config.snapshot)
+    named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
+    cards = read_cards(named)
+    check_strangers(cards, lake, [config.split])
+    if unknown := sorted(set(config.deaf_to) - named.keys()):
+        raise TeacherError(
+            f"--deaf-to {unknown[0]}: expected one of the teachers {', '.join(named) or '(there is none)'}"
+        )
+    with_labels, without = labelled_segments(lake, config.split, config.labelled_fraction, config.label_seed)
+    unlabelled = _places(config, lake, with_labels) if config.heard and without else 0
+    _check_batch(config, lake, unlabelled, with_labels, without)
+
+    boxes = read_boxes(config.frames(lake, points=False, segments=with_labels))
+    shapes = fit_anchors(boxes, levels=_LEVELS) if config.anchors == "fitted" else _PAPER_ANCHORS
+    student = _student_config(config, tuple(BranchSpec.of(name, card) for name, card in cards.items()), shapes)
+    width, height = config.image_size
+    grid = student.grid(height, width)
+    _check_anchors(config, anchor_recall(student, boxes, (height, width)), console)
+    console.print(
+        f"{len(with_labels):,} segments with labels, {len(without):,} without;"
+        f" {config.batch - unlabelled} and {unlabelled} pictures of a batch",
+        highlight=False,
+    )
+    return Syllabus(
+        config=config,
+        snapshot=lake.snapshot,
+        student=student,
+        teachers=config.heard,
+        class_weights=_survey(config, lake, grid, console, progress) if config.heard else {},
+        labelled=config.batch - unlabelled,
+        unlabelled=unlabelled,
+        labelled_segments=with_labels,
+        unlabelled_segments=without,
+    )
+
+
+def _places(config: Train, lake: Lake, with_labels: frozenset[str]) -> int:
+    """Return how many pictures of a batch go without labels."""
+    if config.unlabelled is not None:
+        return config.unlabelled
+    labelled = config.frames(lake, points=False, segments=with_labels).stream(1, shuffle=False).epoch_samples
+    return spare_places(config.batch, config.loop.steps, labelled)
+
+
+def _check_batch(
+    config: Train, lake: Lake, unlabelled: int, with_labels: frozenset[str], without: frozenset[str]
+) -> None:
+    """Raise now for what a worker would find out in its first step."""
+    if not 0 <= unlabelled < config.batch:
+        raise StudentError(f"--unlabelled {unlabelled}: expected fewer than the {config.batch} pictures of a batch")
+    for share, what, segments in (
+        (config.batch - unlabelled, "labelled pictures (--batch less --unlabelled)", with_labels),
+        (unlabelled, "pictures without labels (--unlabelled)", without),
+    ):
+        World(size=max(1, config.workers)).share(share, what)
+        if share:
+            config.frames(lake, points=False, segments=segments).stream(share, shuffle=True)
+    if config.listen == "shuffled" and config.batch // max(1, config.workers) < 2:
+        raise StudentError("--listen shuffled: a worker needs two pictures, to give one what is said of the other")
+
+
+def _student_config(config: Train, branches: tuple[BranchSpec, ...], anchors: AnchorShapes) -> StudentConfig:
+    if config.preset == "paper":
+        return StudentConfig.paper(branches, anchors)
+    return StudentConfig(branches=branches, anchors=anchors, stride=config.stride, feed=config.feed)
+
+
+def _check_anchors(config: Train, report: AnchorReport, console: Console) -> None:
+    console.print(str(report), soft_wrap=True, highlight=False)
+    if report.recall[0.5] < config.min_anchor_recall:
+        raise StudentError(
+            f"anchors overlap only {report.recall[0.5]:.0%} of the boxes by IoU 0.5, --min-anchor-recall asks for"
+            f" {config.min_anchor_recall:.0%}: most objects would never be proposed; use --anchors fitted, a finer"
+            " stride, or lower the limit"
+        )
+
+
+def _survey(
+    config: Train,
+    lake: Lake,
+    grid: tuple[int, int],
+    console: Console,
+    progress: Callable[[str, int, int, str], None],
+) -> dict[str, Tensor]:
+    """Check each teacher on a few pictures and say how well it does; return the class weights of those of classes."""
+    device = device_of(config.device)
+    frames = config.frames(lake, points=look_at_points(read_cards(config.heard).values()))
+    stream = frames.stream(config.batch, shuffle=True, panoptic=True)
+    wanted = min(_SURVEY, stream.epoch_samples)
+    batches: list[list[Sample]] = []
+    for batch in stream.loader():
+        batches.append(batch)
+        progress("survey", min(len(batches) * config.batch, wanted), wanted, "pictures")
+        if len(batches) * config.batch >= wanted:
+            break
+    for name, seen in examine_teachers(config.heard, batches, grid, device).items():
+        figures = ", ".join(f"{figure} {seen.figures[figure]:.2f}" for figure in _TOLD if figure in seen.figures)
+        answers = f"answers for {seen.valid_share:.0%} of the cells"
+        console.print(
+            f"teacher {name}: {answers}; {figures or 'nothing to compare with'}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    remember = Path(config.remember) if config.remember else None
+    shares = class_shares(open_classroom(config.heard, grid, device, remember), batches)
+    return {name: balanced_weights(share) for name, share in shares.items()}
