@@ -40,7 +40,8 @@ class LoaderConfig:
 
     global_batch: samples per step over all ranks; in training an epoch is cut to whole batches
     shuffle: a new random order every epoch; otherwise the lake's own order
-    streams: how many chunks are mixed at a time, all of them in memory (see `datalake.order`)
+    streams: how many chunks are mixed at a time, all of them in memory (see `datalake.order`); where there are
+        fewer, all are
     threads: how many pictures each process decodes at once; unlike worker processes, threads copy nothing
     reads: how many chunks of a remote lake each process asks for at once, ahead of their turn: a chunk takes a round
         trip to the store, and has about eight pictures. So many are in memory beside the `streams`
@@ -129,7 +130,8 @@ class SampleStream(IterableDataset[Sample]):
         """Return the samples of an epoch int64 [N] in their order, numbered as they lie in the lake."""
         if not self.config.shuffle:
             return np.arange(len(self._rows))
-        return epoch_order(self._sizes, self.config.streams, self.config.seed, epoch)
+        streams = min(self.config.streams, np.count_nonzero(self._sizes))
+        return epoch_order(self._sizes, streams, self.config.seed, epoch)
 
     def _read(self, samples: NDArray[np.int64]) -> Iterator[Sample]:
         """Yield samples in order; a chunk is in memory from its first to its last sample, a file likewise.

@@ -35,7 +35,8 @@ class DepthHead(nn.Module):
     """Tells a depth for each class (paper, section 3.2: one depth per class and detection).
 
     The default student also gets the box: pooled features have lost where in the picture, and how large, an object
-    is, which on a road says most about its distance. The paper's does not.
+    is, which on a road says most about its distance. The paper's does not. All of this is float32 under autocast as
+    well: bfloat16 would round a box's lower edge, and with it the distance, to whole pixels.
     """
 
     def __init__(self, config: StudentConfig) -> None:
@@ -49,10 +50,12 @@ class DepthHead(nn.Module):
 
     def forward(self, features: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Return encoded depths float32 [N, M] of boxes [N, 4], whose pooled features are [N, C]."""
+        features = features.float()
         if self._sees_box:
-            features = torch.cat([features, _geometry(boxes, image_size).to(features.dtype)], 1)
-        told: Tensor = self.tell(self.hidden(features).relu())
-        return told.float()
+            features = torch.cat([features, _geometry(boxes, image_size)], 1)
+        with torch.autocast(features.device.type, enabled=False):
+            told: Tensor = self.tell(self.hidden(features).relu())
+        return told
 
 
 class DepthRoIHeads(RoIHeads):

@@ -59,6 +59,15 @@ def test_without_shuffling_each_image_comes_once_in_the_order_of_the_lake(drive_
     assert [(key.segment, key.timestamp_us, key.camera) for key in seen] == [tuple(line.values()) for line in table]
 
 
+def test_a_lake_of_few_chunks_is_mixed_as_well(drive_lake: Lake) -> None:
+    stream = SampleStream(drive_lake, LoaderConfig(global_batch=3, streams=64, points=False))
+    segments = {commit.segment: number for number, commit in enumerate(drive_lake.in_split("train"))}
+    assert len(segments) == 3
+    seen = [[segments[key.segment] for key in batch] for batch in keys(stream)]
+    mixed = sum(len(set(batch)) > 1 for batch in seen)
+    assert mixed >= 0.9 * len(seen)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_does_not_change_the_batches(drive_lake: Lake, workers: int) -> None:
     config = LoaderConfig(global_batch=4, streams=8, points=False)

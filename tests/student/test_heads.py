@@ -40,6 +40,16 @@ def test_a_depth_is_told_for_each_box_and_class() -> None:
     assert head(torch.rand(3, TINY.head_width), boxes, (HEIGHT, WIDTH)).shape == (3, 5)
 
 
+def test_half_a_pixel_more_is_another_distance_under_bfloat16_too() -> None:
+    torch.manual_seed(0)
+    head, features = DepthHead(TINY), torch.rand(1, TINY.head_width)
+    lower, higher = torch.tensor([[300.0, 100, 340, 160.0]]), torch.tensor([[300.0, 100, 340, 160.5]])
+    with torch.autocast("cpu", torch.bfloat16):
+        told = [head(features, boxes, (256, 384)) for boxes in (lower, higher)]
+    assert not torch.equal(*told)
+    assert torch.equal(told[0], head(features, lower, (256, 384)))
+
+
 @pytest.mark.parametrize(("preset", "sees"), [("classroom", True), ("paper", False)])
 def test_only_the_default_student_sees_where_the_box_is(preset: str, sees: bool) -> None:
     torch.manual_seed(0)
