@@ -123,7 +123,6 @@ def run(config: Demo, console: Console) -> int:
         checkpoint=student,
         lake=lake_url,
         teachers=named,
-        cameras=config.cameras[:1],
         remember=str(answers),
         device=config.device,
         out=config.place,

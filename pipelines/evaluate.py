@@ -10,6 +10,7 @@ The run's segments, and those that the teachers were trained on, must not be exa
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import json
 import platform
@@ -79,10 +80,10 @@ class Evaluate:
     export: bool = False
     # Pictures at once.
     batch: int = 6
-    # Cameras to look through.
-    cameras: tuple[str, ...] = ("FRONT",)
-    # Width and height that pictures are scaled to.
-    image_size: tuple[int, int] = (384, 256)
+    # Cameras to look through; by default the training's.
+    cameras: tuple[str, ...] | None = None
+    # Width and height that pictures are scaled to; by default the training's, whose pixels the anchors were made for.
+    image_size: tuple[int, int] | None = None
     # At most so many samples, drawn from the whole split; by default all.
     samples: int | None = None
     # The split whose mean in each cell the imitation of numbers is compared with.
@@ -115,26 +116,30 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
     lake = open_lake(absolute(config.lake))
     named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
     cards = read_cards(named)
+    frames = _frames(config, checkpoint, lake, look_at_points(cards.values()), console)
     _check(config, student, checkpoint, lake, cards, console)
+    width, height = frames.image_size
+    grid = student.config.grid(height, width)
 
     # All other ways to fail are cheap; this one is not found out after a long examination.
-    exported = _export(config, student, lake, out) if config.export else {}
+    exported = _export(config, student, frames, out) if config.export else {}
     device = device_of(config.device)
+    # As in the training, where this device can.
+    bfloat16 = bool(checkpoint.identity.get("bfloat16", True)) and uses_bfloat16("auto", device)
     classroom = None
     if named:
-        width, height = config.image_size
         remember = Path(absolute(config.remember)) if config.remember else None
-        classroom = open_classroom(named, student.config.grid(height, width), device, remember)
+        classroom = open_classroom(named, grid, device, remember)
     student = student.to(device).to(memory_format=memory_format(device))  # type: ignore[call-overload]  # torch's stubs
-    batches, samples = _batches(_frames(config, lake, config.split, look_at_points(cards.values())), config)
+    batches, samples = _batches(frames, config)
     with ProgressBar(console) as bar:
         examination = examine(
             student,
             batches,
             classroom,
-            cell_means=_cell_means(config, lake, cards, classroom, bar.update) if classroom else None,
+            cell_means=_cell_means(config, frames, cards, classroom, bar.update) if classroom else None,
             example_every=-(-samples // _EXAMPLES),
-            bfloat16=uses_bfloat16("auto", device),
+            bfloat16=bfloat16,
             progress=lambda done: bar.update("examine", done, samples, "samples"),
         )
     how = {
@@ -142,11 +147,11 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
         "snapshot": lake.snapshot,
         "split": config.split,
         "segments": sorted(commit.segment for commit in lake.in_split(config.split)),
-        "cameras": list(config.cameras),
-        "image_size": list(config.image_size),
+        "cameras": list(frames.cameras),
+        "image_size": list(frames.image_size),
         "batch": config.batch,
         "device": _described(device),
-        "bfloat16": uses_bfloat16("auto", device),
+        "bfloat16": bfloat16,
     }
     evaluation = Evaluation(
         examination=examination,
@@ -204,8 +209,6 @@ def _check(
         raise StudentError(f"--batch {config.batch}: expected at least 1")
     if config.samples is not None and config.samples < 1:
         raise StudentError(f"--samples {config.samples}: expected at least 1")
-    width, height = config.image_size
-    student.config.grid(height, width)
     branches = [spec.name for spec in student.config.branches]
     for name, card in cards.items():
         if name not in branches:
@@ -250,14 +253,14 @@ def _learned_from(checkpoint: Checkpoint, teacher: str) -> object:
     return checkpoint.identity.get(f"teacher.{teacher}")
 
 
-def _export(config: Evaluate, student: Student, lake: Lake, out: RunFolder) -> dict[str, float]:
+def _export(config: Evaluate, student: Student, frames: Frames, out: RunFolder) -> dict[str, float]:
     """Write the student by itself, checked on a few pictures of the split; return the check's figures."""
-    batches, _ = _batches(_frames(config, lake, config.split, False), replace(config, samples=_EXPORT_PICTURES))
+    batches, _ = _batches(replace(frames, points=False), replace(config, samples=_EXPORT_PICTURES))
     return export_student(student, out.url, [sample.image for batch in batches for sample in batch]).figures()
 
 
 def _cell_means(
-    config: Evaluate, lake: Lake, cards: Mapping[str, TeacherCard], classroom: Classroom, tell: Tell
+    config: Evaluate, frames: Frames, cards: Mapping[str, TeacherCard], classroom: Classroom, tell: Tell
 ) -> dict[str, Tensor]:
     """Return the mean of each cell over samples of the training split, for each teacher of numbers."""
     means = {
@@ -265,8 +268,7 @@ def _cell_means(
     }
     if not means:
         return {}
-    frames = _frames(config, lake, config.train_split, look_at_points(cards.values()))
-    batches, samples = _batches(frames, replace(config, samples=_MEAN_SAMPLES))
+    batches, samples = _batches(replace(frames, split=config.train_split), replace(config, samples=_MEAN_SAMPLES))
     done = 0
     for batch, targets in classroom.follow(batches):
         for name, mean in means.items():
@@ -290,8 +292,31 @@ def _grouped(samples: Iterator[Sample], batch: int) -> Iterator[list[Sample]]:
         yield group
 
 
-def _frames(config: Evaluate, lake: Lake, split: str, points: bool) -> Frames:
-    return Frames(lake=lake, split=split, cameras=config.cameras, image_size=config.image_size, points=points)
+def _frames(config: Evaluate, checkpoint: Checkpoint, lake: Lake, points: bool, console: Console) -> Frames:
+    """Return the frames to examine on, seen as in the training unless asked otherwise, which the reader is told.
+
+    Raises StudentError where the checkpoint does not say how the training saw them, and nothing else is asked.
+    """
+    asked: dict[str, Any] = {"cameras": config.cameras, "image_size": config.image_size}
+    for name, value in asked.items():
+        stated = checkpoint.identity.get(name)
+        if value is None and not isinstance(stated, str):
+            option = f"--{name.replace('_', '-')}"
+            raise StudentError(f"{config.checkpoint}: the checkpoint does not say its {name}; give {option}")
+        trained = ast.literal_eval(stated) if isinstance(stated, str) else value
+        if value is None:
+            asked[name] = trained
+        elif value != trained:
+            console.print(
+                f"{name.replace('_', ' ')} {_listed(value)}: the student was trained with {_listed(trained)}",
+                soft_wrap=True,
+                highlight=False,
+            )
+    return Frames(lake=lake, split=config.split, points=points, **asked)
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _history(folder: RunFolder, steps: int) -> list[dict[str, float]]:

@@ -60,7 +60,6 @@ def settings(folder: Path, **more: object) -> Evaluate:
         "checkpoint": str(folder / "run"),
         "lake": str(folder / "lake"),
         "teachers": (f"lidar={folder / 'teacher'}",),
-        "image_size": SIZE,
         "batch": 3,
         "device": "cpu",
     }
@@ -90,6 +89,20 @@ def test_the_figures_say_what_was_examined(folder: Path, examined: tuple[Path, s
     assert metrics["examined"]["snapshot"] == lake.snapshot
     assert metrics["teachers"]["lidar"]["weights_sha256"] == read_card(str(folder / "teacher")).weights_sha256
     assert {"python", "torch", "torchvision"} <= metrics["versions"].keys()
+
+
+def test_frames_are_seen_as_in_the_training(examined: tuple[Path, str]) -> None:
+    how = json.loads((examined[0] / METRICS_FILE).read_text())["examined"]
+    assert (how["cameras"], how["image_size"], how["bfloat16"]) == (["FRONT"], list(SIZE), False)
+    assert "the student was trained with" not in examined[1]
+
+
+def test_another_size_of_pictures_is_told(folder: Path, tmp_path: Path) -> None:
+    console = Console(width=200, record=True, file=(tmp_path / "printed").open("w"))
+    config = settings(folder, teachers=("none",), samples=2, out=str(tmp_path), image_size=(128, 96))
+    assert run(config, console) == 0
+    assert "image size 128, 96: the student was trained with 96, 64" in console.export_text()
+    assert json.loads((tmp_path / METRICS_FILE).read_text())["examined"]["image_size"] == [128, 96]
 
 
 def test_the_page_is_one_file_and_is_named_at_the_end(examined: tuple[Path, str]) -> None:
@@ -195,7 +208,7 @@ def test_bad_arguments_give_status_2_and_one_line(
     )
     places = {"teacher": folder / "teacher", "taught": taught, "unknown": tmp_path / "unknown"}
     filled = [word.format(**places, other=tmp_path / "other") for word in words]
-    known = ["--checkpoint", str(folder / "run"), "--lake", str(folder / "lake"), "--image-size", "96", "64"]
+    known = ["--checkpoint", str(folder / "run"), "--lake", str(folder / "lake")]
     monkeypatch.setattr(sys, "argv", ["evaluate", *known, "--out", str(tmp_path / "out"), *filled])
     with pytest.raises(SystemExit) as ended:
         main()
