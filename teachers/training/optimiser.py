@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -64,14 +64,23 @@ class Optimiser:
         self._muon.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that has to be known to go on."""
-        return {"adamw": self._adamw.state_dict(), "muon": None if self._muon is None else self._muon.state_dict()}
+        """Return all that has to be known to go on, however the weights lie in memory there."""
+        muon = None if self._muon is None else self._told(self._muon.state_dict(), _logical)
+        return {"adamw": self._adamw.state_dict(), "muon": muon}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._adamw.load_state_dict(state["adamw"])
         if self._muon is not None:
-            self._muon.load_state_dict(state["muon"])
+            self._muon.load_state_dict(self._told(state["muon"], lambda told, w: _matrix(told.reshape(w.shape), w)))
+
+    def _told(self, state: dict[str, Any], order: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Any]:
+        """Return Muon's state with each momentum in another order of its columns."""
+        told = {
+            number: {**values, "momentum_buffer": order(values["momentum_buffer"], self._hidden[number])}
+            for number, values in state["state"].items()
+        }
+        return {**state, "state": told}
 
 
 def split_optimiser(
@@ -91,3 +100,11 @@ def _matrix(values: Tensor, weight: Tensor) -> Tensor:
     if weight.ndim == 4 and not weight.is_contiguous():
         values = values.permute(0, 2, 3, 1)
     return values.reshape(len(values), -1)
+
+
+def _logical(matrix: Tensor, weight: Tensor) -> Tensor:
+    """Return what `_matrix` made of such a weight as a matrix in the order of a contiguous weight."""
+    if weight.ndim == 4 and not weight.is_contiguous():
+        outputs, inputs, height, width = weight.shape
+        matrix = matrix.reshape(outputs, height, width, inputs).permute(0, 3, 1, 2)
+    return matrix.reshape(len(matrix), -1)

@@ -103,6 +103,25 @@ def test_how_weights_lie_in_memory_does_not_matter() -> None:
         torch.testing.assert_close(a, b, atol=2e-3, rtol=0)
 
 
+def test_what_is_kept_for_later_does_not_depend_on_how_weights_lie_in_memory() -> None:
+    one, other = layers(), layers().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    first, second = optimiser_of(one), optimiser_of(other)
+    descend(one, lambda: first.step(RATE), steps=2)
+    before = weights(one)
+    other.load_state_dict(one.state_dict())
+    second.load_state_dict(first.state_dict())
+    kept, again = first.state_dict()["muon"]["state"], second.state_dict()["muon"]["state"]
+    assert torch.equal(kept[0]["momentum_buffer"], again[0]["momentum_buffer"])
+    # The momentum alone turns them: what was learned is not new to either.
+    for network, optimiser in ((one, first), (other, second)):
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimiser.step(RATE)
+    assert not torch.equal(weights(one)[0], before[0])
+    for a, b in zip(weights(one), weights(other), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=0)
+
+
 def test_cleared_gradients_are_gone() -> None:
     network = layers()
     optimiser = optimiser_of(network)
