@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from student.config import StudentError
 from teachers.classes import IGNORED
 from teachers.confusion import Confusion
 from teachers.statistics import Moments
@@ -161,11 +162,13 @@ class CellMean:
     def values(self) -> Tensor:
         """Return float32 [D, h, w], the mean of each cell, and in cells that were never valid that of the channel.
 
-        Raises ValueError where not one valid cell was seen.
+        Raises StudentError where not one valid cell was seen.
         """
         cells = int(self._count.sum())
         if not cells:
-            raise ValueError("no mean: not one valid cell was seen")
+            raise StudentError(
+                "a teacher has nothing to say of any cell of the training split: no mean to compare with"
+            )
         overall = self._sum.sum((1, 2)) / cells
         return (self._sum / self._count).where(self._count > 0, overall[:, None, None]).float()
 

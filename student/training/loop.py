@@ -99,8 +99,9 @@ def train(
     progress: called after each step with the steps done and what was logged
 
     A run that was killed and started again does the same steps, on a CPU to the last bit, and any number of workers
-    does the same up to rounding. Raises TrainingError, on every worker, where a loss or a gradient stops being finite;
-    the last checkpoint is of before that.
+    does the same up to rounding; but for batch norms, which see a worker's own pictures, and for shuffled teachers,
+    whose answers are turned within a worker. Raises TrainingError, on every worker, where a loss or a gradient stops
+    being finite; the last checkpoint is of before that.
     """
     world = world or World()
     places = _places(plan, world)
@@ -144,14 +145,26 @@ def train(
                 world.device,
             )
             rate = schedule.rate(step)
+            chance = [generator.get_state() for generator in material.generators]
             with torch.autocast(world.device.type, torch.bfloat16, enabled=bfloat16):
                 total, losses = module(material, step / config.steps)
             values = world.mean({name: float(loss.detach()) for name, loss in losses.items()})
-            _check_losses(values, step, lesson, material, samples, bfloat16)
+            if wrong := [name for name, value in values.items() if not math.isfinite(value)]:
+                # With the same chance as before: what went wrong may depend on which proposals were drawn.
+                for generator, state in zip(material.generators, chance, strict=True):
+                    generator.set_state(state)
+                guilty = [samples[i] for i in _guilty(wrong[0], lesson, material, bfloat16)]
+                # All workers are here, since the values are means over all of them.
+                names = world.gather(_names(guilty)) or world.gather(_names(samples))
+                raise TrainingError(
+                    f"step {step}: loss {wrong[0]!r} is {values[wrong[0]]} at {', '.join(names)};"
+                    " look at that sample, or lower the learning rate"
+                )
             norm = _descend(lesson, optimiser, total, rate, config.max_gradient_norm)
             if not math.isfinite(norm):
+                names = world.gather(_names(samples))
                 raise TrainingError(
-                    f"step {step}: the gradient is {norm} at losses {values} of {_names(samples)};"
+                    f"step {step}: the gradient is {norm} at losses {values} of {', '.join(names)};"
                     " lower the learning rate"
                 )
             wall_s = time.monotonic() - started
@@ -210,27 +223,6 @@ def _places(plan: Plan, world: World) -> list[int]:
     ]
 
 
-def _check_losses(
-    values: Mapping[str, float],
-    step: int,
-    lesson: Lesson,
-    material: Material,
-    samples: Sequence[Sample],
-    bfloat16: bool,
-) -> None:
-    """Raise TrainingError where a loss is not finite, and name the samples of this worker that it comes from.
-
-    The values are means over all workers, so that all of them stop at the same step.
-    """
-    for name, value in values.items():
-        if not math.isfinite(value):
-            guilty = _guilty(name, lesson, material, bfloat16)
-            raise TrainingError(
-                f"step {step}: loss {name!r} is {value} at {_names([samples[i] for i in guilty] or samples)};"
-                " look at that sample, or lower the learning rate"
-            )
-
-
 @torch.no_grad()
 def _guilty(name: str, lesson: Lesson, material: Material, bfloat16: bool) -> list[int]:
     """Return the numbers of the pictures which, each on its own, have a loss `name` that is not finite."""
@@ -283,5 +275,5 @@ def _checkpoint(
     )
 
 
-def _names(samples: Sequence[Sample]) -> str:
-    return ", ".join(f"{s.key.segment} {s.key.timestamp_us} {s.key.camera}" for s in samples)
+def _names(samples: Sequence[Sample]) -> list[str]:
+    return [f"{s.key.segment} {s.key.timestamp_us} {s.key.camera}" for s in samples]

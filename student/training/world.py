@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -44,3 +44,11 @@ class World:
         together = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         dist.all_reduce(together)
         return dict(zip(values, (together / self.size).tolist(), strict=True))
+
+    def gather(self, names: Sequence[str]) -> list[str]:
+        """Return all workers' names, who all call this."""
+        if self.size == 1:
+            return list(names)
+        everyone: list[Sequence[str]] = [()] * self.size
+        dist.all_gather_object(everyone, list(names))
+        return [name for theirs in everyone for name in theirs]

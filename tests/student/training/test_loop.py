@@ -274,6 +274,18 @@ def test_shuffled_targets_change_what_is_imitated_and_nothing_else(whole: tuple[
     assert differing == {"loss/imitate/colours", "loss/imitate/shades", "gradient_norm"}
 
 
+def test_every_worker_names_the_sample_of_the_worker_that_has_it(tmp_path: Path) -> None:
+    some = samples(6)
+    # Labelled are 0 … 2, two a step: 1 is the second worker's in the first step.
+    some[1] = replace(some[1], objects=objects_of((10, 10, 40, math.nan, 1, 5.0)))
+    course = Course(folder=str(tmp_path / "two"), some=some)
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_stop, (course, f"{folder}/meeting", str(tmp_path)), nprocs=2)
+    told = [(tmp_path / f"told-{rank}").read_text() for rank in range(2)]
+    assert told[0] == told[1]
+    assert told[0].endswith("at segment_1 1 FRONT; look at that sample, or lower the learning rate")
+
+
 def test_a_batch_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="3 pictures without labels cannot be cut among 2 workers"):
         Course(folder=str(tmp_path), unlabelled=3).hold(World(size=2))
@@ -287,6 +299,13 @@ def _work(rank: int, course: Course, meeting: str) -> None:
         course.hold(World(rank, 2))
     finally:
         dist.destroy_process_group()
+
+
+def _stop(rank: int, course: Course, meeting: str, folder: str) -> None:
+    """One of two workers, whose training stops; writes down why."""
+    with pytest.raises(TrainingError) as stopped:
+        _work(rank, course, meeting)
+    (Path(folder) / f"told-{rank}").write_text(str(stopped.value))
 
 
 def test_two_workers_do_what_one_does(tmp_path: Path) -> None:
