@@ -130,7 +130,7 @@ class SampleStream(IterableDataset[Sample]):
         """Return the samples of an epoch int64 [N] in their order, numbered as they lie in the lake."""
         if not self.config.shuffle:
             return np.arange(len(self._rows))
-        streams = min(self.config.streams, np.count_nonzero(self._sizes))
+        streams = min(self.config.streams, int((self._sizes > 0).sum()))
         return epoch_order(self._sizes, streams, self.config.seed, epoch)
 
     def _read(self, samples: NDArray[np.int64]) -> Iterator[Sample]:

@@ -20,6 +20,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,9 +29,8 @@ import tyro
 from rich.console import Console
 
 from datalake.commit import LakeError
-from datalake.lake import open_lake
-from pipelines.classrooms import open_classroom, parse_teachers, read_cards
-from pipelines.curriculum import Frames, check_splits, check_strangers
+from pipelines.classrooms import look_at_points, open_classroom, parse_teachers, read_cards
+from pipelines.curriculum import check_splits, check_strangers
 from pipelines.device import device_of
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
@@ -107,6 +107,10 @@ def jobs_of(study: Ablate) -> list[Job]:
             raise StudentError(f"--rates {text}: expected ARM=RATE") from error
     if unknown := sorted({*arms, *rates} - set(known)):
         raise StudentError(f"unknown arm {unknown[0]}; there are {', '.join(known)}")
+    if study.train.workers:
+        raise StudentError(
+            "--train.workers: a study trains each student in one process; --parallel is how many at a time"
+        )
     if not names:
         raise StudentError("--train.teachers none: expected teachers whose help is to be measured")
     if study.steps and len(study.steps) != len(study.labelled_fractions):
@@ -133,20 +137,28 @@ def jobs_of(study: Ablate) -> list[Job]:
     return jobs
 
 
-def work(job: Job) -> dict[str, float]:
-    """Train and examine one student, or take up what is there of it; return its figures.
+def finished(job: Job) -> dict[str, float] | None:
+    """Return the figures of a student that was trained and examined before, if it was.
 
-    Raises TrainingError where what is there was trained with other settings.
+    Raises TrainingError where it was trained with other settings.
     """
-    torch.set_num_threads(job.threads)
     folder = RunFolder(job.config.out)
+    if (done := folder.read(_kept(job))) is None:
+        return None
+    settings = settings_of(job.config, device_of(job.config.device))
+    check_identity(folder.place(CHECKPOINT_FILE), read_student(job.config.out)[1].identity, settings)
+    figures: dict[str, float] = json.loads(done)
+    return figures
+
+
+def _kept(job: Job) -> str:
     # The same students may be examined on another split later.
-    kept = f"metrics-{job.examined}.json"
-    if (done := folder.read(kept)) is not None:
-        settings = settings_of(job.config, device_of(job.config.device))
-        check_identity(folder.place(CHECKPOINT_FILE), read_student(job.config.out)[1].identity, settings)
-        figures: dict[str, float] = json.loads(done)
-        return figures
+    return f"metrics-{job.examined}.json"
+
+
+def work(job: Job) -> dict[str, float]:
+    """Train and examine one student, from its checkpoint if there is one; return its figures."""
+    torch.set_num_threads(job.threads)
     silent = Console(file=sys.stderr, quiet=True)
     syllabus = plan_training(job.config, silent, lambda *_: None)
     trained = attend(syllabus, World(device=device_of(job.config.device)))
@@ -158,7 +170,7 @@ def work(job: Job) -> dict[str, float]:
         "training/labelled_pictures": float(trained.steps * syllabus.labelled),
         "training/learning_rate": job.config.loop.learning_rate,
     }
-    folder.write(kept, json.dumps(figures, indent=1, allow_nan=False).encode())
+    RunFolder(job.config.out).write(_kept(job), json.dumps(figures, indent=1, allow_nan=False).encode())
     return figures
 
 
@@ -167,10 +179,10 @@ def _examined(job: Job) -> dict[str, float]:
     device = device_of(config.device)
     student, _ = read_student(config.out)
     student = student.to(device)
-    lake = open_lake(absolute(config.lake), config.snapshot)
-    frames = Frames(
-        lake=lake, split=job.examined, cameras=config.cameras, image_size=config.image_size, points=True, seed=0
-    )
+    lake = config.open_lake(config.snapshot)
+    points = look_at_points(read_cards(parse_teachers(config.teachers)).values())
+    # Of all seeds the same, so that all are compared with the same means.
+    frames = replace(config.frames(lake, points=points), split=job.examined, seed=0)
     grid = student.config.grid(config.image_size[1], config.image_size[0])
     remember = Path(absolute(config.remember)) if config.remember else None
     room = open_classroom(parse_teachers(config.teachers), grid, device, remember)
@@ -294,28 +306,51 @@ def fill_page(page: Page, results: Results) -> None:
         page.table(rows, header)
 
 
+def opened(study: Ablate) -> Ablate:
+    """Return the study of the lake as it is now: a snapshot that is published meanwhile changes none of its students.
+
+    Raises LakeError or TeacherError where somebody would be examined on what he was trained on.
+    """
+    lake = study.train.open_lake(study.train.snapshot)
+    check_splits(lake, study.train.split, study.examined)
+    check_strangers(read_cards(parse_teachers(study.train.teachers)), lake, [study.train.split, study.examined])
+    return replace(study, train=replace(study.train, snapshot=lake.snapshot))
+
+
 def run(study: Ablate, console: Console) -> int:
     """Train and compare, print the tables, and return the exit status 0."""
     out = absolute(study.train.out)
-    lake = open_lake(absolute(study.train.lake), study.train.snapshot)
-    check_splits(lake, study.train.split, study.examined)
-    check_strangers(read_cards(parse_teachers(study.train.teachers)), lake, [study.train.split, study.examined])
-    jobs = jobs_of(study)
+    jobs = jobs_of(opened(study))
     found: dict[tuple[float, str, int], dict[str, float]] = {}
+    waiting = []
+    for job in jobs:
+        if (figures := finished(job)) is None:
+            waiting.append(job)
+        else:
+            found[job.fraction, job.arm, job.config.seed] = figures
     spawn = multiprocessing.get_context("spawn")
     with ProgressBar(console) as bar, ProcessPoolExecutor(study.parallel, mp_context=spawn) as pool:
-        bar.update("students", 0, len(jobs), "students")
-        futures = {pool.submit(work, job): job for job in jobs}
+        bar.update("students", len(found), len(jobs), "students")
+        futures = {pool.submit(work, job): job for job in waiting}
         try:
             for future in as_completed(futures):
                 job = futures[future]
                 found[job.fraction, job.arm, job.config.seed] = future.result()
                 bar.update("students", len(found), len(jobs), "students")
                 _write(out, _ordered(jobs, found), study.examined)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
+        except BaseException as error:
+            # The others need not be waited for: they have checkpoints.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise TrainingError(
+                    "a student's process was killed, perhaps for want of memory; run the same command again to go on,"
+                    " with a smaller --parallel"
+                ) from error
             raise
     results = _ordered(jobs, found)
+    _write(out, results, study.examined)
     console.print(markdown(results), soft_wrap=True, markup=False, highlight=False)
     console.print(RunFolder(out).place(f"report-{study.examined}.html"), soft_wrap=True, highlight=False)
     return 0

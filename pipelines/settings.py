@@ -10,7 +10,7 @@ import torch
 from datalake.cache import RangeCache
 from datalake.lake import Lake, open_lake
 from pipelines.classrooms import parse_teachers, read_cards
-from pipelines.curriculum import Frames
+from pipelines.curriculum import Frames, labelled_segments, spare_places
 from pipelines.place import absolute
 from student.config import Feed, Preset
 from student.training.lesson import LossWeights
@@ -81,7 +81,7 @@ class Train:
     # How often lost workers are started again.
     max_failures: int = 3
     # Where this process trains: cpu, cuda, cuda:1 …; by default on the GPU if there is one. Workers of Ray Train take
-    # a GPU each where the cluster has them.
+    # a GPU each where the cluster has them, unless this is cpu.
     device: str = "auto"
     # How much each loss counts.
     weights: LossWeights = field(default_factory=LossWeights)
@@ -95,6 +95,8 @@ class Train:
             self,
             lake=absolute(self.lake),
             out=absolute(self.out),
+            teachers=tuple(f"{name}={absolute(url)}" for name, url in parse_teachers(self.teachers).items())
+            or ("none",),
             remember=None if self.remember is None else absolute(self.remember),
             cache=None if self.cache is None else absolute(self.cache),
         )
@@ -124,11 +126,34 @@ class Train:
             segments=segments,
         )
 
+    def segments(self, lake: Lake) -> tuple[frozenset[str], frozenset[str]]:
+        """Return the segments that keep their labels, and the others."""
+        return labelled_segments(lake, self.split, self.labelled_fraction, self.label_seed)
+
+    def places(self, lake: Lake) -> int:
+        """Return how many pictures of a batch go without labels."""
+        with_labels, without = self.segments(lake)
+        if not self.heard or not without:
+            return 0
+        if self.unlabelled is not None:
+            return self.unlabelled
+        labelled = self.frames(lake, points=False, segments=with_labels).stream(1, shuffle=False).epoch_samples
+        return spare_places(self.batch, self.loop.steps, labelled)
+
     def identity(self, lake: Lake) -> dict[str, Plain]:
-        """Return what decides about the result: settings, teachers' weights and the lake's snapshot."""
+        """Return what decides about the result: settings, branches, teachers' weights and the lake's snapshot."""
         kept = {name: value for name, value in identity_of(self.located).items() if name not in _INDIFFERENT}
-        cards = {f"teacher.{name}": card.weights_sha256 for name, card in read_cards(self.heard).items()}
-        return {**kept, **cards, "lake": lake.store.url, "snapshot": lake.snapshot, "teachers": ", ".join(cards)}
+        named = read_cards(parse_teachers(self.located.teachers))
+        heard = {f"teacher.{name}": named[name].weights_sha256 for name in self.heard}
+        return {
+            **kept,
+            **heard,
+            "lake": lake.store.url,
+            "snapshot": lake.snapshot,
+            "teachers": ", ".join(heard),
+            "branches": ", ".join(f"{name} {card.kind} {card.channels}" for name, card in named.items()),
+            "unlabelled": self.places(lake),
+        }
 
 
 def settings_of(config: Train, device: torch.device) -> dict[str, Plain]:

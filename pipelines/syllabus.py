@@ -19,7 +19,7 @@ from pipelines.classrooms import (
     parse_teachers,
     read_cards,
 )
-from pipelines.curriculum import check_strangers, labelled_segments, read_boxes, spare_places
+from pipelines.curriculum import check_strangers, read_boxes
 from pipelines.device import device_of
 from pipelines.place import absolute
 from pipelines.settings import Train
@@ -71,8 +71,10 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
         raise TeacherError(
             f"--deaf-to {unknown[0]}: expected one of the teachers {', '.join(named) or '(there is none)'}"
         )
-    with_labels, without = labelled_segments(lake, config.split, config.labelled_fraction, config.label_seed)
-    unlabelled = _places(config, lake, with_labels) if config.heard and without else 0
+    if config.listen == "shuffled" and not config.heard:
+        raise StudentError("--listen shuffled: expected teachers, whose answers are given to the wrong pictures")
+    with_labels, without = config.segments(lake)
+    unlabelled = config.places(lake)
     _check_batch(config, lake, unlabelled, with_labels, without)
 
     boxes = read_boxes(config.frames(lake, points=False, segments=with_labels))
@@ -99,14 +101,6 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
     )
 
 
-def _places(config: Train, lake: Lake, with_labels: frozenset[str]) -> int:
-    """Return how many pictures of a batch go without labels."""
-    if config.unlabelled is not None:
-        return config.unlabelled
-    labelled = config.frames(lake, points=False, segments=with_labels).stream(1, shuffle=False).epoch_samples
-    return spare_places(config.batch, config.loop.steps, labelled)
-
-
 def _check_batch(
     config: Train, lake: Lake, unlabelled: int, with_labels: frozenset[str], without: frozenset[str]
 ) -> None:
@@ -126,6 +120,8 @@ def _check_batch(
 
 def _student_config(config: Train, branches: tuple[BranchSpec, ...], anchors: AnchorShapes) -> StudentConfig:
     if config.preset == "paper":
+        if (config.stride, config.feed) != (Train.stride, Train.feed):
+            raise StudentError("--preset paper: stride and feed are the paper's, leave --stride and --feed out")
         return StudentConfig.paper(branches, anchors)
     return StudentConfig(branches=branches, anchors=anchors, stride=config.stride, feed=config.feed)
 

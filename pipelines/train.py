@@ -90,7 +90,7 @@ def run(config: Train, console: Console) -> int:
         syllabus = plan_training(config, console, bar.update)
     if config.workers:
         with cluster():
-            _train_on_ray(syllabus)
+            _train_on_ray(syllabus, console)
         trained = None
     else:
         with ProgressBar(console) as bar:
@@ -104,14 +104,30 @@ def run(config: Train, console: Console) -> int:
     return 0
 
 
-def _train_on_ray(syllabus: Syllabus) -> None:
+def wants_gpus(config: Train, available: int) -> bool:
+    """Return whether the workers take a GPU each of a cluster that has so many.
+
+    Raises TrainingError where there are some, but not for all: none would be used.
+    """
+    if config.device == "cpu" or not available:
+        return False
+    if available < config.workers:
+        raise TrainingError(
+            f"--workers {config.workers}: the cluster has GPUs for {available} of them; give --workers {available}, or"
+            " --device cpu for all"
+        )
+    return True
+
+
+def _train_on_ray(syllabus: Syllabus, console: Console) -> None:
     config = syllabus.config
-    gpu = ray.cluster_resources().get("GPU", 0) >= config.workers
+    use_gpu = wants_gpus(config, int(ray.cluster_resources().get("GPU", 0)))
+    console.print(f"{config.workers} workers, {'a GPU each' if use_gpu else 'without GPUs'}", highlight=False)
     folder = absolute(config.out)
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]  # the annotation is older than return values
         train_loop_config={"syllabus": syllabus},
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpu),
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name="ray",
             storage_path=folder,

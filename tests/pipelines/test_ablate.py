@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,16 +15,18 @@ import pytest
 from rich.console import Console
 
 from datalake.build import BuildConfig
+from datalake.lake import open_lake
 from datalake.synthetic import DriveConfig, write_drives
-from pipelines.ablate import Ablate, Results, gains, jobs_of, lines, markdown, run
+from pipelines.ablate import Ablate, Results, gains, jobs_of, lines, markdown, opened, run
 from pipelines.settings import Train
 from student.config import StudentError
-from student.training.checkpoint import CHECKPOINT_FILE
+from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE
 from student.training.loop import LoopConfig
 from teachers.training.failure import TrainingError
 from tests.lakes import build_files
 from tests.pipelines.small_teachers import admit_ignorance, write_teachers
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZE, STEPS = (96, 64), 2
 STUDY = Ablate(train=Train(lake="lake", out="/out", teachers=("points=/a", "masks=/b"), loop=LoopConfig(steps=STEPS)))
 
@@ -113,6 +120,7 @@ def test_each_share_of_labels_has_its_steps() -> None:
         ({"rates": ("none:1",)}, "expected ARM=RATE"),
         ({"rates": ("all=1",)}, "unknown arm all"),
         ({"steps": (1, 2, 3)}, "expected a number for each"),
+        ({"train": replace(STUDY.train, workers=2)}, "--train.workers: a study trains each student in one process"),
         ({"train": replace(STUDY.train, teachers=("none",))}, "expected teachers whose help is to be measured"),
     ],
 )
@@ -172,6 +180,45 @@ def test_other_settings_do_not_take_up_what_is_there(study: Ablate) -> None:
     loop = replace(study.train.loop, weight_decay=0.5)
     with pytest.raises(TrainingError, match=r"loop\.weight_decay 0\.02 instead of 0\.5"):
         run(replace(study, train=replace(study.train, loop=loop)), Console(quiet=True))
+
+
+def children(process: int) -> list[int]:
+    """Return the processes that the main thread of a process has started."""
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def test_a_student_that_is_killed_ends_the_study_in_one_line(study: Ablate, tmp_path: Path) -> None:
+    words = [
+        "--train.lake", study.train.lake, "--train.out", str(tmp_path), "--train.teachers", *study.train.teachers,
+        "--train.image-size", "96", "64", "--train.batch", "4", "--train.min-anchor-recall", "0",
+        "--train.device", "cpu", "--arms", "none", "--labelled-fractions", "0.5", "--steps", "100000",
+    ]  # fmt: skip
+    running = subprocess.Popen(
+        [sys.executable, str(ROOT / "pipelines/ablate.py"), *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob(f"*/*/{HISTORY_FILE}")):
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    students = [
+        child for child in children(running.pid) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+    os.kill(students[0], signal.SIGKILL)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 2
+    assert errors.strip().splitlines()[-1].startswith("ablate: a student's process was killed")
+    assert not any(Path(f"/proc/{student}").exists() for student in students)
+
+
+def test_all_students_are_of_one_snapshot(study: Ablate) -> None:
+    assert study.train.snapshot is None
+    assert opened(study).train.snapshot == open_lake(study.train.lake).snapshot
 
 
 def test_students_are_examined_on_another_split_without_being_trained_again(study: Ablate) -> None:

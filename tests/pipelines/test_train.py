@@ -18,7 +18,7 @@ from rich.console import Console
 from datalake.lake import Lake
 from pipelines.settings import Listen, Train
 from pipelines.syllabus import plan_training
-from pipelines.train import attend, main, run
+from pipelines.train import attend, main, run, wants_gpus
 from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, read_student
 from student.training.folder import RunFolder
 from student.training.loop import LoopConfig
@@ -247,6 +247,8 @@ def refused(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         (["--batch", "3", "--workers", "2"], "3 labelled pictures (--batch less --unlabelled) cannot be cut among"),
         (["--batch", "60"], "has 22 images of FRONT, fewer than one batch of 60"),
         (["--loop.learning-rate", "0"], "expected a positive learning rate"),
+        (["--listen", "shuffled"], "--listen shuffled: expected teachers"),
+        (["--preset", "paper", "--stride", "8"], "--preset paper: stride and feed are the paper's"),
     ],
 )
 def test_bad_arguments_give_status_2_and_one_line(
@@ -313,6 +315,16 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
     assert line.startswith(f"train: {tmp_path}/checkpoint.pt: not a training checkpoint: ")
 
 
+@pytest.mark.parametrize(("device", "gpus", "used"), [("auto", 0, False), ("auto", 2, True), ("cpu", 8, False)])
+def test_workers_take_a_gpu_each_where_there_are_any(device: str, gpus: int, used: bool) -> None:
+    assert wants_gpus(Train(lake="", out="", workers=2, device=device), gpus) is used
+
+
+def test_gpus_for_some_of_the_workers_alone_are_refused() -> None:
+    with pytest.raises(TrainingError, match="GPUs for 1 of them; give --workers 1, or --device cpu"):
+        wants_gpus(Train(lake="", out="", workers=2), 1)
+
+
 @pytest.mark.slow
 def test_workers_of_ray_train_do_what_one_process_does(
     drive_lake: Lake, teachers: tuple[str, ...], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -320,7 +332,9 @@ def test_workers_of_ray_train_do_what_one_process_does(
     # Told where to read and write from where it is started.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    config = settings(drive_lake, "out", teachers, workers=2)
+    named = (teacher.split("=") for teacher in teachers)
+    near = tuple(f"{name}={os.path.relpath(url, tmp_path)}" for name, url in named)
+    config = settings(drive_lake, "out", near, workers=2)
     assert run(config, Console(quiet=True)) == 0
     assert [line["step"] for line in log(tmp_path / "out")] == list(range(STEPS))
     for one, two in zip(log(whole), log(tmp_path / "out"), strict=True):
