@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from student.config import StudentError
 from student.evaluation.imitation import CellMean, ClassScores, RegressionScores
 from teachers.target import Target
 from tests.teachers.test_target import keys, random_target
@@ -299,7 +300,7 @@ def test_on_its_own_data_the_position_mean_is_no_worse_than_the_channel_mean(see
 
 
 def test_cell_means_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="not one valid cell"):
+    with pytest.raises(StudentError, match="nothing to say of any cell of the training split"):
         CellMean(3, 4, 5).values()
     with pytest.raises(ValueError, match=r"targets \[B, 3, 5, 4\], got: \[2, 3, 4, 5\]"):
         CellMean(3, 5, 4).add(random_target(0, classes=False))
