@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +22,9 @@ from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE
 from student.training.loop import LoopConfig
 from teachers.training.failure import TrainingError
 from tests.lakes import build_files
+from tests.pipelines.programs import start
 from tests.pipelines.small_teachers import admit_ignorance, write_teachers
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZE, STEPS = (96, 64), 2
 STUDY = Ablate(train=Train(lake="lake", out="/out", teachers=("points=/a", "masks=/b"), loop=LoopConfig(steps=STEPS)))
 
@@ -193,14 +191,7 @@ def test_a_student_that_is_killed_ends_the_study_in_one_line(study: Ablate, tmp_
         "--train.image-size", "96", "64", "--train.batch", "4", "--train.min-anchor-recall", "0",
         "--train.device", "cpu", "--arms", "none", "--labelled-fractions", "0.5", "--steps", "100000",
     ]  # fmt: skip
-    running = subprocess.Popen(
-        [sys.executable, str(ROOT / "pipelines/ablate.py"), *words],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    running = start("ablate.py", words)
     deadline = time.monotonic() + 240
     while not list(tmp_path.glob(f"*/*/{HISTORY_FILE}")):
         assert running.poll() is None, running.communicate()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -25,9 +24,9 @@ from student.training.loop import LoopConfig
 from student.training.world import World
 from teachers.card import WEIGHTS_FILE, TrainingData, read_card, write_card
 from teachers.training.failure import TrainingError
+from tests.pipelines.programs import ROOT, start
 from tests.pipelines.small_teachers import admit_ignorance, write_teachers
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
 CLOCK = {"images_per_second", "wait/data", "wait/teachers"}
 
@@ -66,17 +65,6 @@ def arguments(lake: Lake, out: Path | str, teachers: tuple[str, ...] = ("none",)
     ]  # fmt: skip
 
 
-def start(words: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "pipelines/train.py"), *words],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def log(out: Path | str) -> list[dict[str, float]]:
     """Return the history without what the clock says."""
     content = RunFolder(str(out)).read(HISTORY_FILE)
@@ -97,7 +85,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     drive_lake: Lake, teachers: tuple[str, ...], whole: Path, tmp_path: Path
 ) -> None:
     words = arguments(drive_lake, tmp_path, teachers)
-    killed = start(words)
+    killed = start("train.py", words)
     history, deadline = tmp_path / HISTORY_FILE, time.monotonic() + 240
     # Step 3 is behind the checkpoint of two steps, and is lost.
     while not (history.exists() and len(history.read_text().splitlines()) >= 4):
@@ -109,7 +97,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     killed.communicate()
     done = read_student(str(tmp_path))[1].step
     assert done in (2, 4)
-    again = start(words)
+    again = start("train.py", words)
     output, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors
     assert f"trained {STEPS} steps" in output
@@ -338,8 +326,9 @@ def test_workers_of_ray_train_do_what_one_process_does(
     assert run(config, Console(quiet=True)) == 0
     assert [line["step"] for line in log(tmp_path / "out")] == list(range(STEPS))
     for one, two in zip(log(whole), log(tmp_path / "out"), strict=True):
-        # Once rounding has made another proposal survive, losses of what is drawn from them differ a little.
-        exact = one["step"] < 2
+        # Muon's first step enlarges rounding; then another proposal survives, and losses of what is drawn differ.
+        # That they stay equal without Muon is tested where no cluster is needed (`test_two_workers_do_what_one_does`).
+        exact = one["step"] == 0
         for name in (name for name in one if name.startswith("loss/")):
             assert two[name] == pytest.approx(one[name], rel=1e-4 if exact else 0.1, abs=1e-5 if exact else 0.02), name
 

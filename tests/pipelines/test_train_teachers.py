@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -30,8 +29,8 @@ from teachers.training.loop import LoopConfig
 from teachers.training.mask_course import MaskCourse
 from teachers.training.schedule import Schedule
 from tests.lakes import build_files
+from tests.pipelines.programs import start
 
-ROOT = Path(__file__).resolve().parents[2]
 FRAMES = 6
 TEACHERS: tuple[TeacherName, ...] = ("spvcnn", "mask_rcnn")
 
@@ -79,18 +78,6 @@ def arguments(lake: str, out: Path) -> list[str]:
     return words
 
 
-def start(*words: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "pipelines/train_teachers.py"), *words]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def kill_after(process: subprocess.Popen[str], history: Path, lines: int) -> None:
     """Kill the process with SIGKILL as soon as its log has so many lines."""
     deadline = time.monotonic() + 120
@@ -113,11 +100,11 @@ def whole(lake: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_killed_runs_end_as_an_uninterrupted_one(lake: str, whole: Path, tmp_path: Path) -> None:
     words = arguments(lake, tmp_path)
-    kill_after(start(*words), tmp_path / "spvcnn/history.jsonl", 3)
+    kill_after(start("train_teachers.py", words), tmp_path / "spvcnn/history.jsonl", 3)
     assert not (tmp_path / "spvcnn/card.json").exists()
-    kill_after(start(*words), tmp_path / "mask_rcnn/history.jsonl", 3)
+    kill_after(start("train_teachers.py", words), tmp_path / "mask_rcnn/history.jsonl", 3)
     assert not (tmp_path / "mask_rcnn/card.json").exists()
-    last = start(*words)
+    last = start("train_teachers.py", words)
     output, errors = last.communicate(timeout=120)
     assert last.returncode == 0, errors
     for name in TEACHERS:
@@ -203,7 +190,7 @@ def test_bad_arguments_give_status_2_and_one_line(
 
 
 def test_inside_a_ray_job_paths_must_be_absolute(lake: str) -> None:
-    process = start("--lake", lake, "--out", "teachers", environment={"RAY_JOB_ID": "01000000"})
+    process = start("train_teachers.py", ["--lake", lake, "--out", "teachers"], {"RAY_JOB_ID": "01000000"})
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert errors.startswith("train_teachers: teachers: a relative path would lie in the job's throw-away folder")
