@@ -350,7 +350,8 @@ def run(study: Ablate, console: Console) -> int:
                 ) from error
             raise
     results = _ordered(jobs, found)
-    _write(out, results, study.examined)
+    if not waiting:
+        _write(out, results, study.examined)
     console.print(markdown(results), soft_wrap=True, markup=False, highlight=False)
     console.print(RunFolder(out).place(f"report-{study.examined}.html"), soft_wrap=True, highlight=False)
     return 0

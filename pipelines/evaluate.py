@@ -125,7 +125,7 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
     exported = _export(config, student, frames, out) if config.export else {}
     device = device_of(config.device)
     # As in the training, where this device can.
-    bfloat16 = bool(checkpoint.identity.get("bfloat16", True)) and uses_bfloat16("auto", device)
+    bfloat16 = bool(checkpoint.identity.get("bfloat16")) and uses_bfloat16("auto", device)
     classroom = None
     if named:
         remember = Path(absolute(config.remember)) if config.remember else None
@@ -295,15 +295,17 @@ def _grouped(samples: Iterator[Sample], batch: int) -> Iterator[list[Sample]]:
 def _frames(config: Evaluate, checkpoint: Checkpoint, lake: Lake, points: bool, console: Console) -> Frames:
     """Return the frames to examine on, seen as in the training unless asked otherwise, which the reader is told.
 
-    Raises StudentError where the checkpoint does not say how the training saw them, and nothing else is asked.
+    Raises StudentError where the checkpoint does not say how the training saw them.
     """
     asked: dict[str, Any] = {"cameras": config.cameras, "image_size": config.image_size}
     for name, value in asked.items():
-        stated = checkpoint.identity.get(name)
-        if value is None and not isinstance(stated, str):
-            option = f"--{name.replace('_', '-')}"
-            raise StudentError(f"{config.checkpoint}: the checkpoint does not say its {name}; give {option}")
-        trained = ast.literal_eval(stated) if isinstance(stated, str) else value
+        try:
+            trained = ast.literal_eval(str(checkpoint.identity[name]))
+        except (KeyError, ValueError, SyntaxError) as error:
+            raise StudentError(
+                f"{config.checkpoint}: the checkpoint does not say with which {name} the student was trained; train it"
+                " again"
+            ) from error
         if value is None:
             asked[name] = trained
         elif value != trained:

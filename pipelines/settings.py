@@ -130,7 +130,7 @@ class Train:
         """Return the segments that keep their labels, and the others."""
         return labelled_segments(lake, self.split, self.labelled_fraction, self.label_seed)
 
-    def places(self, lake: Lake) -> int:
+    def unlabelled_places(self, lake: Lake) -> int:
         """Return how many pictures of a batch go without labels."""
         with_labels, without = self.segments(lake)
         if not self.heard or not without:
@@ -152,7 +152,7 @@ class Train:
             "snapshot": lake.snapshot,
             "teachers": ", ".join(heard),
             "branches": ", ".join(f"{name} {card.kind} {card.channels}" for name, card in named.items()),
-            "unlabelled": self.places(lake),
+            "unlabelled": self.unlabelled_places(lake),
         }
 
 

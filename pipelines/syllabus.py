@@ -74,7 +74,7 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
     if config.listen == "shuffled" and not config.heard:
         raise StudentError("--listen shuffled: expected teachers, whose answers are given to the wrong pictures")
     with_labels, without = config.segments(lake)
-    unlabelled = config.places(lake)
+    unlabelled = config.unlabelled_places(lake)
     _check_batch(config, lake, unlabelled, with_labels, without)
 
     boxes = read_boxes(config.frames(lake, points=False, segments=with_labels))

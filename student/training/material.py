@@ -64,8 +64,8 @@ def prepare(
 def from_other_frames(targets: Mapping[str, Target]) -> dict[str, Target]:
     """Return the targets with each picture given those of the next one in the batch: nothing true can be learned.
 
-    A control: what a student gains from these it does not gain from what its teachers know. The loader sees to it that
-    the next picture is of another place (`datalake.order`), and each worker turns its own pictures.
+    A control: what a student gains from these it does not gain from what its teachers know. In a batch with no
+    more pictures than there are chunks the next one is of another place (`datalake.order`). Each worker turns its own.
     """
 
     def turn(values: Tensor) -> Tensor:

@@ -181,6 +181,7 @@ def copy_run(folder: Path, copy: Path, **identity: str | None) -> None:
         (["--teachers", "lidar={teacher}", "--train-split", "val"], "are in both splits, val and val"),
         (["--teachers", "lidar={taught}"], "teacher lidar was trained on 1 of the student's segments"),
         (["--checkpoint", "{unknown}"], "does not say which lake, snapshot and split it was trained on"),
+        (["--checkpoint", "{unsized}"], "does not say with which image_size the student was trained"),
         (
             ["--checkpoint", "{other}", "--teachers", "lidar={teacher}"],
             "teacher lidar: the student learned from another one",
@@ -200,13 +201,19 @@ def test_bad_arguments_give_status_2_and_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     copy_run(folder, tmp_path / "unknown", lake=None)
+    copy_run(folder, tmp_path / "unsized", image_size="(96,")
     copy_run(folder, tmp_path / "other", **{"teacher.lidar": "0" * 64})
     (segment,) = (commit.segment for commit in open_lake(str(folder / "lake")).in_split("val"))
     taught = lidar_folder(tmp_path / "taught")
     write_card(
         taught, replace(read_card(taught), data=TrainingData(lake="/lake", snapshot=1, segments={"t": (segment,)}))
     )
-    places = {"teacher": folder / "teacher", "taught": taught, "unknown": tmp_path / "unknown"}
+    places = {
+        "teacher": folder / "teacher",
+        "taught": taught,
+        "unknown": tmp_path / "unknown",
+        "unsized": tmp_path / "unsized",
+    }
     filled = [word.format(**places, other=tmp_path / "other") for word in words]
     known = ["--checkpoint", str(folder / "run"), "--lake", str(folder / "lake")]
     monkeypatch.setattr(sys, "argv", ["evaluate", *known, "--out", str(tmp_path / "out"), *filled])
