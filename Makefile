@@ -37,9 +37,11 @@ $(PEERS)/.done: benchmarks/peers.txt $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(PEERS) -r benchmarks/peers.txt
 	touch $@
 
-# Each prints a table, writes JSON to out/bench, and ends with 1 where a promise is not kept; all are run.
+# Slow tests, then studies. Each prints a table, writes JSON to out/bench, and ends with 1 where a promise is not kept;
+# all are run.
 bench: $(STAMP) $(PEERS)/.done
-	@failed=0; for name in build_speed loader_speed object_store remote_demo kills mutations sparse_convolution step_time real_segment classroom scale linear cluster; do \
+	@failed=0; $(BIN)/python -m pytest -m slow || failed=1; \
+	for name in build_speed loader_speed object_store remote_demo kills mutations sparse_convolution step_time real_segment classroom scale linear cluster; do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name || failed=1; done; exit $$failed
 
 clean:

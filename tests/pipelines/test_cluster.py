@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from rich.console import Console
 
-from benchmarks.cluster import ClusterStudy, differences, run
+from benchmarks.cluster import differences
 
 UNDISTURBED = [{"step": 0.0, "loss/box": 0.5, "loss/depth": 0.1}, {"step": 1.0, "loss/box": 0.25, "loss/depth": 0.0}]
 
@@ -26,8 +23,3 @@ def test_gaps_and_repetitions_are_differences(found: list[dict[str, float]]) -> 
 def test_another_loss_is_a_difference() -> None:
     found = [UNDISTURBED[0], {**UNDISTURBED[1], "loss/depth": 0.01}]
     assert differences(found, UNDISTURBED) == ["step 1: loss/depth is 0.01, undisturbed 0.0"]
-
-
-@pytest.mark.slow
-def test_lost_nodes_drivers_and_jobs_cost_time_only(tmp_path: Path) -> None:
-    assert run(ClusterStudy(out=tmp_path / "cluster.json"), Console()) == 0
