@@ -15,6 +15,9 @@ class SampleKey:
     timestamp_us: int
     camera: str
 
+    def __str__(self) -> str:
+        return f"{self.segment} {self.timestamp_us} {self.camera}"
+
 
 @dataclass(frozen=True, slots=True)
 class Objects:

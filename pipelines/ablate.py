@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -41,6 +42,7 @@ from student.config import StudentError
 from student.evaluation.imitation import CellMean
 from student.examination import examine
 from student.report.charts import arms as arms_chart
+from student.report.comparisons import teacher_of
 from student.report.page import Page
 from student.training.checkpoint import CHECKPOINT_FILE, read_student
 from student.training.folder import RunFolder
@@ -93,9 +95,11 @@ class Job:
 def jobs_of(study: Ablate) -> list[Job]:
     """Return the students to train, one seed after the other so that what is there is comparable at any time.
 
-    Raises StudentError for an unknown arm or rate.
+    Raises StudentError for an unknown arm or rate, and where two students would be one in folders and tables.
     """
     names = tuple(parse_teachers(study.train.teachers))
+    if taken := sorted({_NONE, _CLASSROOM, _SHUFFLED} & set(names)):
+        raise StudentError(f"--train.teachers {taken[0]}: that is the name of an arm; call the teacher otherwise")
     known = (_NONE, _CLASSROOM, *(names if len(names) > 1 else ()), _SHUFFLED)
     arms = study.arms or known
     rates = {}
@@ -115,6 +119,13 @@ def jobs_of(study: Ablate) -> list[Job]:
         raise StudentError("--train.teachers none: expected teachers whose help is to be measured")
     if study.steps and len(study.steps) != len(study.labelled_fractions):
         raise StudentError("--steps: expected a number for each of --labelled-fractions")
+    for what, values in (
+        ("arms", arms),
+        ("seeds", study.seeds),
+        ("labelled-fractions", [_named(fraction) for fraction in study.labelled_fractions]),
+    ):
+        if twice := [value for value, count in Counter(values).items() if count > 1]:
+            raise StudentError(f"--{what} {twice[0]}: named twice; for other steps take another --train.out")
     steps = study.steps or (study.train.loop.steps,) * len(study.labelled_fractions)
     jobs = []
     for fraction, count in zip(study.labelled_fractions, steps, strict=True):
@@ -125,7 +136,7 @@ def jobs_of(study: Ablate) -> list[Job]:
                 )
                 config = replace(
                     study.train,
-                    out=f"{absolute(study.train.out)}/{fraction:g}/{arm}-{seed}",
+                    out=f"{absolute(study.train.out)}/{_named(fraction)}/{arm}-{seed}",
                     seed=seed,
                     labelled_fraction=fraction,
                     listen="none" if arm == _NONE else "shuffled" if arm == _SHUFFLED else "real",
@@ -135,6 +146,10 @@ def jobs_of(study: Ablate) -> list[Job]:
                 threads = max(1, (os.cpu_count() or 1) // study.parallel)
                 jobs.append(Job(arm=arm, fraction=fraction, config=config, examined=study.examined, threads=threads))
     return jobs
+
+
+def _named(fraction: float) -> str:
+    return f"{fraction:g}"
 
 
 def finished(job: Job) -> dict[str, float] | None:
@@ -168,6 +183,8 @@ def work(job: Job) -> dict[str, float]:
         "training/steps": float(trained.steps),
         "training/pictures": float(trained.steps * job.config.batch),
         "training/labelled_pictures": float(trained.steps * syllabus.labelled),
+        "training/labelled_segments": float(len(syllabus.labelled_segments)),
+        "training/segments": float(len(syllabus.labelled_segments | syllabus.unlabelled_segments)),
         "training/learning_rate": job.config.loop.learning_rate,
     }
     RunFolder(job.config.out).write(_kept(job), json.dumps(figures, indent=1, allow_nan=False).encode())
@@ -206,10 +223,15 @@ def _examined(job: Job) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One arm of one table: a figure's mean and standard deviation over the seeds, and each seed's."""
+    """One arm of one table: a figure's mean and standard deviation over the seeds, and each seed's.
+
+    values: of the seeds that have the figure
+    seeds: how many seeds of the arm are there
+    """
 
     arm: str
     values: tuple[float, ...]
+    seeds: int
 
     @property
     def mean(self) -> float:
@@ -222,7 +244,8 @@ class Line:
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.spread:.3f}"
+        text = f"{self.mean:.3f}" + (f" ± {self.spread:.3f}" if len(self.values) > 1 else "")
+        return text if len(self.values) == self.seeds else f"{text} ({len(self.values)} of {self.seeds} seeds)"
 
 
 Results = dict[float, dict[str, dict[int, dict[str, float]]]]
@@ -234,19 +257,19 @@ def lines(results: Results, fraction: float, figure: str) -> list[Line]:
     for arm, seeds in results[fraction].items():
         values = tuple(figures[figure] for _, figures in sorted(seeds.items()) if figure in figures)
         if values:
-            found.append(Line(arm, values))
+            found.append(Line(arm, values, len(seeds)))
     return found
 
 
-def gains(results: Results, fraction: float, figure: str) -> dict[str, tuple[float, ...]]:
-    """Return by how much each arm is above `none`, seed by seed, where both are there."""
+def gains(results: Results, fraction: float, figure: str) -> dict[str, dict[int, float]]:
+    """Return by how much each arm is above `none`, by seed, where both are there."""
     base = results[fraction].get(_NONE, {})
     return {
-        arm: tuple(
-            figures[figure] - base[seed][figure]
+        arm: {
+            seed: figures[figure] - base[seed][figure]
             for seed, figures in sorted(seeds.items())
             if seed in base and figure in figures and figure in base[seed]
-        )
+        }
         for arm, seeds in results[fraction].items()
         if arm != _NONE
     }
@@ -254,7 +277,8 @@ def gains(results: Results, fraction: float, figure: str) -> dict[str, tuple[flo
 
 def table(results: Results, fraction: float, shown: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of one share of labels: an arm a row."""
-    header = ["arm", "labelled visits", "rate", *shown, "AP50 above none, by seed"]
+    numbers = sorted({seed for seeds in results[fraction].values() for seed in seeds})
+    header = ["arm", "labelled visits", "rate", *shown, f"AP50 above none, seeds {' '.join(map(str, numbers))}"]
     above, rows = gains(results, fraction, "AP50"), []
     for arm, seeds in results[fraction].items():
         first = next(iter(seeds.values()))
@@ -264,17 +288,29 @@ def table(results: Results, fraction: float, shown: Sequence[str]) -> tuple[list
                 arm,
                 f"{first['training/labelled_pictures']:,.0f}",
                 f"{first['training/learning_rate']:g}",
-                *(cells.get(figure, "-") for figure in shown),
-                ", ".join(f"{value:+.3f}" for value in above.get(arm, ())) or "-",
+                *(cells.get(figure, "-") if _heard(arm, figure) else "unheard" for figure in shown),
+                " ".join(f"{above[arm][seed]:+.3f}" if seed in above[arm] else "-" for seed in numbers)
+                if arm in above
+                else "",
             ]
         )
     return header, rows
 
 
+def _heard(arm: str, figure: str) -> bool:
+    """Return whether a figure is of detection, or of the imitation of a teacher that the arm's students hear."""
+    teacher = teacher_of(figure)
+    return teacher is None or arm in (_CLASSROOM, _SHUFFLED, teacher)
+
+
 def title(results: Results, fraction: float) -> str:
     """Return what a table is of."""
     first = next(iter(next(iter(results[fraction].values())).values()))
-    return f"{fraction:.1%} of the segments labelled, {first['training/steps']:,.0f} steps"
+    labelled, segments = first["training/labelled_segments"], first["training/segments"]
+    return (
+        f"{labelled:,.0f} of {segments:,.0f} segments labelled ({labelled / segments:.1%}),"
+        f" {first['training/steps']:,.0f} steps"
+    )
 
 
 def shown_figures(results: Results) -> list[str]:
@@ -301,7 +337,9 @@ def fill_page(page: Page, results: Results) -> None:
         for figure in ("AP50", "depth/AbsRel"):
             points = {line.arm: line.values for line in lines(results, fraction, figure)}
             if points:
-                page.picture(arms_chart(points, figure, figure), f"{figure}: every seed, mean and standard deviation")
+                page.picture(
+                    arms_chart(points, _NONE, figure, figure), f"{figure}: every seed, mean and standard deviation"
+                )
         header, rows = table(results, fraction, shown_figures(results))
         page.table(rows, header)
 

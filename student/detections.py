@@ -34,6 +34,14 @@ class Detections:
             if values.shape != (found,):
                 raise ValueError(f"Expected {name} [{found}], got: {list(values.shape)}")
 
+    @property
+    def strange(self) -> str | None:
+        """Which of the fields holds a number that is not finite; None: none does."""
+        for name, values in (("boxes", self.boxes), ("scores", self.scores), ("depth_m", self.depth_m)):
+            if not bool(values.isfinite().all()):
+                return name
+        return None
+
     def to(self, device: torch.device | str) -> Detections:
         """Return the same on another device."""
         return Detections(

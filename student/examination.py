@@ -14,7 +14,7 @@ from torch import Tensor
 from datalake.sample import Sample
 from student.config import StudentError
 from student.detections import Detections
-from student.detector import Student
+from student.detector import Answer, Student
 from student.evaluation.depth import DepthScores
 from student.evaluation.detection import DetectionScores, PrecisionRecall
 from student.evaluation.imitation import ClassScores, RegressionScores
@@ -74,7 +74,7 @@ def examine(
     example_every: one sample of so many becomes an example; 0: none does
     progress: called with the samples done
 
-    Raises StudentError where there is no sample, or a teacher has no branch.
+    Raises StudentError where there is no sample, a teacher has no branch, or an answer is not finite.
     """
     detection, proposals, depth = DetectionScores(), ProposalRecall(), DepthScores(student.config.max_depth_m)
     imitation = _imitation_scores(student, classroom.cards if classroom else {}, cell_means or {})
@@ -89,6 +89,7 @@ def examine(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds += time.monotonic() - started
+        _check_finite(batch, answer)
         objects = object_cells(targets)
         for name, target in targets.items():
             scores = imitation[name]
@@ -112,6 +113,16 @@ def examine(
         figures |= {f"imitation/{name}/{figure}": value for figure, value in scores.figures().items()}
     figures["images_per_second"] = samples / seconds
     return Examination(samples, figures, detection.curves(), depth.pairs, examples)
+
+
+def _check_finite(batch: Sequence[Sample], answer: Answer) -> None:
+    for place, sample in enumerate(batch):
+        what = answer.detections[place].strange
+        for name, values in answer.said.items():
+            if what is None and not bool(values[place].isfinite().all()):
+                what = f"imitation of {name}"
+        if what is not None:
+            raise StudentError(f"{sample.key}: the student's {what} is not finite: train it again")
 
 
 def _imitation_scores(

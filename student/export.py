@@ -113,18 +113,26 @@ def compare(
     """Return how far the program's detections in pictures uint8 [3, H, W] are from the student's.
 
     Raises StudentError where they are not the same: as many, of the same classes, boxes within 0.001 pixels, scores
-    within 0.00001 and depths within a millimetre.
+    within 0.00001 and depths within a millimetre; where the best is not the first; and where a number is not finite.
     """
     detections, box_px, score, depth_m = 0, 0.0, 0.0, 0.0
     for number, picture in enumerate(pictures):
         (own,) = student(picture[None])
         with torch.no_grad():
             told = Detections(*program(picture[None]))
+        for whose, one in (("student", own), ("exported program", told)):
+            if one.strange:
+                raise StudentError(f"picture {number}: the {whose} says {one.strange} that are not finite")
         if (partner := _partners(own, told)) is None:
             raise StudentError(
                 f"picture {number}: the exported program does not find what the student finds: {len(told.classes)}"
                 f" objects, not the same {len(own.classes)}; where all scores are alike, as before training, rounding"
                 " decides: train it further; otherwise this is a fault in student/program.py"
+            )
+        if bool((told.scores.diff() > _MOST_SCORE).any()):
+            raise StudentError(
+                f"picture {number}: the exported program does not say the best first; this is a fault in"
+                " student/program.py"
             )
         detections += len(own.classes)
         box_px = max(box_px, _furthest(own.boxes, told.boxes[partner]))

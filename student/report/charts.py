@@ -158,12 +158,11 @@ def depth_errors(true_m: ArrayLike, predicted_m: ArrayLike) -> bytes:
     return _png(figure)
 
 
-def arms(table: Mapping[str, Sequence[float]], title: str, metric: str) -> bytes:
+def arms(table: Mapping[str, Sequence[float]], base: str, title: str, metric: str) -> bytes:
     """Return an ablation's chart: each seed's result as a point, each arm's mean and standard deviation beside it.
 
-    The first arm is the one to compare with: its mean ± standard deviation is a band behind all others.
-
     table: the results of an arm's seeds, by the arm's name, one or more each
+    base: the arm to compare with: its mean ± standard deviation is a band behind all others, where it has results
     metric: what the numbers are, with their unit
     """
     if empty := [name for name, values in table.items() if not len(values)]:
@@ -172,11 +171,11 @@ def arms(table: Mapping[str, Sequence[float]], title: str, metric: str) -> bytes
         raise ValueError("Expected one arm or more, got: none")
     figure = _figure(7.6, 1.3 + 0.62 * len(table))
     axes = figure.add_subplot()
-    for row, results in enumerate(table.values()):
+    for row, (name, results) in enumerate(table.items()):
         values = np.asarray(results, np.float64)
         mean, spread = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
         colour = SERIES[row % len(SERIES)]
-        if row == 0:
+        if name == base:
             axes.axvspan(mean - spread, mean + spread, color=_GRID, linewidth=0, zorder=0)
             axes.axvline(mean, color=_MUTED, linewidth=1, linestyle="--", zorder=1)
         axes.errorbar(
@@ -196,7 +195,8 @@ def arms(table: Mapping[str, Sequence[float]], title: str, metric: str) -> bytes
     axes.set_yticks(range(len(table)), list(table))
     axes.set_ylim(len(table) - 0.45, -0.55)
     axes.margins(x=0.08)
-    _finish(axes, title, f"{metric}   (dots: seeds; diamond: mean ± standard deviation; band: the first arm)", "")
+    band = f"; band: {base}" if base in table else ""
+    _finish(axes, title, f"{metric}   (dots: seeds; diamond: mean ± standard deviation{band})", "")
     axes.grid(visible=False, axis="y")
     return _png(figure)
 

@@ -61,11 +61,11 @@ def teachers_in(figures: Mapping[str, float]) -> list[str]:
 
 def _of_teacher(teacher: str, figures: Mapping[str, float]) -> list[Comparison]:
     prefix = f"imitation/{teacher}/"
-    has_mean = f"{prefix}R2/position" in figures
-    # R² is told about a mean: what that mean itself would get is 0.
+    # R² is told about a mean: what that mean itself would get is 0, and the training's mean may do worse.
+    position_helps = figures.get(f"{prefix}R2/position", 0.0) > 0
     rows = (
         ("R2", "R2/position", "the training mean of each cell")
-        if has_mean
+        if position_helps
         else ("R2", 0.0, "the mean of each channel"),
         ("R2/foreground", 0.0, "the mean of each channel on objects"),
         ("cosine", "cosine/mean", "the mean of each channel"),

@@ -276,4 +276,4 @@ def _checkpoint(
 
 
 def _names(samples: Sequence[Sample]) -> list[str]:
-    return [f"{s.key.segment} {s.key.timestamp_us} {s.key.camera}" for s in samples]
+    return [str(s.key) for s in samples]

@@ -205,7 +205,7 @@ def _descend(
 
 
 def _names(samples: Sequence[Sample]) -> str:
-    return ", ".join(f"{s.key.segment} {s.key.timestamp_us} {s.key.camera}" for s in samples)
+    return ", ".join(str(s.key) for s in samples)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Plain]:

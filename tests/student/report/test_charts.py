@@ -61,7 +61,7 @@ CHARTS: list[tuple[Callable[[float], bytes], float, float]] = [
     (lambda end: training_curves(history(end)), 0.2, 0.8),
     (lambda best: precision_recall([curve(best)]), 0.3, 0.7),
     (lambda factor: depth_errors(TRUE_M, TRUE_M * factor), 1.05, 1.3),
-    (lambda mean: arms({"none": [30.0, 31.0], "all": [mean, mean + 0.5]}, "Arms", "AP [%]"), 31.0, 34.0),
+    (lambda mean: arms({"none": [30.0, 31.0], "all": [mean, mean + 0.5]}, "none", "Arms", "AP [%]"), 31.0, 34.0),
 ]
 
 
@@ -81,7 +81,7 @@ def test_charts_leave_no_global_state() -> None:
         "import matplotlib as mpl\n"
         "before = dict(mpl.rcParams)\n"
         "from student.report.charts import arms, depth_errors\n"
-        "arms({'a': [1.0, 2.0]}, 't', 'm'); depth_errors([1.0], [2.0])\n"
+        "arms({'a': [1.0, 2.0]}, 'a', 't', 'm'); depth_errors([1.0], [2.0])\n"
         "assert dict(mpl.rcParams) == before\n"
         "import matplotlib.pyplot as plt\n"
         "assert plt.get_fignums() == []\n"
@@ -161,14 +161,14 @@ def test_an_arm_with_a_wider_spread_has_a_wider_bar() -> None:
     def width(spread: float) -> int:
         # The first arm's extent keeps the axis as it is.
         table = {"none": [20.0, 40.0], "all": [30.0 - spread, 30.0 + spread]}
-        of_arm = (pixels(arms(table, "Arms", "AP [%]")) == rgb(SERIES[1])).all(-1)
+        of_arm = (pixels(arms(table, "none", "Arms", "AP [%]")) == rgb(SERIES[1])).all(-1)
         return int(np.ptp(np.flatnonzero(of_arm.any(0))))
 
     assert width(0.5) < 0.5 * width(4.0)
 
 
 def test_one_seed_alone_is_drawn_without_a_spread() -> None:
-    png = arms({"none": [20.0, 40.0], "all": [30.0]}, "Arms", "AP [%]")
+    png = arms({"none": [20.0, 40.0], "all": [30.0]}, "none", "Arms", "AP [%]")
     of_arm = (pixels(png) == rgb(SERIES[1])).all(-1)
     assert 0 < np.ptp(np.flatnonzero(of_arm.any(0))) < 30
 
@@ -176,4 +176,4 @@ def test_one_seed_alone_is_drawn_without_a_spread() -> None:
 @pytest.mark.parametrize("table", [{}, {"none": []}])
 def test_an_arm_without_a_result_is_refused(table: dict[str, list[float]]) -> None:
     with pytest.raises(ValueError, match=r"one arm or more|has no result"):
-        arms(table, "Arms", "AP [%]")
+        arms(table, "none", "Arms", "AP [%]")

@@ -190,6 +190,12 @@ def test_without_a_training_mean_the_trivial_r2_is_that_of_the_mean_of_each_chan
     assert (r2.trivial, r2.answer) == (0.0, "the mean of each channel")
 
 
+def test_a_training_mean_that_does_worse_than_the_mean_of_each_channel_is_no_help() -> None:
+    known = {**FIGURES, "imitation/lidar/R2": -0.05, "imitation/lidar/R2/position": -0.1}
+    (r2,) = (one for one in comparisons(known) if one.name == "imitation/lidar/R2")
+    assert (r2.trivial, r2.better) == (0.0, False)
+
+
 def curve(name: str, precision: Sequence[float], scores: Sequence[float]) -> PrecisionRecall:
     recall = np.linspace(0, 1, len(precision))
     return PrecisionRecall(name, recall, np.array(precision), np.array(scores))

@@ -1,0 +1,114 @@
+"""An examination gives each picture's answer to the comparison it belongs to, however the pictures are grouped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from datalake.sample import Sample
+from student.config import StudentError
+from student.detections import Detections
+from student.detector import Answer, Student
+from student.evaluation.depth import DepthScores
+from student.evaluation.detection import DetectionScores
+from student.evaluation.imitation import ClassScores, RegressionScores
+from student.evaluation.proposals import ProposalRecall
+from student.examination import examine
+from student.imitation import object_cells
+from teachers.classroom import LocalClassroom
+from tests.student.students import COLOURS, HEIGHT, SHADES, TAUGHT, WIDTH, ColourTeacher, samples, targets_of
+
+GRID = TAUGHT.grid(HEIGHT, WIDTH)
+FIVE = samples(5)
+
+
+def knowledge(sample: Sample) -> tuple[Detections, Tensor]:
+    """Return what is to be found in a picture and proposed for it, more wrong from picture to picture."""
+    objects, number = sample.objects, sample.key.timestamp_us
+    boxes = objects.boxes + number
+    found = Detections(boxes, objects.classes, torch.tensor([0.9, 0.6, 0.3]) - 0.05 * number, objects.depth_m + number)
+    return found, torch.cat([torch.zeros(number, 4), boxes[number % 3 :]])
+
+
+class Knowing(Student):
+    """Answers pictures it has seen before from memory, and imitates colours a little worse from picture to picture."""
+
+    def answer(self, pictures: Tensor) -> Answer:
+        numbers = [next(i for i, one in enumerate(FIVE) if torch.equal(one.image, picture)) for picture in pictures]
+        targets = targets_of([FIVE[number] for number in numbers], blind=0)
+        blur = 0.1 * torch.tensor(numbers, dtype=torch.float32)[:, None, None, None]
+        shades = torch.nn.functional.one_hot(targets["shades"].values[:, 0], 3).permute(0, 3, 1, 2).float()
+        said = {"colours": targets["colours"].values + blur, "shades": shades.roll(numbers[0] % 2, 1)}
+        known = [knowledge(FIVE[number]) for number in numbers]
+        return Answer([found for found, _ in known], [proposed for _, proposed in known], said)
+
+
+def classroom() -> LocalClassroom:
+    return LocalClassroom([ColourTeacher(COLOURS, 3), ColourTeacher(SHADES, 3)], GRID)
+
+
+def figures(student: Student, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
+    mean = torch.full((3, *GRID), 0.5)
+    found = dict(examine(student, groups, classroom(), cell_means={"colours": mean}).figures)
+    assert found.pop("images_per_second") > 0
+    return found
+
+
+@pytest.fixture
+def student() -> Student:
+    return Knowing(TAUGHT).eval()
+
+
+def test_every_figure_is_that_of_each_pictures_own_answer(student: Student) -> None:
+    detection, proposals, depth = DetectionScores(), ProposalRecall(), DepthScores(TAUGHT.max_depth_m)
+    colours, shades = RegressionScores(3, torch.full((3, *GRID), 0.5)), ClassScores(("dark", "grey", "bright"))
+    for (one,), targets in classroom().follow([one] for one in FIVE):
+        found, proposed = knowledge(one)
+        detection.add(found, one.objects)
+        depth.add(found, one.objects)
+        proposals.add(proposed, one.objects)
+        said = student.answer(one.image[None]).said
+        colours.add(said["colours"], targets["colours"], object_cells(targets))
+        shades.add(said["shades"], targets["shades"])
+    expected = {**detection.figures(), **proposals.figures(), **depth.figures()}
+    for name, scores in (("colours", colours), ("shades", shades)):
+        expected |= {f"imitation/{name}/{figure}": value for figure, value in scores.figures().items()}
+    assert figures(student, [[one] for one in FIVE]) == pytest.approx(expected, nan_ok=True)
+    assert {"AP50", "recall@100", "depth/AbsRel", "imitation/colours/R2/foreground"} <= expected.keys()
+
+
+def test_how_pictures_are_grouped_does_not_matter(student: Student) -> None:
+    # Of each batch the first picture decides how the stub tells shades; let it be the same.
+    even, odd = FIVE[::2], FIVE[1::2]
+    one = figures(student, [even, odd])
+    assert one == pytest.approx(figures(student, [even[:1], even[1:], odd[:1], odd[1:]]))
+
+
+def test_an_answer_that_is_not_finite_is_refused_with_its_picture() -> None:
+    class Spoilt(Knowing):
+        def answer(self, pictures: Tensor) -> Answer:
+            answer = super().answer(pictures)
+            answer.detections[1].depth_m.fill_(torch.nan)
+            return answer
+
+    with pytest.raises(StudentError, match=r"segment_1 1 FRONT: the student's depth_m is not finite"):
+        figures(Spoilt(TAUGHT).eval(), [FIVE])
+
+
+def test_an_imitation_that_is_not_finite_is_refused_with_its_picture() -> None:
+    class Spoilt(Knowing):
+        def answer(self, pictures: Tensor) -> Answer:
+            answer = super().answer(pictures)
+            answer.said["shades"][2] = torch.inf
+            return answer
+
+    with pytest.raises(StudentError, match=r"segment_2 2 FRONT: the student's imitation of shades is not finite"):
+        figures(Spoilt(TAUGHT).eval(), [FIVE])
+
+
+def test_nothing_to_look_at_is_refused(student: Student) -> None:
+    with pytest.raises(StudentError, match="there is no sample to examine the student on"):
+        figures(student, [])
