@@ -66,13 +66,13 @@ class PeerBackbone(nn.Module):
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        self.trunk = ClassroomTrunk(config)
+        self.trunk, self._norm = ClassroomTrunk(config), config.norm
         self.smooth = nn.ModuleList(nn.Conv2d(config.width, config.width, 3, padding=1) for _ in range(config.levels))
         self.out_channels = config.width
 
     def forward(self, pictures: Tensor) -> OrderedDict[str, Tensor]:
         """Return the maps by level."""
-        view = self.trunk(pictures.contiguous(memory_format=memory_format(pictures.device)))
+        view = self.trunk(pictures.contiguous(memory_format=memory_format(self._norm, pictures.device)))
         maps = zip(self.smooth, (view.fine, *view.coarse), strict=True)
         # torchvision computes boxes in whatever it finds features in.
         return OrderedDict((str(level), smooth(one).float()) for level, (smooth, one) in enumerate(maps))

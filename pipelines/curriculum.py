@@ -28,6 +28,7 @@ class Frames:
     """Which frames, and how they are read.
 
     segments: names of the segments; None: all of the split
+    threads: how many pictures are decoded at once
     """
 
     lake: Lake
@@ -37,6 +38,7 @@ class Frames:
     points: bool
     seed: int = 0
     segments: frozenset[str] | None = None
+    threads: int = 1
 
     @property
     def chosen(self) -> Lake:
@@ -59,6 +61,7 @@ class Frames:
             global_batch=batch,
             shuffle=shuffle,
             seed=self.seed,
+            threads=self.threads,
             # Each rank then keeps to chunks of its own (`datalake.order`); otherwise several would read the same.
             streams=-(-_STREAMS // batch) * batch,
         )
@@ -85,13 +88,15 @@ def labelled_segments(lake: Lake, split: str, fraction: float, seed: int) -> tup
     return frozenset(drawn[:count]), frozenset(drawn[count:])
 
 
-def spare_places(batch: int, steps: int, labelled: int) -> int:
+def spare_places(batch: int, steps: int, labelled: int, workers: int = 1) -> int:
     """Return how many pictures of a batch may go without labels: those that labelled ones do not need, at most half.
 
     Labels come first: in a training too short for many visits to each of the `labelled` pictures all places are theirs.
+    Each of the workers gets as many.
     """
     needed = -(-_ENOUGH_VISITS * labelled // max(1, steps))
-    return min(batch // 2, max(0, batch - needed))
+    spare = min(batch // 2, max(0, batch - needed))
+    return spare - spare % workers
 
 
 def mixed_batches(

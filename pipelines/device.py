@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from teachers.card import TeacherError
+
+# One thread decodes and scales some 75 pictures of full size a second (`benchmarks/scale.md`).
+_BESIDE_A_GPU = 4
 
 
 def device_of(name: str) -> torch.device:
@@ -17,7 +22,18 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "cuda" and device.index is not None:
+            # torchsparse 1.4 launches its kernels on the current GPU, wherever the tensors are.
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise TeacherError(f"--device {name}: {reason}; give cpu, or leave it out") from error
     return device
+
+
+def decoding_threads(device: torch.device) -> int:
+    """Return how many pictures a process should decode at once that trains or examines on the device.
+
+    A GPU must not wait for pictures; the cores of a CPU have the network itself to do.
+    """
+    return min(_BESIDE_A_GPU, os.cpu_count() or 1) if device.type == "cuda" else 1

@@ -32,7 +32,7 @@ from datalake.lake import Lake, open_lake
 from datalake.sample import Sample
 from pipelines.classrooms import look_at_points, open_classroom, parse_teachers, read_cards
 from pipelines.curriculum import Frames, check_splits, check_strangers
-from pipelines.device import device_of
+from pipelines.device import decoding_threads, device_of
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
 from student.config import StudentError
@@ -124,13 +124,15 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
     # All other ways to fail are cheap; this one is not found out after a long examination.
     exported = _export(config, student, frames, out) if config.export else {}
     device = device_of(config.device)
+    frames = replace(frames, threads=decoding_threads(device))
     # As in the training, where this device can.
     bfloat16 = bool(checkpoint.identity.get("bfloat16")) and uses_bfloat16("auto", device)
     classroom = None
     if named:
         remember = Path(absolute(config.remember)) if config.remember else None
         classroom = open_classroom(named, grid, device, remember)
-    student = student.to(device).to(memory_format=memory_format(device))  # type: ignore[call-overload]  # torch's stubs
+    layout = memory_format(student.config.norm, device)
+    student = student.to(device).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     batches, samples = _batches(frames, config)
     with ProgressBar(console) as bar:
         examination = examine(

@@ -114,7 +114,7 @@ class Train:
         cache = None if self.cache is None else RangeCache(absolute(self.cache), self.cache_bytes)
         return open_lake(absolute(self.lake), snapshot, cache)
 
-    def frames(self, lake: Lake, *, points: bool, segments: frozenset[str] | None = None) -> Frames:
+    def frames(self, lake: Lake, *, points: bool, segments: frozenset[str] | None = None, threads: int = 1) -> Frames:
         """Return the frames of these segments, of all by default, as the student sees them."""
         return Frames(
             lake=lake,
@@ -124,6 +124,7 @@ class Train:
             points=points,
             seed=self.seed,
             segments=segments,
+            threads=threads,
         )
 
     def segments(self, lake: Lake) -> tuple[frozenset[str], frozenset[str]]:
@@ -138,7 +139,7 @@ class Train:
         if self.unlabelled is not None:
             return self.unlabelled
         labelled = self.frames(lake, points=False, segments=with_labels).stream(1, shuffle=False).epoch_samples
-        return spare_places(self.batch, self.loop.steps, labelled)
+        return spare_places(self.batch, self.loop.steps, labelled, max(1, self.workers))
 
     def identity(self, lake: Lake) -> dict[str, Plain]:
         """Return what decides about the result: settings, branches, teachers' weights and the lake's snapshot."""

@@ -31,7 +31,7 @@ from datalake.space import room_in
 from pipelines.classrooms import all_remembered, look_at_points, open_classroom, read_cards
 from pipelines.cluster import cluster
 from pipelines.curriculum import mixed_batches
-from pipelines.device import device_of
+from pipelines.device import decoding_threads, device_of
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
 from pipelines.settings import Train
@@ -61,8 +61,11 @@ def attend(
         # Nobody will look at points whose answers are all there, and they are most of what would be read.
         everything = config.frames(lake, points=False)
         points = not all_remembered(syllabus.teachers, everything, grid, remember)
-    labelled = config.frames(lake, points=points, segments=syllabus.labelled_segments)
-    unlabelled = config.frames(lake, points=points, segments=syllabus.unlabelled_segments)
+    threads = decoding_threads(world.device)
+    labelled, unlabelled = (
+        config.frames(lake, points=points, segments=segments, threads=threads)
+        for segments in (syllabus.labelled_segments, syllabus.unlabelled_segments)
+    )
     classroom = None
     if syllabus.teachers:
         classroom = open_classroom(syllabus.teachers, grid, world.device, remember)

@@ -54,7 +54,9 @@ class Student(nn.Module):
         self.config.grid(*pictures.shape[-2:])
         scaled = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
         normalised = (scaled - _MEAN) / _DEVIATION
-        features: Features = self.backbone(normalised.contiguous(memory_format=memory_format(pictures.device)))
+        features: Features = self.backbone(
+            normalised.contiguous(memory_format=memory_format(self.config.norm, pictures.device))
+        )
         return features
 
     def hidden_weights(self) -> list[nn.Parameter]:
@@ -80,21 +82,19 @@ class Student(nn.Module):
     ) -> dict[str, Tensor]:
         """Return `objectness`, `proposal`, `classification`, `box` and `depth`, means over the labelled pictures.
 
-        labels: of the first pictures in `features`; what follows has none
+        labels: of the first pictures in `features`; what follows has none. Boxes without an area teach nothing
         generators: one for each labelled picture, which decides the anchors and proposals that are looked at
         """
         if not labels:
             raise StudentError("expected at least one labelled picture to learn detection from")
         device = features.pyramid[0].device
         levels = {name: level[: len(labels)] for name, level in zip(self.level_names, features.pyramid, strict=True)}
-        targets = [
-            {
-                "boxes": one.boxes.to(device),
-                "labels": one.classes.to(device),
-                "depth_m": one.depth_m.to(device),
-            }
-            for one in labels
-        ]
+        targets = []
+        for one in labels:
+            # Scaled down, a box may be as thin as rounding: the logarithm of its side would be infinite.
+            lost = (one.boxes[:, 2:] <= one.boxes[:, :2]).any(1)
+            values = {"boxes": one.boxes, "labels": one.classes, "depth_m": one.depth_m}
+            targets.append({name: value[~lost].to(device) for name, value in values.items()})
         self.rpn.fg_bg_sampler.generators = self.heads.fg_bg_sampler.generators = generators
         proposals, found = self.rpn(_image_list(len(labels), image_size, device), levels, targets)
         return {

@@ -221,6 +221,6 @@ def _check_label(label: Any, parts: tuple[str, ...]) -> str:
     for part in parts:
         if not label.box.HasField(part) or not abs(getattr(label.box, part)) <= _MAX_COORDINATE:
             raise FrameError(f"its box has no finite {part}")
-    if label.box.length < 0 or label.box.width < 0:
-        raise FrameError(f"its box has a negative size ({label.box.length:g} x {label.box.width:g})")
+    if not (label.box.length > 0 and label.box.width > 0):
+        raise FrameError(f"its box has no area ({label.box.length:g} x {label.box.width:g})")
     return OBJECT_TYPES[label.type] or ""

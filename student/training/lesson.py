@@ -119,10 +119,9 @@ class Lesson(nn.Module):
         return start * (1 - (1 - self.weights.final) * fall)
 
     def _weighted(self, name: str, loss: Tensor, share_done: float) -> Tensor:
-        weighted = self.weight(name, share_done) * loss
-        if self.balance is None:
-            return weighted
-        # exp(-s) L + s is smallest where exp(s) = L: every loss ends up counting about the same.
-        log_scale = self.balance[self._names.index(name)]
-        balanced: Tensor = (-log_scale).exp() * weighted + log_scale
-        return balanced
+        if self.balance is not None:
+            # exp(-s) L + s is smallest where exp(s) = L: without other weights every loss ends up counting the same.
+            # They stand outside: s would undo them otherwise.
+            log_scale = self.balance[self._names.index(name)]
+            loss = (-log_scale).exp() * loss + log_scale
+        return self.weight(name, share_done) * loss

@@ -109,7 +109,8 @@ def train(
     identity = {**plan.identity, "bfloat16": bfloat16}
     schedule = Schedule(peak=config.learning_rate, steps=config.steps, warmup_steps=round(config.warmup * config.steps))
     lesson.to(world.device)
-    lesson.to(memory_format=memory_format(world.device))  # type: ignore[call-overload]  # torch's stubs lack it
+    layout = memory_format(lesson.student.config.norm, world.device)
+    lesson.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     optimiser = split_optimiser(
         lesson, lesson.student.hidden_weights(), muon=config.muon, weight_decay=config.weight_decay
     )

@@ -54,6 +54,15 @@ class LidarTeacher:
             return []
         device = next(self.network.parameters()).device
         voxels = voxelise_scans(scans, self.network.config.voxel_m, device)
+        if not len(voxels.taken):
+            # torchsparse cannot build maps of nothing on a GPU.
+            config = self.network.config
+            return [
+                PointPrediction(
+                    *(torch.zeros(0, width, device=device) for width in (config.classes, config.feature_width))
+                )
+                for _ in scans
+            ]
         self.network.eval()
         answer = self.network(voxels.features, voxels.positions, voxels.batch)
         logits = answer.logits[voxels.voxel].split(voxels.points)

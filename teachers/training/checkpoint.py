@@ -25,7 +25,7 @@ class Checkpoint:
     samples_read: samples taken from the stream so far, where the next batch starts
     seconds: time spent training, over all interruptions
     model, optimiser: state dicts
-    rng: state of torch's generator; rng_cuda: those of the GPUs
+    rng: state of torch's generator; rng_cuda: that of the GPU that it trains on
     """
 
     identity: dict[str, Plain]

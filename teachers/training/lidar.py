@@ -66,17 +66,22 @@ class LidarTask:
 
     def is_labelled(self, sample: Sample) -> bool:
         """Return whether the frame's points are labelled, at least one of TOP."""
-        return bool((point_truth(sample) != IGNORED).any())
+        return has_labels(sample)
 
     def losses(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Return the mean cross-entropy of the batch's labelled voxels, each weighted by its class."""
+        """Return the mean cross-entropy of the batch's labelled voxels, each weighted by its class; 0 without any."""
         scans = [self._augmentation.apply(_scan(sample)) for sample in samples]
         device = self._weights.device
         voxels = voxelise_scans(scans, self.network.config.voxel_m, device)
         truth = torch.cat([point_truth(sample) for sample in samples]).to(device)[voxels.taken]
         answer = self.network(voxels.features, voxels.positions, voxels.batch)
-        loss = functional.cross_entropy(answer.logits.float(), truth, self._weights, ignore_index=IGNORED)
-        return {"cross_entropy": loss}
+        # A labelled point may share its voxel with one that is not, which then speaks for both.
+        heard = truth != IGNORED
+        weight = self._weights[truth.where(heard, 0)].where(heard, 0.0).sum()
+        total = functional.cross_entropy(
+            answer.logits.float(), truth, self._weights, ignore_index=IGNORED, reduction="sum"
+        )
+        return {"cross_entropy": total / weight.clamp(min=1e-6)}
 
 
 def point_truth(sample: Sample) -> Tensor:
@@ -86,6 +91,11 @@ def point_truth(sample: Sample) -> Tensor:
     if lidar.semantic_class is None:
         return torch.full((int(top.sum()),), IGNORED)
     return _TRUTH[lidar.semantic_class[top].long()]
+
+
+def has_labels(sample: Sample) -> bool:
+    """Return whether one of the frame's TOP points or more has a class in POINT_CLASSES."""
+    return bool((point_truth(sample) != IGNORED).any())
 
 
 def count_classes(samples: Iterable[Sample]) -> Tensor:
@@ -101,12 +111,13 @@ def weights_of_classes(counts: Tensor, limit: float = 10.0) -> Tensor:
     """Return float32 [22], how much a point of each class weighs: 1 / sqrt(its share), so that rare classes are heard.
 
     Weights are scaled so that the mean over all points is 1, and cut at `limit`: a class of a dozen points must not
-    drown the others. Classes that never occur weigh nothing. Raises TrainingError where no class occurs.
+    drown the others. A class that was not met weighs as much as the rarest that was: it may come yet. Raises
+    TrainingError where no class occurs.
     """
     if not bool(counts.any()):
         raise TrainingError("no labelled points of the TOP laser in the samples looked at")
     share = counts.double() / counts.sum()
-    weights = torch.where(counts > 0, share.clamp(min=1e-12).rsqrt(), 0)
+    weights = share.where(counts > 0, share[counts > 0].min()).rsqrt()
     return (weights / (weights * share).sum()).clamp(max=limit).float()
 
 

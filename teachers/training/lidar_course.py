@@ -14,7 +14,14 @@ from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN
 from teachers.training.evaluation import compare_with_labels, measure_statistics
 from teachers.training.lessons import Lessons, Room, versions
-from teachers.training.lidar import POINT_CLASSES, Augmentation, LidarTask, count_classes, weights_of_classes
+from teachers.training.lidar import (
+    POINT_CLASSES,
+    Augmentation,
+    LidarTask,
+    count_classes,
+    has_labels,
+    weights_of_classes,
+)
 from teachers.training.loop import LoopConfig, identity_of, train
 
 
@@ -28,7 +35,7 @@ class LidarCourse:
     voxel_m: float = 0.2
     # Share of point features that training hides.
     dropout: float = 0.1
-    # Samples that class weights and feature statistics are measured on.
+    # Samples with labels that class weights are measured on, and samples for the statistics of features.
     measured_samples: int = 128
     # What happens to a scan before it is learnt from.
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -46,11 +53,13 @@ def hold_lidar_course(course: LidarCourse, lessons: Lessons, room: Room) -> tupl
     torch.manual_seed(room.seed)
     config = course.network()
     network = SPVCNN(config).to(room.device)
-    first = itertools.islice(lessons.endless(0), min(course.measured_samples, lessons.epoch_samples))
-    weights = weights_of_classes(count_classes(first)).to(room.device)
+    epoch = itertools.islice(lessons.endless(0), lessons.epoch_samples)
+    labelled = itertools.islice(filter(has_labels, epoch), course.measured_samples)
+    weights = weights_of_classes(count_classes(labelled)).to(room.device)
     loop = course.loop
-    if loop.precision == "auto" and room.device.type == "cpu":
-        # Even where a CPU multiplies bfloat16 itself: products of so few columns take it four times as long.
+    if loop.precision == "auto":
+        # Even where the hardware multiplies bfloat16 itself. CPUs take four times as long for products of so few
+        # columns; and under any autocast torchsparse 1.4 convolves in float16, in which small gradients are lost.
         loop = replace(loop, precision="float32")
     trained = train(
         LidarTask(network, weights, course.augmentation),

@@ -123,8 +123,8 @@ def train(
         network.load_state_dict(checkpoint.model)
         optimiser.load_state_dict(checkpoint.optimiser)
         torch.set_rng_state(checkpoint.rng)
-        if checkpoint.rng_cuda:
-            torch.cuda.set_rng_state_all(checkpoint.rng_cuda)
+        if device.type == "cuda" and checkpoint.rng_cuda:
+            torch.cuda.set_rng_state(checkpoint.rng_cuda[0], device)
     network.train()
     began = time.monotonic() - seconds
     progress(step, config.steps)
@@ -159,7 +159,7 @@ def train(
                         model=network.state_dict(),
                         optimiser=optimiser.state_dict(),
                         rng=torch.get_rng_state(),
-                        rng_cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                        rng_cuda=[torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
                     ),
                 )
             progress(step, config.steps)

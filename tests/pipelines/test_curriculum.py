@@ -129,6 +129,14 @@ def test_unlabelled_pictures_get_the_places_that_labelled_ones_do_not_need(
     assert spare == batch // 2 or (batch - spare - 1) * steps / labelled < 20
 
 
+@given(batch=st.integers(1, 8), workers=st.integers(1, 4), steps=st.integers(1, 1000), labelled=st.integers(1, 1000))
+def test_each_worker_gets_as_many_unlabelled_pictures(batch: int, workers: int, steps: int, labelled: int) -> None:
+    spare = spare_places(batch * workers, steps, labelled, workers)
+    alone = spare_places(batch * workers, steps, labelled)
+    assert spare % workers == 0
+    assert alone - workers < spare <= alone
+
+
 def test_without_unlabelled_frames_a_batch_is_all_labelled(drive_lake: Lake) -> None:
     only = frames(drive_lake, segments=frozenset(names(drive_lake)[:1]))
     nobody = frames(drive_lake, segments=frozenset())

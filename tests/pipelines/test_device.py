@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
-from pipelines.device import device_of
+from pipelines.device import decoding_threads, device_of
 from teachers.card import TeacherError
 
 
@@ -22,3 +24,8 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(TeacherError, match=f"^--device {name}: .*; give cpu, or leave it out$") as caught:
         device_of(name)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_gpu_does_not_wait_for_one_decoding_thread_and_a_cpu_is_left_to_the_network() -> None:
+    assert decoding_threads(torch.device("cuda:1")) == min(4, os.cpu_count() or 1)
+    assert decoding_threads(torch.device("cpu")) == 1

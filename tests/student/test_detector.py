@@ -43,6 +43,20 @@ def test_losses_do_not_depend_on_how_a_batch_is_cut(config: StudentConfig) -> No
         assert float(loss.detach()) > 0
 
 
+def test_boxes_without_an_area_teach_nothing() -> None:
+    student, (one,) = build(TAUGHT), samples(1)
+    thin = objects_of((20, 20, 20, 40, 2, 5.0), (30, 50, 60, 50, 1, 5.0))
+    mixed = Objects(*(torch.cat(pair) for pair in zip(
+        (thin.boxes, thin.classes, thin.depth_m), (one.objects.boxes, one.objects.classes, one.objects.depth_m),
+        strict=True,
+    )))  # fmt: skip
+    without, beside = (
+        {name: loss.item() for name, loss in losses(student, one.image[None], [labels]).items()}
+        for labels in (one.objects, mixed)
+    )
+    assert beside == without
+
+
 def test_pictures_without_labels_have_no_part_in_the_detection_losses() -> None:
     student = build(TAUGHT)
     some = samples(3)

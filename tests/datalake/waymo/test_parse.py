@@ -284,12 +284,15 @@ def test_3d_label_without_a_whole_box_is_left_out(part: str) -> None:
     assert _messages(frame, "label") == [f"3D label 'solid-0' is left out: its box has no finite {part}"]
 
 
-def test_label_of_negative_size_is_left_out() -> None:
+@pytest.mark.parametrize("width", [-3, 0])
+def test_label_without_an_area_is_left_out(width: float) -> None:
     record = make_frame()
-    record.camera_labels[0].labels[0].box.width = -3
+    box = record.camera_labels[0].labels[0].box
+    box.length, box.width = 7, width
     frame = _parse(record)
     assert [label.object_id for label in frame.labels_2d] == ["box-1"]
-    assert len(_messages(frame, "label")) == 1
+    (message,) = _messages(frame, "label")
+    assert message.endswith(f"is left out: its box has no area (7 x {width})")
 
 
 def test_label_of_unknown_type_is_left_out() -> None:

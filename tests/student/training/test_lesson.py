@@ -121,6 +121,21 @@ def test_learned_weights_move_towards_losses_that_count_the_same() -> None:
         assert slopes[name] == pytest.approx(1 - value, rel=1e-4, abs=1e-5)
 
 
+def test_a_learned_balance_leaves_the_weights_what_they_are() -> None:
+    taught = lesson(replace(EVEN, balance="learned", box=3.0, numbers=0.5))
+    assert taught.balance is not None
+    _, losses = taught(material([0, 1], 2), 0.0)
+    # Where each scale has settled, each loss counts its weight.
+    taught.balance.data = torch.tensor([math.log(value) for value in values(losses).values()])
+    total, losses = taught(material([0, 1], 2), 0.0)
+    slopes = torch.autograd.grad(total, list(losses.values()), retain_graph=True)
+    told = {name: float(slope) * values(losses)[name] for name, slope in zip(losses, slopes, strict=True)}
+    weights = {name: 3.0 if name == "box" else 0.5 if name == "imitate/colours" else 1.0 for name in losses}
+    assert told == pytest.approx(weights, rel=1e-4)
+    (settled,) = torch.autograd.grad(total, taught.balance)
+    assert settled.abs().max() < 1e-4
+
+
 def test_class_weights_are_part_of_the_state() -> None:
     first, second = lesson(), Lesson(build(TAUGHT, seed=1), LossWeights(), {"shades": torch.ones(3)})
     second.load_state_dict(first.state_dict())

@@ -217,23 +217,13 @@ def test_what_it_learned_by_heart_it_finds(overfitted: str) -> None:
     assert scores.figures()["AP50"] > 0.9
 
 
-@pytest.mark.parametrize(
-    ("rows", "loss"),
-    [
-        ([(10, 10, 40, 30, 1, 5.0), (20, 20, 20, 40, 2, 5.0)], "box"),
-        ([(10, 10, 40, math.nan, 1, 5.0)], "proposal"),
-    ],
-    ids=["a box without width", "a box without an end"],
-)
-def test_a_loss_that_is_not_finite_stops_with_its_name_and_sample(
-    tmp_path: Path, rows: list[tuple[float, float, float, float, int, float]], loss: str
-) -> None:
+def test_a_loss_that_is_not_finite_stops_with_its_name_and_sample(tmp_path: Path) -> None:
     some = samples(6)
-    some[1] = replace(some[1], objects=objects_of(*rows))
+    some[1] = replace(some[1], objects=objects_of((10, 10, 40, math.nan, 1, 5.0)))
     with pytest.raises(TrainingError) as stopped:
         Course(folder=str(tmp_path), some=some, config=replace(LOOP, checkpoint_every=1)).hold()
     # Labelled are 0 … 2, two a step: 1 is in the first.
-    assert str(stopped.value).startswith(f"step 0: loss {loss!r} is ")
+    assert str(stopped.value).startswith("step 0: loss 'proposal' is ")
     assert str(stopped.value).endswith("at segment_1 1 FRONT; look at that sample, or lower the learning rate")
     assert log(tmp_path) == []
     assert not (tmp_path / CHECKPOINT_FILE).exists()

@@ -49,4 +49,5 @@ def test_no_scans_and_no_points_are_answered_too() -> None:
     assert teacher.predict([]) == []
     nothing = Scan(np.zeros((0, 3), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
     assert [answer.logits.shape for answer in teacher.predict([nothing])] == [(0, 19)]
+    assert [answer.features.shape for answer in teacher.predict([nothing, nothing])] == [(0, 12), (0, 12)]
     assert [answer.features.shape for answer in teacher.predict([nothing, small_scan(1)])] == [(0, 12), (400, 12)]
