@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from datalake.lake import Lake
 from datalake.sample import Sample
 from datalake.waymo.frame import CAMERAS
 from pipelines.curriculum import Frames
 from teachers import lidar
+from teachers.cached import CachedTeacher
 from teachers.card import TeacherCard, TeacherError, read_card
 from teachers.classroom import LocalClassroom
 from teachers.load import load_teacher
@@ -69,6 +71,21 @@ class NamedTeacher:
         return self._teacher.look(samples, height, width)
 
 
+def open_teacher(name: str, url: str, device: torch.device | str, remember: Path | None) -> Teacher:
+    """Return the teacher in a folder under the name that the student calls it; see `open_classroom`."""
+    teacher: Teacher = load_teacher(url, device)
+    return NamedTeacher(name, teacher if remember is None else RememberedTeacher(teacher, remember))
+
+
+def open_cached(url: str, cached_as: str | None, lake: Lake, split: str) -> CachedTeacher:
+    """Return what is kept in the lake, as `cached_as` or as its own name, of the answers of the teacher in a folder.
+
+    Raises LakeError where a segment is missing or was cached with other weights, TeacherError where it is another
+    teacher's.
+    """
+    return CachedTeacher.open(lake, split, read_card(url), cached_as)
+
+
 def open_classroom(
     teachers: dict[str, str], grid: tuple[int, int], device: torch.device, remember: Path | None
 ) -> LocalClassroom:
@@ -76,12 +93,7 @@ def open_classroom(
 
     remember: a folder in which answers are kept, for runs that show the same frames again
     """
-    loaded: list[Teacher] = []
-    for name, url in teachers.items():
-        teacher: Teacher = load_teacher(url, device)
-        if remember is not None:
-            teacher = RememberedTeacher(teacher, remember)
-        loaded.append(NamedTeacher(name, teacher))
+    loaded = [open_teacher(name, url, device, remember) for name, url in teachers.items()]
     return LocalClassroom(loaded, grid, device=device)
 
 

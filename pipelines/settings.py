@@ -23,7 +23,10 @@ Listen = Literal["real", "shuffled", "none"]
 Anchors = Literal["fitted", "paper"]
 
 # What does not decide about the result: where things are kept and who does the work.
-_INDIFFERENT = {"out", "remember", "cache", "cache_bytes", "workers", "device", "max_failures"}
+_INDIFFERENT = {
+    *("out", "remember", "cache", "cache_bytes", "workers", "device", "max_failures"),
+    *("teachers_in", "teacher_gpus", "cached"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,13 @@ class Train:
     # Of these, pictures without labels, where there are any and a teacher to learn from. By default up to half, as
     # long as each labelled picture is seen twenty times all the same.
     unlabelled: int | None = None
+    # Where the teachers look: in the student's own process, or as Ray actors that all workers ask some batches ahead.
+    teachers_in: Literal["process", "actors"] = "process"
+    # Share of a GPU that each of these actors takes.
+    teacher_gpus: float = 0.0
+    # Teachers whose answers are looked up in the lake, where `cache_targets.py` has put them: NAME, or NAME=CACHED if
+    # they were put there under another name than the teacher's own.
+    cached: tuple[str, ...] = ()
     # Folder in which teachers' answers are kept, for runs that show the same frames again; by default they look anew.
     remember: str | None = None
     # Local folder in which what is read of a remote lake is kept, for the next epoch and the next run.
@@ -108,6 +118,12 @@ class Train:
             return {}
         named = parse_teachers(self.teachers)
         return {name: absolute(url) for name, url in named.items() if name not in self.deaf_to}
+
+    @property
+    def tables(self) -> dict[str, str | None]:
+        """Teachers whose answers are looked up, and the names that these have in the lake; None: the teacher's own."""
+        parts = (text.partition("=") for text in self.cached)
+        return {name: table or None for name, _, table in parts}
 
     def open_lake(self, snapshot: int | None) -> Lake:
         """Return the lake at a snapshot, read through the local cache if there is to be one."""

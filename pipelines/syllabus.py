@@ -15,6 +15,7 @@ from pipelines.classrooms import (
     class_shares,
     examine_teachers,
     look_at_points,
+    open_cached,
     open_classroom,
     parse_teachers,
     read_cards,
@@ -82,6 +83,7 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
     student = _student_config(config, tuple(BranchSpec.of(name, card) for name, card in cards.items()), shapes)
     width, height = config.image_size
     grid = student.grid(height, width)
+    _check_posts(config, lake, grid)
     _check_anchors(config, anchor_recall(student, boxes, (height, width)), console)
     console.print(
         f"{len(with_labels):,} segments with labels, {len(without):,} without;"
@@ -116,6 +118,31 @@ def _check_batch(
             config.frames(lake, points=False, segments=segments).stream(share, shuffle=True)
     if config.listen == "shuffled" and config.batch // max(1, config.workers) < 2:
         raise StudentError("--listen shuffled: a worker needs two pictures, to give one what is said of the other")
+
+
+def _check_posts(config: Train, lake: Lake, grid: tuple[int, int]) -> None:
+    """Raise where the teachers cannot be where the configuration has them."""
+    if config.teachers_in == "actors" and not config.workers:
+        raise TeacherError("--teachers-in actors: expected --workers 1 or more, which ask them; alone, leave it out")
+    if config.teacher_gpus and config.teachers_in != "actors":
+        raise TeacherError("--teacher-gpus: only with --teachers-in actors; in its process a teacher shares the GPU")
+    height, width = grid
+    for name, cached_as in config.tables.items():
+        if name not in config.heard:
+            raise TeacherError(
+                f"--cached {name}: expected one of the teachers who are asked, {', '.join(config.heard) or '(nobody)'}"
+            )
+        cached = open_cached(config.heard[name], cached_as, lake, config.split)
+        if (cached.grid, cached.image_size) != (grid, config.image_size):
+            raise TeacherError(
+                f"--cached {name}: the lake has its answers for pictures of {_by(cached.image_size)} pixels on a grid"
+                f" of {_by(cached.grid)} cells, not {_by(config.image_size)} and {_by(grid)}; run cache_targets.py with"
+                f" --grid {height} {width} --image-size {_by(config.image_size, ' ')} and another --name"
+            )
+
+
+def _by(sides: tuple[int, int], between: str = " x ") -> str:
+    return between.join(map(str, sides))
 
 
 def _student_config(config: Train, branches: tuple[BranchSpec, ...], anchors: AnchorShapes) -> StudentConfig:

@@ -12,8 +12,10 @@ this process; otherwise Ray Train starts so many workers, and starts them again 
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,14 @@ from rich.console import Console
 
 from datalake.commit import LakeError
 from datalake.space import room_in
-from pipelines.classrooms import all_remembered, look_at_points, open_classroom, read_cards
+from pipelines.classrooms import (
+    NamedTeacher,
+    all_remembered,
+    look_at_points,
+    open_cached,
+    open_teacher,
+    read_cards,
+)
 from pipelines.cluster import cluster
 from pipelines.curriculum import mixed_batches
 from pipelines.device import decoding_threads, device_of
@@ -44,6 +53,9 @@ from student.training.lesson import Lesson
 from student.training.loop import Plan, Trained, train
 from student.training.world import World
 from teachers.card import TeacherError
+from teachers.classroom import Classroom, LocalClassroom
+from teachers.remote import RemoteClassroom, TeacherPost, employed
+from teachers.teacher import Teacher
 from teachers.training.failure import TrainingError
 
 
@@ -66,9 +78,6 @@ def attend(
         config.frames(lake, points=points, segments=segments, threads=threads)
         for segments in (syllabus.labelled_segments, syllabus.unlabelled_segments)
     )
-    classroom = None
-    if syllabus.teachers:
-        classroom = open_classroom(syllabus.teachers, grid, world.device, remember)
     # Weights that do not depend on what was drawn before.
     torch.manual_seed(config.seed)
     lesson = Lesson(Student(syllabus.student), config.weights, syllabus.class_weights)
@@ -78,13 +87,30 @@ def attend(
         ),
         labelled=syllabus.labelled,
         unlabelled=syllabus.unlabelled,
-        classroom=classroom,
+        classroom=_classroom(syllabus, grid, world.device),
         seed=config.seed,
         identity=config.identity(lake),
         teaching="shuffled" if config.listen == "shuffled" else "real",
     )
     folder = RunFolder(absolute(config.out))
     return train(lesson, config.loop, plan, folder, world=world, progress=progress)
+
+
+def _classroom(syllabus: Syllabus, grid: tuple[int, int], device: torch.device) -> Classroom | None:
+    if not syllabus.teachers:
+        return None
+    if syllabus.config.teachers_in == "actors":
+        return RemoteClassroom(list(syllabus.teachers), grid, device=device)
+    return LocalClassroom([_teacher(syllabus, name, device) for name in syllabus.teachers], grid, device=device)
+
+
+def _teacher(syllabus: Syllabus, name: str, device: torch.device | str) -> Teacher:
+    """Return a teacher, or what the lake has of its answers, under the name that the student calls it."""
+    config, url = syllabus.config, syllabus.teachers[name]
+    if name in config.tables:
+        lake = config.open_lake(syllabus.snapshot)
+        return NamedTeacher(name, open_cached(url, config.tables[name], lake, config.split))
+    return open_teacher(name, url, device, Path(absolute(config.remember)) if config.remember else None)
 
 
 def run(config: Train, console: Console) -> int:
@@ -114,10 +140,13 @@ def wants_gpus(config: Train, available: int) -> bool:
     """
     if config.device == "cpu" or not available:
         return False
-    if available < config.workers:
+    # A teacher's share is of one GPU.
+    left = available - math.ceil(config.teacher_gpus * len(config.heard))
+    if left < config.workers:
+        beside = f" beside the teachers' {config.teacher_gpus:g} each" if config.teacher_gpus else ""
         raise TrainingError(
-            f"--workers {config.workers}: the cluster has GPUs for {available} of them; give --workers {available}, or"
-            " --device cpu for all"
+            f"--workers {config.workers}: the cluster has GPUs for {max(0, left)} of them{beside}; give"
+            f" {f'--workers {left}' if left > 0 else 'the teachers less'}, or --device cpu for all"
         )
     return True
 
@@ -139,7 +168,7 @@ def _train_on_ray(syllabus: Syllabus, console: Console) -> None:
     )
     try:
         # Ray Train keeps a record of its own there.
-        with room_in(folder):
+        with room_in(folder), employed(_posts(syllabus)):
             result = trainer.fit()
     except WorkerGroupError as error:
         raise TrainingError(f"a worker failed: {_last_line(next(iter(error.worker_failures.values())))}") from error
@@ -153,6 +182,18 @@ def _train_on_ray(syllabus: Syllabus, console: Console) -> None:
     stopped = result.return_value  # type: ignore[attr-defined]  # the annotation is of an older Result
     if stopped is not None:
         raise TrainingError(stopped)
+
+
+def _posts(syllabus: Syllabus) -> list[TeacherPost]:
+    if syllabus.config.teachers_in == "process":
+        return []
+    # No CPU is set aside: Ray would wait for ever for one that workers have taken.
+    return [
+        TeacherPost(
+            name=name, load=partial(_teacher, syllabus, name), num_cpus=0, num_gpus=syllabus.config.teacher_gpus
+        )
+        for name in syllabus.teachers
+    ]
 
 
 def _last_line(error: BaseException) -> str:

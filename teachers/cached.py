@@ -71,11 +71,7 @@ def origin_of(card: TeacherCard, name: str, grid: tuple[int, int], image_size: t
 
     Raises TeacherError for a continuous teacher, and LakeError for an impossible name.
     """
-    if card.kind != "classes":
-        raise TeacherError(
-            f"teacher {card.name}: {card.channels} numbers per cell are too large to keep; only teachers of classes can"
-            " be cached, let this one look at every batch"
-        )
+    _check_kind(card)
     settings = {
         "architecture": card.architecture,
         "options": card.options,
@@ -85,6 +81,14 @@ def origin_of(card: TeacherCard, name: str, grid: tuple[int, int], image_size: t
     }
     # As it will be read back: a tuple becomes a list.
     return Origin(table_name(name), card.weights_sha256, json.loads(json.dumps(settings)))
+
+
+def _check_kind(card: TeacherCard) -> None:
+    if card.kind != "classes":
+        raise TeacherError(
+            f"teacher {card.name}: {card.channels} numbers per cell are too large to keep; only teachers of classes can"
+            " be cached, let this one look at every batch"
+        )
 
 
 def cache_segment(
@@ -141,8 +145,10 @@ class CachedTeacher:
     def open(lake: Lake, split: str, card: TeacherCard, name: str | None = None) -> CachedTeacher:
         """Return what is cached of the teacher of `card`, as its name or as `name`, for every segment of `split`.
 
-        Raises LakeError where a segment is missing or was cached with other weights.
+        Raises LakeError where a segment is missing or was cached with other weights, TeacherError for a continuous
+        teacher.
         """
+        _check_kind(card)
         return CachedTeacher(card, open_side_table(lake, table_name(name or card.name), split, card.weights_sha256))
 
     def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:

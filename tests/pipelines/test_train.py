@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -14,7 +15,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from datalake.lake import Lake
+from datalake.commit import LakeError
+from datalake.lake import Lake, open_lake
+from pipelines.cache_targets import CacheTargets
+from pipelines.cache_targets import run as cache_targets
 from pipelines.settings import Listen, Train
 from pipelines.syllabus import plan_training
 from pipelines.train import attend, main, run, wants_gpus
@@ -22,7 +26,7 @@ from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, read_stud
 from student.training.folder import RunFolder
 from student.training.loop import LoopConfig
 from student.training.world import World
-from teachers.card import WEIGHTS_FILE, TrainingData, read_card, write_card
+from teachers.card import WEIGHTS_FILE, TeacherError, TrainingData, read_card, write_card
 from teachers.training.failure import TrainingError
 from tests.pipelines.programs import ROOT, start
 from tests.pipelines.small_teachers import admit_ignorance, write_teachers
@@ -311,6 +315,71 @@ def test_workers_take_a_gpu_each_where_there_are_any(device: str, gpus: int, use
 def test_gpus_for_some_of_the_workers_alone_are_refused() -> None:
     with pytest.raises(TrainingError, match="GPUs for 1 of them; give --workers 1, or --device cpu"):
         wants_gpus(Train(lake="", out="", workers=2), 1)
+
+
+def test_gpus_that_the_teachers_leave_none_of_are_refused() -> None:
+    config = Train(lake="", out="", workers=2, teachers=("a=/a", "b=/b"), teachers_in="actors", teacher_gpus=0.5)
+    assert wants_gpus(config, 3)
+    with pytest.raises(TrainingError, match=r"GPUs for 1 of them beside the teachers' 0.5 each; give --workers 1"):
+        wants_gpus(config, 2)
+
+
+@pytest.fixture
+def cached(drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path) -> Lake:
+    """A lake with what the teacher of classes says of every picture."""
+    shutil.copytree(drive_lake.store.root, tmp_path / "lake")
+    masks = dict(one.split("=") for one in teachers)["masks"]
+    config = CacheTargets(lake=str(tmp_path / "lake"), teacher=masks, name="once", grid=(16, 24), image_size=(96, 64))
+    assert cache_targets(config, Console(quiet=True)) == 0
+    return open_lake(str(tmp_path / "lake"))
+
+
+def test_looked_up_answers_teach_what_the_teacher_would_have_taught(
+    cached: Lake, teachers: tuple[str, ...], whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "masks"
+    named = dict(one.split("=") for one in teachers)
+    shutil.copytree(named["masks"], folder)
+    told = (f"points={named['points']}", f"masks={folder}")
+    config = settings(cached, tmp_path / "out", told, cached=("masks=once",))
+    syllabus = plan_training(config, Console(quiet=True), lambda *_: None)
+    # Nobody can ask it any more.
+    (folder / WEIGHTS_FILE).unlink()
+    attend(syllabus, World(device=torch.device("cpu")))
+    for looked_up, asked in zip(log(tmp_path / "out"), log(whole), strict=True):
+        assert looked_up == pytest.approx(asked, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cached": ("colours",)}, "--cached colours: expected one of the teachers who are asked, points, masks"),
+        ({"cached": ("points",)}, "teacher lidar: 12 numbers per cell are too large to keep"),
+        ({"cached": ("masks",)}, "table teacher_mask_rcnn lacks 3 of 3 segments of split 'train'"),
+        (
+            {"cached": ("masks=once",), "stride": 8, "image_size": (128, 64)},
+            "--cached masks: the lake has its answers for pictures of 96 x 64 pixels on a grid of 16 x 24 cells, not"
+            " 128 x 64 and 8 x 16; run cache_targets.py with --grid 8 16 --image-size 128 64 and another --name",
+        ),
+        ({"teachers_in": "actors"}, "--teachers-in actors: expected --workers 1 or more"),
+        ({"teacher_gpus": 0.5}, "--teacher-gpus: only with --teachers-in actors"),
+    ],
+)
+def test_teachers_that_cannot_be_where_they_are_said_to_be_are_refused(
+    cached: Lake, teachers: tuple[str, ...], tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises((TeacherError, LakeError), match=message):
+        plan_training(settings(cached, tmp_path / "out", teachers, **change), Console(quiet=True), lambda *_: None)
+
+
+@pytest.mark.slow
+def test_teachers_in_actors_teach_what_they_teach_in_the_students_process(
+    drive_lake: Lake, teachers: tuple[str, ...], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert run(settings(drive_lake, tmp_path, teachers, workers=1, teachers_in="actors"), Console(quiet=True)) == 0
+    for elsewhere, here in zip(log(tmp_path), log(whole), strict=True):
+        assert elsewhere == pytest.approx(here, rel=1e-4)
 
 
 @pytest.mark.slow
