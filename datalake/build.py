@@ -18,7 +18,7 @@ from datalake.convert import frame_rows
 from datalake.lake import now, write_commit
 from datalake.plan import BadRecord, RecordRef, SegmentPlan
 from datalake.schema import QUARANTINE, PointMode
-from datalake.store import Store, UnknownOutcomeError
+from datalake.store import Store
 from datalake.waymo.frame import CAMERAS, Fault, Frame
 from datalake.waymo.parse import FrameError, parse_frame
 from datalake.waymo.tfrecord import RecordError, RecordFile
@@ -113,7 +113,7 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
         with report.timed("commit"):
             try:
                 won = write_commit(store, commit)
-            except UnknownOutcomeError:
+            except BaseException:
                 # The commit may exist, so its files must stay; a later build sweeps them if it does not.
                 writer.keep()
                 raise

@@ -74,6 +74,8 @@ class RangeCache:
                 temporary.write_bytes(data + _checksum(data))
                 temporary.rename(path)
         except OSError as error:
+            if isinstance(error, FileNotFoundError | FileExistsError) and not path.parent.is_file():
+                return  # somebody deletes the folder this very moment: then this is not kept
             raise StoreError(f"cache {self.folder}: cannot keep {len(data)} bytes: {error}") from error
 
     def _path(self, key: str) -> Path:

@@ -183,8 +183,11 @@ class Chunk:
                 return decode_jpeg(_tensor(np.frombuffer(buffer, np.uint8)), ImageReadMode.RGB)
             with Image.open(io.BytesIO(buffer), formats=("JPEG",)) as picture:
                 # The decoder itself halves the picture while it stays larger than needed: fewer pixels to resize.
-                picture.draft("RGB", size)
-                resized = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+                # It rounds the sides up; the original's own end within them is what it returns.
+                drafted = picture.draft("RGB", size)
+                resized = picture.convert("RGB").resize(
+                    size, Image.Resampling.BILINEAR, box=None if drafted is None else drafted[1]
+                )
                 return torch.from_numpy(np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)))
         except (RuntimeError, OSError) as error:
             raise LakeError(

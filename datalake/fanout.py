@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from datalake.build import BuildConfig, SegmentReport, build_segment
-from datalake.commit import Commit, LakeError, check_split_name
+from datalake.commit import Commit, LakeError, check_split_name, commit_name
 from datalake.lake import list_commits, prepare_lake, publish_snapshot, read_commits
 from datalake.plan import SegmentPlan, SourceIndex, index_source, list_sources, plan_segments
 from datalake.retry import UnavailableError, explain
@@ -89,16 +89,28 @@ def build_lake(
     prepare_lake(store, config.points)
     report = BuildReport()
     plans = plan_segments(_index(list_sources(sources), index, report, notify))
+    unread = list(report.failures)
     committed = {commit.segment: commit for commit in read_commits(store, list_commits(store, config.split))}
     todo = []
     for plan in plans:
         if plan.segment not in committed:
-            todo.append(plan)
+            if source := _may_hold_more(plan, unread):
+                report.failures[plan.segment] = (
+                    f"is held back: {source} cannot be read and may hold some of its records; mend it, or leave it out"
+                )
+            else:
+                todo.append(plan)
         elif reason := _differs(plan, committed[plan.segment], config):
             report.failures[plan.segment] = reason
         else:
             report.skipped.append(plan.segment)
     _build([(plan, (plan, store.url, config)) for plan in todo], build, report, notify)
+    lost = [one.segment for one in report.segments if one.outcome == "present"]
+    planned = {plan.segment: plan for plan in todo}
+    # Somebody else was faster, perhaps with other files.
+    for commit in read_commits(store, [commit_name(config.split, segment) for segment in lost]):
+        if reason := _differs(planned[commit.segment], commit, config):
+            report.failures[commit.segment] = reason
     report.swept = len(vacuum(store, config.split, grace_s))
     report.snapshot = publish_snapshot(store)
     return report
@@ -136,6 +148,21 @@ def _build(
             report.failures[plan.segment] = _one_line(result)
         done += len(plan.records)
         notify(Progress("build", done, total))
+
+
+def _may_hold_more(plan: SegmentPlan, unread: Sequence[str]) -> str | None:
+    """Return a source that could not be read and may hold records of the segment; None: none does.
+
+    Waymo's files are called after their one segment. Where a segment's are, another file may hold more of it only if it
+    is called after it, too. A commit never changes: a part of a segment would stay one.
+    """
+    if all(plan.segment in _file_name(source.uri) for source in plan.sources):
+        unread = [uri for uri in unread if plan.segment in _file_name(uri)]
+    return unread[0] if unread else None
+
+
+def _file_name(uri: str) -> str:
+    return uri.rsplit("/", 1)[-1]
 
 
 def _differs(plan: SegmentPlan, commit: Commit, config: BuildConfig) -> str:

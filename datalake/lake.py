@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -161,13 +161,14 @@ def publish_snapshot(store: Store) -> int:
     """Freeze the commits as they are now into the next snapshot; return the number of the one that has them.
 
     With nothing new since the last snapshot, that one is returned. Where another builder publishes first, its
-    snapshot is looked at, and the next number tried.
+    snapshot is looked at, and the next number tried. Raises LakeError where commits of the last one are not listed.
     """
     while True:
         number = newest_snapshot(store)
         known = _read_snapshot(store, number) if number else ()
         by_name = {commit_name(commit.split, commit.segment): commit for commit in known}
         listed = list_commits(store)
+        check_listing(store, number, by_name, listed)
         if set(listed) == set(by_name):
             return number
         # Commits never change, so those of the last snapshot need not be read again.
@@ -181,6 +182,26 @@ def publish_snapshot(store: Store) -> int:
         }
         if store.create(_snapshot_name(number + 1), _dump(values)):
             return number + 1
+
+
+def commits_of_newest_snapshot(store: Store, split: str) -> tuple[int, list[str]]:
+    """Return the newest snapshot's number, 0 where there is none, and the names of its commits of a split."""
+    number = newest_snapshot(store)
+    known = _read_snapshot(store, number) if number else ()
+    return number, [commit_name(commit.split, commit.segment) for commit in known if commit.split == split]
+
+
+def check_listing(store: Store, snapshot: int, known: Iterable[str], listed: Iterable[str]) -> None:
+    """Raise LakeError unless all commits that a snapshot is known to have are listed.
+
+    Commits are never removed, so the listing is then not all that is there. To publish it would hide data from readers,
+    and to sweep by it would delete them.
+    """
+    if missing := sorted(set(known) - set(listed)):
+        raise LakeError(
+            f"{store.url}: {len(missing)} commits of snapshot {snapshot} are not listed, e.g. {missing[0]}: the store"
+            " does not list all that is there, or somebody has deleted them; nothing was published or swept"
+        )
 
 
 def list_commits(store: Store, split: str | None = None) -> list[str]:

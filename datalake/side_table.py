@@ -36,7 +36,7 @@ from datalake.commit import (
 from datalake.lake import Lake, now
 from datalake.ranges import file_system, open_parquet
 from datalake.schema import SCHEMA_VERSION
-from datalake.store import Store, UnknownOutcomeError
+from datalake.store import Store
 from datalake.waymo.parse import FrameError, check_segment_name
 
 _PREFIX = "teacher_"
@@ -252,11 +252,9 @@ def write_side_segment(
             file=DataFile(rows, sink.size, sink.sha256),
         )
         content = json.dumps(commit.to_json(), separators=(",", ":")).encode() + b"\n"
-        won = keep = store.create(_commit_name(origin.table, base.split, base.segment), content)
-    except UnknownOutcomeError:
-        # The commit may exist, so its file must stay; a vacuum sweeps it if it does not.
+        # Until it is known that the commit does not exist its file must stay; a vacuum sweeps it then.
         keep = True
-        raise
+        won = keep = store.create(_commit_name(origin.table, base.split, base.segment), content)
     finally:
         if not keep:
             sink.discard()

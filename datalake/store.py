@@ -115,7 +115,8 @@ class Store:
 
         try:
             return self._ask(put, "create", name)
-        except StoreError as error:
+        except Exception as error:
+            # Also where the last answer was a plain no: an earlier request may have gone through.
             if not unsure:
                 raise
             # The bytes settle it; but where there are none, the write may still be on its way.
@@ -195,8 +196,14 @@ class Store:
             return
 
     def listing(self, folder: str) -> dict[str, float]:
-        """Return every object below `folder`, by name relative to the root, with its age in seconds."""
+        """Return every object below `folder`, by name relative to the root, with its age in seconds.
+
+        Raises OSError where a folder cannot be read: what is not listed would be taken for what is not there.
+        """
         now = time.time()
+        if self.is_local:
+            ages = _list_local(Path(self.path(folder)), now)
+            return {str(path)[len(self.root) + 1 :]: age_s for path, age_s in ages.items()}
         found = self._ask_once(lambda: self._patient_fs.find(self.path(folder), detail=True), "list", folder)
         return {path[len(self.root) + 1 :]: now - _modified(info) for path, info in found.items()}
 
@@ -389,6 +396,22 @@ def _is_whole(piece: Range, answer: Any) -> bool:
     return not isinstance(answer, Exception) and len(answer) == piece.stop - piece.start
 
 
+def _list_local(folder: Path, now: float) -> dict[Path, float]:
+    # fsspec's own way to list a disk passes over folders that it cannot read.
+    ages: dict[Path, float] = {}
+    waiting = [folder]
+    while waiting:
+        # What others delete meanwhile is gone.
+        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    waiting.append(Path(entry.path))
+                else:
+                    with contextlib.suppress(FileNotFoundError):
+                        ages[Path(entry.path)] = now - entry.stat().st_mtime
+    return ages
+
+
 def _create_local(path: Path, data: bytes) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -401,9 +424,14 @@ def _create_local(path: Path, data: bytes) -> bool:
             os.link(temporary, path)
         except FileExistsError:
             return False
+        try:
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise UnknownOutcomeError(f"{path}: created, but perhaps not for good: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+        # A left-over is swept later; that it cannot be deleted must not hide what became of the object.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return True
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datalake.commit import data_file_name
-from datalake.lake import list_commits, read_commits
+from datalake.lake import check_listing, commits_of_newest_snapshot, list_commits, read_commits
 from datalake.schema import TABLES
 from datalake.side_table import list_side_tables, read_side_commits, side_commits_folder
 from datalake.store import Store
@@ -17,9 +17,14 @@ def unreferenced(store: Store, split: str, grace_s: float = GRACE_S) -> list[str
 
     A file is kept while it is younger than `grace_s`: its attempt may still be running. An attempt at a segment
     that another one has committed can only lose, so its files need no grace. Commits are read before files are
-    listed, so that an attempt committing in between is seen as young, not as dead.
+    listed, so that an attempt committing in between is seen as young, not as dead. Raises LakeError where commits of
+    the newest snapshot are not listed.
     """
-    commits = read_commits(store, list_commits(store, split))
+    # First, since a snapshot published meanwhile has commits that were not there to be listed.
+    snapshot, known = commits_of_newest_snapshot(store, split)
+    listed = list_commits(store, split)
+    check_listing(store, snapshot, known, listed)
+    commits = read_commits(store, listed)
     attempts = {commit.segment: commit.attempt for commit in commits}
     kept = {data_file_name(split, table, commit.segment, commit.attempt) for commit in commits for table in TABLES}
     finished = dict.fromkeys(TABLES, attempts.keys())

@@ -14,6 +14,8 @@ from datalake.waymo.range_image import Rays, beam_inclinations, compensate_motio
 
 # The sensors reach 75 m. Ranges beyond this and NaN are damage; zero and negative ones say that nothing returned.
 MAX_RANGE_M = 500.0
+# Of a return from the vehicle, along any axis: sensors sit on it, and it moves while they turn.
+_FURTHEST_M = MAX_RANGE_M + 20.0
 _TOP = LASERS.index("TOP")
 _SEMANTIC_CLASSES = len(segmentation_pb2.Segmentation.Type.values())
 
@@ -141,10 +143,14 @@ def _read_return(
         _fault(faults, laser, number, "keeps its other cells", LidarError(text))
     cells = np.flatnonzero((range_m > 0) & ~broken)
     xyz_m = rays.points(cells, range_m[cells])
-    if not (finite := np.isfinite(xyz_m).all(axis=0)).all():
-        text = f"{int((~finite).sum())} returns have a position that is not finite (pixel pose or calibration)"
+    # False for NaN, too.
+    if not (near := (np.abs(xyz_m) <= _FURTHEST_M).all(axis=0)).all():
+        text = (
+            f"{int((~near).sum())} returns have a position that is NaN or beyond {_FURTHEST_M:g} m (pixel pose or"
+            " calibration)"
+        )
         _fault(faults, laser, number, "keeps its other returns", LidarError(text))
-        cells, xyz_m = cells[finite], np.ascontiguousarray(xyz_m[:, finite])
+        cells, xyz_m = cells[near], np.ascontiguousarray(xyz_m[:, near])
     intensity, elongation = flat[cells, 1], flat[cells, 2]
     for name, values in (("intensity", intensity), ("elongation", elongation)):
         unusable = ~np.isfinite(values)

@@ -357,6 +357,28 @@ def test_second_attempt_finds_the_first_and_deletes_its_own_files(
     assert sorted(store.listing("train")) == sorted(commit.file_name(table) for table in TABLES)
 
 
+@pytest.mark.parametrize("error", [OSError("Input/output error"), KeyboardInterrupt()], ids=["disk", "user"])
+def test_a_commit_that_was_written_when_something_failed_keeps_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    source = write_frames(tmp_path / "a.tfrecord", make_frames(2))
+    create = Store.create
+
+    def create_and_fail(store: Store, name: str, data: bytes) -> bool:
+        created = create(store, name, data)
+        if name.startswith("_commits/"):
+            raise error
+        return created
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "create", create_and_fail)
+        with pytest.raises(type(error)):
+            build_files(str(tmp_path / "lake"), [source])
+    built = build_files(str(tmp_path / "lake"), [source])
+    assert built.report.outcome == "present"
+    assert len(built.timestamps) == 2
+
+
 def test_one_attempt_of_many_at_once_wins(tmp_path: Path) -> None:
     url = str(tmp_path / "lake")
     (plan,) = plan_files([write_frames(tmp_path / "source", make_frames(2))])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -137,6 +139,26 @@ def test_processes_and_threads_share_a_folder(tmp_path: Path) -> None:
         assert [future.result() for future in mine] == [0, 0]
     assert kept_bytes(tmp_path) <= 40_000
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_folder_may_be_deleted_at_any_moment(tmp_path: Path) -> None:
+    folder, stop = tmp_path / "cache", threading.Event()
+
+    def delete() -> None:
+        while not stop.is_set():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    deleting = threading.Thread(target=delete)
+    deleting.start()
+    try:
+        # Some hundred of these meet a deletion on their way.
+        for number in range(3000):
+            RangeCache(str(folder)).put(f"piece {number}", content(number))
+    finally:
+        stop.set()
+        deleting.join()
+    RangeCache(str(folder)).put("last", b"abc")
+    assert RangeCache(str(folder)).get("last", 3) == b"abc"
 
 
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:

@@ -6,15 +6,17 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.linear import drive, worst
-from datalake.build import BuildConfig
+from datalake.build import BuildConfig, SegmentReport, build_segment
 from datalake.commit import LakeError
 from datalake.fanout import BuildReport, Progress, attempt, build_lake
 from datalake.lake import open_lake
+from datalake.plan import SegmentPlan
 from pipelines.cluster import cluster
 from tests.drives import DRIVE_CAMERAS, DRIVE_FRAMES, DRIVE_SEGMENTS
 
@@ -59,6 +61,43 @@ def test_an_unreadable_source_fails_alone(drive_sources: list[str], tmp_path: Pa
     assert len(report.segments) == DRIVE_SEGMENTS
     assert list(report.failures) == [missing]
     assert "FileNotFoundError" in report.failures[missing]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "held"),
+    [
+        ("part-0.tfrecord", "part-1.tfrecord", True),
+        ("{segment}.tfrecord", "{segment}_rest.tfrecord", True),
+        ("{segment}.tfrecord", "another.tfrecord", False),
+    ],
+)
+def test_a_segment_that_an_unreadable_source_may_hold_more_of_is_held_back(
+    drive_sources: list[str], tmp_path: Path, first: str, second: str, held: bool
+) -> None:
+    segment = Path(drive_sources[0]).name.removeprefix("segment-").removesuffix(".tfrecord")
+    readable = tmp_path / first.format(segment=segment)
+    shutil.copy(drive_sources[0], readable)
+    missing = (tmp_path / second.format(segment=segment)).as_uri()
+    report = build([str(readable), missing], tmp_path / "lake")
+    assert [one.segment for one in report.segments] == ([] if held else [segment])
+    assert set(report.failures) == ({segment, missing} if held else {missing})
+    if held:
+        assert report.failures[segment].startswith(f"is held back: {missing} cannot be read and may hold some of its")
+        # Mended, or left out on purpose, it is built.
+        assert [one.outcome for one in build([str(readable)], tmp_path / "lake").segments] == ["committed"]
+
+
+def test_a_segment_that_another_builder_committed_meanwhile_from_other_files_is_a_failure(
+    drive_sources: list[str], tmp_path: Path
+) -> None:
+    def build_beside(plan: SegmentPlan, lake: str, config: BuildConfig) -> SegmentReport:
+        faster = replace(config, cameras=config.cameras[:1])
+        assert build_segment(plan, lake, faster).outcome == "committed"
+        return build_segment(plan, lake, config)
+
+    report = build_lake(drive_sources[:1], str(tmp_path), CONFIG, lambda _: None, build=build_beside)
+    (reason,) = report.failures.values()
+    assert reason == f"is in the lake already with cameras {CONFIG.cameras[0]}; use these, or another split"
 
 
 def test_a_source_of_something_else_fails_alone(drive_sources: list[str], tmp_path: Path) -> None:

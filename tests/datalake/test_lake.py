@@ -82,6 +82,14 @@ def test_publishing_with_nothing_new_returns_the_last_snapshot(built: Built) -> 
     assert publish_snapshot(built.lake.store) == built.lake.snapshot == 1
 
 
+def test_commits_that_are_no_longer_listed_are_not_left_out_of_a_snapshot(tmp_path: Path) -> None:
+    lake = build_files(str(tmp_path / "lake"), [write_frames(tmp_path / "a.tfrecord", make_frames(2))]).lake
+    lake.store.delete("_commits/train/segment_a.json")
+    with pytest.raises(LakeError, match=r"1 commits of snapshot 1 are not listed, e.g. _commits/train/segment_a.json"):
+        publish_snapshot(lake.store)
+    assert newest_snapshot(lake.store) == 1
+
+
 def test_lake_without_commits_has_no_snapshot(tmp_path: Path) -> None:
     assert publish_snapshot(_empty_lake(tmp_path)) == 0
 

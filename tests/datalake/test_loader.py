@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from datalake.lake import Lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
 from tests.drives import DRIVE_FRAMES, DRIVE_SEGMENTS, build_drives
+from tests.frames import make_frame
+from tests.lakes import build_frames
 
 IMAGES = DRIVE_SEGMENTS * DRIVE_FRAMES
 CONFIG = LoaderConfig(global_batch=4, streams=8)
@@ -151,6 +154,42 @@ def test_everything_is_resized_together(drive_lake: Lake) -> None:
     torch.testing.assert_close(half.intrinsic[:4], native.intrinsic[:4] * scale.double().repeat(2))
     assert half.panoptic is not None
     assert half.panoptic.semantic_class.shape == (16, 48)
+
+
+def test_a_point_is_seen_in_the_middle_of_its_pixel(drive_lake: Lake) -> None:
+    sample = first(drive_lake)
+    (seen,) = row(drive_lake, "depth", sample)
+    assert sample.lidar is not None
+    pixels = torch.tensor([seen["u"], seen["v"]])
+    assert torch.equal(sample.lidar.pixel_uv, pixels + 0.5)
+
+
+@pytest.mark.parametrize("size", [(192, 128), (96, 64), (384, 256)])
+def test_what_a_picture_shows_moves_with_its_boxes(tmp_path: Path, size: tuple[int, int]) -> None:
+    # Waymo's side cameras: neither side is a multiple of what the decoder halves by. The panoptic labels as well.
+    width, height, edges = 1920, 886, np.array([400, 200, 1600, 800])
+    shown = np.zeros((height, width), np.uint8)
+    shown[edges[1] : edges[3], edges[0] : edges[2]] = 255
+    frame = make_frame()
+    jpeg, png = io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.stack([shown] * 3, 2)).save(jpeg, "JPEG", quality=95)
+    Image.fromarray((shown > 0).astype(np.uint16) * 2000).save(png, "PNG")
+    frame.images[0].image = jpeg.getvalue()
+    frame.images[0].camera_segmentation_label.panoptic_label = png.getvalue()
+    frame.images[0].camera_segmentation_label.panoptic_label_divisor = 1000
+    frame.context.camera_calibrations[0].width = width
+    frame.context.camera_calibrations[0].height = height
+    lake = build_frames(tmp_path, [frame]).lake
+    config = LoaderConfig(global_batch=1, image_size=size, shuffle=False, panoptic=True)
+    sample = first(lake, config)
+    assert sample.panoptic is not None
+    scaled = edges * np.tile(np.divide(size, (width, height)), 2)
+    for picture, within in ((sample.image[0].double() / 255, 0.1), (sample.panoptic.semantic_class == 2, 1.0)):
+        across, down = picture.double().sum(1).max(), picture.double().sum(0).max()
+        middle = picture.double()[size[1] // 2], picture.double()[:, size[0] // 2]
+        starts = [float((1 - line[: len(line) // 2]).sum()) for line in middle]
+        assert [float(across), float(down)] == pytest.approx((scaled[2:] - scaled[:2]).tolist(), abs=within)
+        assert starts == pytest.approx(scaled[:2].tolist(), abs=within)
 
 
 def test_panoptic_classes_agree_with_the_boxes(drive_lake: Lake) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import multiprocessing
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from datalake.retry import StoreError
-from datalake.store import Store
+from datalake.store import Store, UnknownOutcomeError
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -104,6 +105,34 @@ def test_listing_names_every_object_below_with_its_age(store: Store) -> None:
 
 def test_listing_of_nothing_is_empty(store: Store) -> None:
     assert store.listing("x") == {}
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    store.write("a/b/c", b"content")
+    real = os.scandir
+
+    def failing(path: Any) -> Any:
+        # What a network's file system says now and then.
+        if str(path).endswith("/b"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        store.listing("a")
+
+
+def test_an_object_that_may_not_survive_a_power_cut_is_there_or_not_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("datalake.store._sync_folder", failing)
+    with pytest.raises(UnknownOutcomeError, match=r"created, but perhaps not for good: .*Input/output error"):
+        Store(str(tmp_path)).create("a", b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_listing_shows_what_was_written_since_the_last_one(store: Store) -> None:

@@ -6,6 +6,9 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
+from datalake.commit import LakeError
 from datalake.lake import Lake
 from datalake.vacuum import GRACE_S, unreferenced, vacuum
 
@@ -65,3 +68,11 @@ def test_an_unfinished_commit_of_a_dead_builder_goes_after_the_grace(own_lake: L
     young = leave(own_lake, "_commits/train/.drive.json.5678.tmp")
     vacuum(own_lake.store, "train")
     assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_nothing_is_swept_where_commits_of_the_snapshot_are_not_listed(own_lake: Lake) -> None:
+    commit = own_lake.commits[0]
+    own_lake.store.delete(f"_commits/train/{commit.segment}.json")
+    with pytest.raises(LakeError, match="commits of snapshot 1 are not listed"):
+        vacuum(own_lake.store, "train", grace_s=0)
+    assert all(own_lake.store.exists(commit.file_name(table)) for table in commit.files)

@@ -226,7 +226,7 @@ def test_frame_without_pose_leaves_the_lasers_that_need_none() -> None:
     assert faults == ["laser TOP is left out: the frame has no pose, so ego motion cannot be compensated"]
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38], ids=str)
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38, 1e6, 0], ids=str)
 def test_unusable_pixel_pose_costs_its_cell_alone(value: float) -> None:
     frame = make_frame()
     expected = _expected_counts(frame)
@@ -238,7 +238,7 @@ def test_unusable_pixel_pose_costs_its_cell_alone(value: float) -> None:
     poses[0, 0, 3:] = value
     top.range_image_pose_compressed = float_matrix(poses)
     points, faults = _read(frame)
-    assert np.isfinite(points.xyz_m).all()
+    assert np.abs(points.xyz_m).max() < 600
     assert _counts(points) == expected
     assert faults
 
