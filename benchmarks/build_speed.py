@@ -42,7 +42,7 @@ from datalake.waymo.tfrecord import RecordFile
 from datalake.writer import SegmentWriter
 
 _OFFICIAL = Path(__file__).with_name("official_decoder.py")
-# The bounds.
+# What is promised.
 _FRAME_MS, _TWO_WORKERS, _MEMORY_BYTES, _BYTES = 120.0, 1.8, 1e9, {"quantised": 0.75, "lossless": 1.0}
 
 

@@ -25,6 +25,7 @@ from datalake.verify import verify
 class Info:
     """Print what a lake holds: rows, bytes, classes, boxes by size, depth histogram."""
 
+    # The lake: a local path, s3:// or gs://.
     lake: str
     # A snapshot by number; the newest if not given.
     snapshot: int | None = None
@@ -39,7 +40,9 @@ class Info:
 class Verify:
     """Read every file of a snapshot and check sizes, checksums, schemas and rows."""
 
+    # The lake: a local path, s3:// or gs://.
     lake: str
+    # A snapshot by number; the newest if not given.
     snapshot: int | None = None
 
     def run(self, console: Console) -> int:
@@ -63,6 +66,7 @@ class Verify:
 class Vacuum:
     """Delete files that no commit refers to: the remains of killed builds."""
 
+    # The lake: a local path, s3:// or gs://.
     lake: str
     # Files younger than this may belong to a running build, and are kept.
     grace_hours: float = 24.0
@@ -86,12 +90,17 @@ class Vacuum:
 class Show:
     """Draw a frame to a PNG: boxes with depth, points on the image, and the scene from above."""
 
+    # The lake: a local path, s3:// or gs://.
     lake: str
+    # The split that the segment is in.
     split: str = "train"
     # The segment's name; the first of the split if not given.
     segment: str | None = None
+    # The frame's place in the segment, from 0 on.
     frame: int = 0
+    # The camera whose picture is drawn.
     camera: str = "FRONT"
+    # Where the PNG goes.
     out: Path = Path("frame.png")
 
     def run(self, console: Console) -> int:

@@ -1,7 +1,7 @@
 """Keep a teacher's answers in the lake: `python pipelines/cache_targets.py --lake URL --teacher FOLDER`.
 
-Trainings with `--cached NAME` and the same teacher, pictures and grid look them up and leave its network alone. Run it
-again after any interruption: the segments that are committed are skipped.
+Trainings with `--cached NAME` and the same teacher, pictures and grid look them up; its network is asked only before
+the first step, about a few pictures. Run it again after any interruption: segments that are committed are skipped.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import ray
 
+from pipelines.place import cluster_address
+
 # Ray's local clusters authenticate by token, which is right, and say so at every start, which is noise.
 _TOKEN_NOTICE = "ray._private.authentication.authentication_token_setup"
 
@@ -24,7 +26,7 @@ def cluster() -> Iterator[None]:
     """
     # Ray would have its own way to end a driver.
     stop = signal.getsignal(signal.SIGTERM)
-    if os.environ.get("RAY_ADDRESS"):
+    if cluster_address():
         ray.init(logging_level=logging.WARNING)
     else:
         # Usage reports would go over the network.

@@ -68,17 +68,21 @@ class Demo:
     out: Path = Path("out/demo")
     # They go to this fsspec URL instead, for example s3://bucket/demo; the bucket must be there.
     store: str | None = None
-    # Simulated segments for the teachers, for the student, and to examine on.
+    # Simulated segments for the teachers.
     teach_segments: int = 70
+    # Simulated segments for the student.
     train_segments: int = 150
+    # Simulated segments to examine on.
     val_segments: int = 30
     # Frames per segment, at 2 Hz: many streets teach more than many pictures of one.
     frames: int = 3
     # Cameras on the simulated car; the student looks through the first.
     cameras: tuple[str, ...] = ("FRONT",)
-    # Steps of the lidar teacher, the mask teacher, and the student.
+    # Steps of the lidar teacher.
     lidar_steps: int = 60
+    # Steps of the mask teacher.
     mask_steps: int = 190
+    # Steps of the student.
     student_steps: int = 400
     # Where to train: cpu, cuda …; by default on the GPU if there is one.
     device: str = "auto"
@@ -259,7 +263,8 @@ def _simulate(config: Demo, drives: DriveConfig, split: str, bar: ProgressBar) -
         segments=segments,
         frames=config.frames,
         seed=_SEEDS[split],
-        workers=os.cpu_count() or 1,
+        # Each takes 150 MB, and containers have fewer than their host has for its cores.
+        workers=min(8, os.cpu_count() or 1),
         progress=finished,
     )
 

@@ -7,6 +7,15 @@ import os
 from datalake.commit import LakeError
 
 
+def cluster_address() -> str | None:
+    """Return the address of the Ray cluster whose job this process is; None where it is of no job.
+
+    RAY_ADDRESS may also say where `ray job submit` sends jobs to, over HTTP: that is no cluster to join.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    return None if not address or address.startswith(("http://", "https://")) else address
+
+
 def absolute(url: str) -> str:
     """Return `url`, with a local path made absolute.
 
@@ -14,7 +23,7 @@ def absolute(url: str) -> str:
     """
     if "://" in url or os.path.isabs(url):  # noqa: PTH117 - a URL is no Path
         return url
-    if os.environ.get("RAY_JOB_ID") or os.environ.get("RAY_ADDRESS"):
+    if os.environ.get("RAY_JOB_ID") or cluster_address():
         raise LakeError(
             f"{url}: a relative path would lie in the job's throw-away folder; give an absolute path or URL"
         )

@@ -48,8 +48,8 @@ class TrainTeachers:
     out: str
     # Train this one only.
     teacher: TeacherName | None = None
-    # The split to train on. A student must not learn from frames that its teachers were trained on.
-    train_split: str = "train"
+    # The split to train on, of other segments than the student's: teachers would pass their labels on.
+    train_split: str = "teach"
     # The split to examine on.
     eval_split: str = "val"
     # The lake's snapshot; the newest by default. A run that goes on needs the one that it began with.

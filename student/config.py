@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from torch import nn
@@ -169,7 +169,3 @@ class StudentConfig:
             return StudentConfig(**{**values, **lists, "anchors": anchors, "branches": branches})
         except (ValueError, KeyError, TypeError) as error:
             raise StudentError(f"not a student's configuration: {error}") from error
-
-    def with_anchors(self, anchors: AnchorShapes) -> StudentConfig:
-        """Return the same with other anchors."""
-        return replace(self, anchors=anchors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import threading
 import uuid
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
+from torch import Tensor
 
 from datalake.lake import Lake
 from datalake.synthetic import DriveConfig, write_drives
@@ -30,6 +34,21 @@ def real_data() -> Path:
     if not _REAL_DATA.is_dir():
         pytest.skip(f"real inputs are missing: no folder {_REAL_DATA}")
     return _REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def public_state(real_data: Path) -> dict[str, Tensor]:
+    """A state dict as the authors publish it, with seeded weights."""
+    path = real_data.parent / "tools/seeded_weights.py"
+    if not path.is_file():
+        pytest.skip(f"the seeded weights are missing: no file {path}")
+    spec = importlib.util.spec_from_file_location("seeded_weights", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    shapes = json.loads((real_data / "spvnas_65gmacs_state_dict_shapes.json").read_text())
+    return {key: torch.from_numpy(value) for key, value in module.seeded_weights(shapes).items()}
 
 
 @pytest.fixture(scope="session")

@@ -24,8 +24,6 @@ class Actor:
     label_type: int
 
 
-# The rear axle lies this far behind the middle of the recording vehicle.
-_AXLE_M = 1.4
 _PEDESTRIAN_SPEED = 1.3
 
 

@@ -26,14 +26,19 @@ class LossWeights:
     each of three seeds (`benchmarks/classroom.md`).
     """
 
-    # Detection: whether there is something, where, what it is, where exactly, how far.
+    # Whether there is an object.
     objectness: float = 1.0
+    # Where, of the proposals.
     proposal: float = 3.0
+    # What it is.
     classification: float = 1.0
+    # Where exactly.
     box: float = 2.0
+    # How far away.
     depth: float = 1.0
-    # Imitation of teachers that give numbers, and of those that tell classes.
+    # Imitation of teachers that give numbers.
     numbers: float = 2.0
+    # Imitation of teachers that tell classes.
     classes: float = 2.0
     # Cells in which a teacher sees an object count so many times as much as background.
     objects: float = 4.0

@@ -21,7 +21,7 @@ from teachers.sparse.window import Window
 # Origin, extent and the gap between clouds that torchsparse sees are multiples of this, so that blocks of every stride
 # up to it begin and end where ours do, and no window reaches from one cloud into the next.
 _ALIGNMENT = 1 << 10
-_INSTALL = "install torchsparse 1.4 (conda-forge) or, for CUDA, 2.1 (from its repository)"
+_INSTALL = "install torchsparse 1.4, compiled as docker/Dockerfile does, or use that image"
 
 
 @cache

@@ -31,12 +31,14 @@ _TOP = LASERS.index("TOP")
 class Augmentation:
     """What is done to a scan before it is trained on, at random.
 
-    turn_rad: rotation about the vertical within ± this; scale: size within 1 ± this; mirror: left for right half the
-    time. Streets have no preferred direction, and few segments do not show all of them.
+    Streets have no preferred direction, and few segments do not show all of them.
     """
 
+    # Rotation about the vertical within ± this.
     turn_rad: float = math.pi
+    # Size within 1 ± this.
     scale: float = 0.05
+    # Left for right, half the time.
     mirror: bool = True
 
     def apply(self, scan: Scan) -> Scan:

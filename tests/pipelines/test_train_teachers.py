@@ -40,7 +40,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Two segments to train on and one to examine on."""
     folder = tmp_path_factory.mktemp("teachers")
     drives = DriveConfig(image_width=96, image_height=64, beams=16, columns=120)
-    for seed, (split, segments) in enumerate({"train": 2, "val": 1}.items()):
+    for seed, (split, segments) in enumerate({"teach": 2, "val": 1}.items()):
         sources = write_drives(str(folder / split), drives, segments=segments, frames=FRAMES, seed=seed)
         build_files(str(folder / "lake"), sources, BuildConfig(split=split, cameras=("FRONT",)))
     return str(folder / "lake")

@@ -1,0 +1,103 @@
+"""Make a teacher of published weights: `python pipelines/import_teacher.py spvnas --weights URL --net-config URL …`.
+
+    FOLDER/weights.safetensors, card.json      as `train_teachers.py` writes them
+
+`spvnas`: a checkpoint of SPVNAS or SPVCNN on SemanticKITTI, as its authors publish it, with its net.config. What it
+says is measured over the lake, so that a student can imitate numbers of mean 0 and variance 1.
+`mask-rcnn`: torchvision's Mask R-CNN on COCO, a file of torch.save.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from datalake.commit import LakeError
+from datalake.lake import open_lake
+from pipelines.curriculum import Frames
+from pipelines.device import device_of
+from pipelines.place import absolute
+from teachers.card import TeacherCard, TeacherError, write_card, write_weights
+from teachers.lidar import SpvnasTeacher
+from teachers.mask_rcnn import MaskRcnnConfig, MaskRcnnTeacher
+from teachers.spvnas.checkpoint import CheckpointError
+from teachers.spvnas.config import NetConfigError
+from teachers.training.evaluation import measure_statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spvnas:
+    """SPVNAS or SPVCNN, with its authors' weights."""
+
+    # The checkpoint (`init`): a path or any fsspec URL.
+    weights: str
+    # Its net.config.
+    net_config: str
+    # The teacher's folder: a path or any fsspec URL.
+    out: str
+    # The lake whose points the statistics are of.
+    lake: str
+    # The split of the lake that they are of.
+    split: str = "train"
+    # Samples that they are of.
+    samples: int = 128
+    # Width and height that pictures are scaled to.
+    image_size: tuple[int, int] = (384, 256)
+    # Where it looks: cpu, cuda, cuda:1 …; by default on the GPU if there is one.
+    device: str = "auto"
+
+    def run(self) -> None:
+        """Write weights and card."""
+        device = device_of(self.device)
+        lake = open_lake(absolute(self.lake))
+        teacher = SpvnasTeacher.load_public(absolute(self.weights), absolute(self.net_config), device)
+        frames = Frames(lake=lake, split=self.split, cameras=("FRONT",), image_size=self.image_size, points=True)
+        # One by one, from everywhere in the split.
+        samples = (sample for (sample,) in frames.stream(1, shuffle=True).loader())
+        statistics = measure_statistics(teacher, itertools.islice(samples, self.samples))
+        _write(absolute(self.out), teacher, replace(teacher.card, statistics=statistics))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskRcnn:
+    """torchvision's Mask R-CNN, with its COCO weights."""
+
+    # The weights: a path or any fsspec URL.
+    weights: str
+    # The teacher's folder: a path or any fsspec URL.
+    out: str
+    # Which of torchvision's two networks the weights are of.
+    variant: Literal["v1", "v2"] = "v2"
+
+    def run(self) -> None:
+        """Write weights and card."""
+        teacher = MaskRcnnTeacher.load_coco(absolute(self.weights), MaskRcnnConfig.coco(self.variant))
+        _write(absolute(self.out), teacher, teacher.card)
+
+
+Command = Annotated[Spvnas, tyro.conf.subcommand("spvnas")] | Annotated[MaskRcnn, tyro.conf.subcommand("mask-rcnn")]
+
+
+def _write(url: str, teacher: SpvnasTeacher | MaskRcnnTeacher, card: TeacherCard) -> None:
+    state = {name: value.cpu() for name, value in teacher.network.state_dict().items()}
+    write_card(url, replace(card, weights_sha256=write_weights(url, state)))
+
+
+def main() -> None:
+    """Run from the command line; bad input ends in one line and exit status 2."""
+    command = tyro.cli(Command, description=__doc__)
+    try:
+        command.run()
+    except (LakeError, TeacherError, NetConfigError, CheckpointError, OSError) as error:
+        Console(stderr=True).print(f"import: {error}", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(2)
+    Console().print(absolute(command.out), soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Published weights become a teacher's folder that any training takes."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from datalake.lake import Lake
+from datalake.loader import LoaderConfig, SampleStream
+from pipelines.import_teacher import main
+from teachers.card import read_card
+from teachers.load import load_teacher
+from teachers.mask_rcnn import MaskRcnnConfig, build_network
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["import_teacher.py", *words])
+    main()
+
+
+def test_spvnas_of_its_authors_says_numbers_of_mean_0_and_variance_1(
+    real_data: Path,
+    public_state: dict[str, Tensor],
+    drive_lake: Lake,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.save({"model": public_state}, tmp_path / "init")
+    run(
+        monkeypatch, "spvnas", "--weights", str(tmp_path / "init"), "--out", str(tmp_path / "teacher"),
+        "--net-config", str(real_data / "spvnas_65gmacs_net_config.json"), "--lake", drive_lake.store.root,
+        "--samples", "3", "--image-size", "96", "64", "--device", "cpu",
+    )  # fmt: skip
+    config = LoaderConfig(global_batch=1, image_size=(96, 64))
+    samples = list(itertools.islice(SampleStream(drive_lake, config), 3))
+    target = load_teacher(str(tmp_path / "teacher")).look(samples, 64, 96)
+    said = target.values.permute(0, 2, 3, 1)[target.valid[:, 0]]
+    assert said.shape[1] == 76
+    # A channel that never changes stays 0.
+    speaks = said.var(0) > 0
+    assert speaks.float().mean() > 0.9
+    torch.testing.assert_close(said.mean(0), torch.zeros(76), rtol=0, atol=1e-3)
+    torch.testing.assert_close(said.var(0)[speaks], torch.ones(int(speaks.sum())), rtol=0, atol=1e-2)
+
+
+def test_mask_rcnn_of_torchvision_is_a_teacher_of_our_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    state = build_network(MaskRcnnConfig.coco("v2")).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    run(monkeypatch, "mask-rcnn", "--weights", str(tmp_path / "weights.pth"), "--out", str(tmp_path / "teacher"))
+    teacher = load_teacher(str(tmp_path / "teacher"))
+    assert read_card(str(tmp_path / "teacher")).class_names[1] == "VEHICLE"
+    for name, value in teacher.network.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mask-rcnn", "--weights", "{}/none.pth", "--out", "{}/teacher"], "none.pth"),
+        (
+            ["spvnas", "--weights", "{}/none", "--net-config", "{}/none", "--out", "{}/teacher", "--lake", "{}"],
+            "no lake here",
+        ),
+    ],
+)
+def test_what_cannot_be_imported_is_said_in_one_line(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, *(word.format(tmp_path) for word in words))
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("import: ")
+    assert message in line
+    assert not (tmp_path / "teacher").exists()
