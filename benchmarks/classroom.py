@@ -1,7 +1,8 @@
 """Does the classroom learn, and does it help? The study of `pipelines/ablate.py` on simulated drives, from nothing.
 
     python -m benchmarks.classroom                 # small: one seed, minutes
-    python -m benchmarks.classroom --form long     # the study itself; hours on two cores, made for a GPU
+    python -m benchmarks.classroom --form study    # the sizes of benchmarks/classroom.md; some ten hours on two cores
+    python -m benchmarks.classroom --form long     # more of everything; made for a GPU
 
 Simulates drives, builds their lake, trains teachers on segments of their own, then trains the arms. Ends with 1 where
 the lidar branch does not imitate what its teacher says of the very picture: its R² on frames nobody was trained on has
@@ -47,6 +48,13 @@ _FORMS = {
         fractions=(0.1,),
         steps=(200,),
     ),
+    "study": Form(
+        demo=Demo(teach_segments=330, train_segments=600, val_segments=100, lidar_steps=300, mask_steps=1400),
+        arms=(),
+        seeds=(0, 1, 2),
+        fractions=(0.025, 0.1, 1.0),
+        steps=(400, 400, 1000),
+    ),
     "long": Form(
         demo=Demo(teach_segments=300, train_segments=800, val_segments=100, lidar_steps=600, mask_steps=4000),
         arms=(),
@@ -61,7 +69,7 @@ _FORMS = {
 class Options:
     """What is measured."""
 
-    form: Literal["small", "long"] = "small"
+    form: Literal["small", "study", "long"] = "small"
     # Drives, lake, teachers, students and tables go here.
     output: Path = Path("out/bench/classroom")
 

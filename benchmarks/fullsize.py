@@ -35,7 +35,7 @@ def write_fullsize_segment(path: str, frames: int, source: str = str(SOURCE), se
     same bytes; another seed, another segment. Raises LakeError where `source` is missing.
     """
     if not Path(source).is_file():
-        raise LakeError(f"{source}: the full-size record is missing; put it there, or name it with --source")
+        raise LakeError(f"{source}: the full-size record is missing; the real inputs have to be there")
     with RecordFile(source) as file:
         payload = next(file.read(slot) for slot in file.slots() if isinstance(slot, Slot))
     write_records(path, _frames(payload, frames, seed))
