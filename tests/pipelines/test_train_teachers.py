@@ -134,7 +134,7 @@ def test_a_lidar_teacher_comes_with_statistics_and_data(lake: str, whole: Path) 
     opened = open_lake(lake)
     assert card.data is not None
     assert card.data.snapshot == opened.snapshot
-    assert card.data.segments == {"train": tuple(sorted(c.segment for c in opened.in_split("train")))}
+    assert card.data.segments == {"teach": tuple(sorted(c.segment for c in opened.in_split("teach")))}
     assert set(card.versions) == {"python", "classroomnet", "torch", "torchvision", "numpy", "safetensors"}
     assert {"mIoU", "accuracy", "trivial/mIoU", "trivial/accuracy", "IoU/CAR", "training/seconds"} <= set(card.figures)
 
@@ -164,8 +164,8 @@ def test_a_trained_teacher_loads_and_answers(lake: str, whole: Path, name: Teach
     ("words", "message"),
     [
         (["--lake", "/nowhere", "--out", "/nowhere/out"], "/nowhere: no lake here"),
-        (["--lake", "{lake}", "--out", "{out}", "--eval-split", "test"], "no split 'test', there are: train, val"),
-        (["--lake", "{lake}", "--out", "{out}", "--eval-split", "train"], "are in both splits, train and train"),
+        (["--lake", "{lake}", "--out", "{out}", "--eval-split", "test"], "no split 'test', there are: teach, val"),
+        (["--lake", "{lake}", "--out", "{out}", "--eval-split", "teach"], "are in both splits, teach and teach"),
         (["--lake", "{lake}", "--out", "s3://bucket/out"], "--out s3://bucket/out: checkpoints need a local folder"),
         (["--lake", "{lake}", "--out", "{out}", "--cameras", "SIDE_LEFT"], "has 0 images of SIDE_LEFT"),
     ],
