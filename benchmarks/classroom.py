@@ -1,7 +1,7 @@
 """Does the classroom learn, and does it help? The study of `pipelines/ablate.py` on simulated drives, from nothing.
 
     python -m benchmarks.classroom                 # small: one seed, minutes
-    python -m benchmarks.classroom --form study    # the sizes of benchmarks/classroom.md; some ten hours on two cores
+    python -m benchmarks.classroom --form study    # the sizes of benchmarks/classroom.md; hours on two cores
     python -m benchmarks.classroom --form long     # more of everything; made for a GPU
 
 Simulates drives, builds their lake, trains teachers on segments of their own, then trains the arms. Ends with 1 where

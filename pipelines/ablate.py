@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import statistics
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -41,8 +40,7 @@ from pipelines.train import attend
 from student.config import StudentError
 from student.evaluation.imitation import CellMean
 from student.examination import examine
-from student.report.charts import arms as arms_chart
-from student.report.comparisons import teacher_of
+from student.report.ablation import CLASSROOM, NONE, SHUFFLED, Results, fill_page, markdown
 from student.report.page import Page
 from student.training.checkpoint import CHECKPOINT_FILE, read_student
 from student.training.folder import RunFolder
@@ -52,9 +50,6 @@ from teachers.training.checkpoint import check_identity
 from teachers.training.failure import TrainingError
 from teachers.training.precision import uses_bfloat16
 
-_NONE, _CLASSROOM, _SHUFFLED = "none", "classroom", "shuffled"
-# Higher is better for all of these but depth errors.
-_SHOWN = ("AP50", "AP50/>16px", "AP", "recall@100/>16px", "depth/AbsRel", "depth/AbsRel@recall25")
 _CELL_MEAN_SAMPLES = 200
 
 
@@ -98,9 +93,9 @@ def jobs_of(study: Ablate) -> list[Job]:
     Raises StudentError for an unknown arm or rate, and where two students would be one in folders and tables.
     """
     names = tuple(parse_teachers(study.train.teachers))
-    if taken := sorted({_NONE, _CLASSROOM, _SHUFFLED} & set(names)):
+    if taken := sorted({NONE, CLASSROOM, SHUFFLED} & set(names)):
         raise StudentError(f"--train.teachers {taken[0]}: that is the name of an arm; call the teacher otherwise")
-    known = (_NONE, _CLASSROOM, *(names if len(names) > 1 else ()), _SHUFFLED)
+    known = (NONE, CLASSROOM, *(names if len(names) > 1 else ()), SHUFFLED)
     arms = study.arms or known
     rates = {}
     for text in study.rates:
@@ -139,7 +134,7 @@ def jobs_of(study: Ablate) -> list[Job]:
                     out=f"{absolute(study.train.out)}/{_named(fraction)}/{arm}-{seed}",
                     seed=seed,
                     labelled_fraction=fraction,
-                    listen="none" if arm == _NONE else "shuffled" if arm == _SHUFFLED else "real",
+                    listen="none" if arm == NONE else "shuffled" if arm == SHUFFLED else "real",
                     deaf_to=tuple(name for name in names if name != arm) if arm in names else (),
                     loop=loop,
                 )
@@ -219,129 +214,6 @@ def _examined(job: Job) -> dict[str, float]:
         bfloat16=uses_bfloat16(config.loop.precision, device),
     )
     return examination.figures
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One arm of one table: a figure's mean and standard deviation over the seeds, and each seed's.
-
-    values: of the seeds that have the figure
-    seeds: how many seeds of the arm are there
-    """
-
-    arm: str
-    values: tuple[float, ...]
-    seeds: int
-
-    @property
-    def mean(self) -> float:
-        """The mean over the seeds."""
-        return statistics.fmean(self.values)
-
-    @property
-    def spread(self) -> float:
-        """The standard deviation over the seeds; 0 where there is one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
-
-    def __str__(self) -> str:
-        text = f"{self.mean:.3f}" + (f" ± {self.spread:.3f}" if len(self.values) > 1 else "")
-        return text if len(self.values) == self.seeds else f"{text} ({len(self.values)} of {self.seeds} seeds)"
-
-
-Results = dict[float, dict[str, dict[int, dict[str, float]]]]
-
-
-def lines(results: Results, fraction: float, figure: str) -> list[Line]:
-    """Return a figure of each arm, without the arms and seeds that have not got it."""
-    found = []
-    for arm, seeds in results[fraction].items():
-        values = tuple(figures[figure] for _, figures in sorted(seeds.items()) if figure in figures)
-        if values:
-            found.append(Line(arm, values, len(seeds)))
-    return found
-
-
-def gains(results: Results, fraction: float, figure: str) -> dict[str, dict[int, float]]:
-    """Return by how much each arm is above `none`, by seed, where both are there."""
-    base = results[fraction].get(_NONE, {})
-    return {
-        arm: {
-            seed: figures[figure] - base[seed][figure]
-            for seed, figures in sorted(seeds.items())
-            if seed in base and figure in figures and figure in base[seed]
-        }
-        for arm, seeds in results[fraction].items()
-        if arm != _NONE
-    }
-
-
-def table(results: Results, fraction: float, shown: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of one share of labels: an arm a row."""
-    numbers = sorted({seed for seeds in results[fraction].values() for seed in seeds})
-    header = ["arm", "labelled visits", "rate", *shown, f"AP50 above none, seeds {' '.join(map(str, numbers))}"]
-    above, rows = gains(results, fraction, "AP50"), []
-    for arm, seeds in results[fraction].items():
-        first = next(iter(seeds.values()))
-        cells = {figure: str(line) for figure in shown for line in lines(results, fraction, figure) if line.arm == arm}
-        rows.append(
-            [
-                arm,
-                f"{first['training/labelled_pictures']:,.0f}",
-                f"{first['training/learning_rate']:g}",
-                *(cells.get(figure, "-") if _heard(arm, figure) else "unheard" for figure in shown),
-                " ".join(f"{above[arm][seed]:+.3f}" if seed in above[arm] else "-" for seed in numbers)
-                if arm in above
-                else "",
-            ]
-        )
-    return header, rows
-
-
-def _heard(arm: str, figure: str) -> bool:
-    """Return whether a figure is of detection, or of the imitation of a teacher that the arm's students hear."""
-    teacher = teacher_of(figure)
-    return teacher is None or arm in (_CLASSROOM, _SHUFFLED, teacher)
-
-
-def title(results: Results, fraction: float) -> str:
-    """Return what a table is of."""
-    first = next(iter(next(iter(results[fraction].values())).values()))
-    labelled, segments = first["training/labelled_segments"], first["training/segments"]
-    return (
-        f"{labelled:,.0f} of {segments:,.0f} segments labelled ({labelled / segments:.1%}),"
-        f" {first['training/steps']:,.0f} steps"
-    )
-
-
-def shown_figures(results: Results) -> list[str]:
-    """Return the figures worth a column: those of detection, and how well each teacher is imitated."""
-    names = {name for arms in results.values() for seeds in arms.values() for one in seeds.values() for name in one}
-    imitation = sorted(name for name in names if name.startswith("imitation/") and name.endswith(("/R2", "/mIoU")))
-    return [*_SHOWN, *(name for name in imitation if "trivial" not in name)]
-
-
-def markdown(results: Results) -> str:
-    """Return the tables of all shares of labels."""
-    text = []
-    for fraction in results:
-        header, rows = table(results, fraction, shown_figures(results))
-        text += [f"## {title(results, fraction)}", "", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-        text += ["| " + " | ".join(row) + " |" for row in rows] + [""]
-    return "\n".join(text)
-
-
-def fill_page(page: Page, results: Results) -> None:
-    """Draw the study on a page: a chart of the arms for each share of labels and figure, then the table."""
-    for fraction in results:
-        page.heading(title(results, fraction))
-        for figure in ("AP50", "depth/AbsRel"):
-            points = {line.arm: line.values for line in lines(results, fraction, figure)}
-            if points:
-                page.picture(
-                    arms_chart(points, _NONE, figure, figure), f"{figure}: every seed, mean and standard deviation"
-                )
-        header, rows = table(results, fraction, shown_figures(results))
-        page.table(rows, header)
 
 
 def opened(study: Ablate) -> Ablate:

@@ -24,8 +24,16 @@ Anchors = Literal["fitted", "paper"]
 
 # What does not decide about the result: where things are kept and who does the work.
 _INDIFFERENT = {
-    *("out", "remember", "cache", "cache_bytes", "workers", "device", "max_failures"),
-    *("teachers_in", "teacher_gpus", "cached"),
+    "out",
+    "remember",
+    "cache",
+    "cache_bytes",
+    "cached",
+    "workers",
+    "device",
+    "max_failures",
+    "teachers_in",
+    "teacher_gpus",
 }
 
 

@@ -35,7 +35,7 @@ class Detections:
                 raise ValueError(f"Expected {name} [{found}], got: {list(values.shape)}")
 
     @property
-    def strange(self) -> str | None:
+    def not_finite(self) -> str | None:
         """Which of the fields holds a number that is not finite; None: none does."""
         for name, values in (("boxes", self.boxes), ("scores", self.scores), ("depth_m", self.depth_m)):
             if not bool(values.isfinite().all()):

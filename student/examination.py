@@ -117,7 +117,7 @@ def examine(
 
 def _check_finite(batch: Sequence[Sample], answer: Answer) -> None:
     for place, sample in enumerate(batch):
-        what = answer.detections[place].strange
+        what = answer.detections[place].not_finite
         for name, values in answer.said.items():
             if what is None and not bool(values[place].isfinite().all()):
                 what = f"imitation of {name}"

@@ -121,8 +121,8 @@ def compare(
         with torch.no_grad():
             told = Detections(*program(picture[None]))
         for whose, one in (("student", own), ("exported program", told)):
-            if one.strange:
-                raise StudentError(f"picture {number}: the {whose} says {one.strange} that are not finite")
+            if (field := one.not_finite) is not None:
+                raise StudentError(f"picture {number}: the {whose} says {field} that are not finite")
         if (partner := _partners(own, told)) is None:
             raise StudentError(
                 f"picture {number}: the exported program does not find what the student finds: {len(told.classes)}"

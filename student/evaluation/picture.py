@@ -16,8 +16,8 @@ def detections_on_cpu(found: Detections) -> Detections:
     distance is negative: no comparison would be true of NaN, so it would pass for a wrong detection or for none.
     """
     _check_classes("detections", found.classes)
-    if (name := found.strange) is not None:
-        raise ValueError(f"Expected finite {name} of detections, got: {getattr(found, name).tolist()}")
+    if (name := found.not_finite) is not None:
+        raise ValueError(f"Expected finite {name} of detections, got one that is not")
     if bool((found.depth_m < 0).any()):
         raise ValueError(f"Expected depth_m of detections of at least 0, got: {found.depth_m.min()}")
     return Detections(*(values.detach().cpu() for values in (found.boxes, found.classes, found.scores, found.depth_m)))

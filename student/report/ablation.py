@@ -1,0 +1,139 @@
+"""What a study found of its arms: means and spreads over seeds, as tables and on a page."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from student.report.charts import arms as arms_chart
+from student.report.comparisons import teacher_of
+from student.report.page import Page
+
+# The arms that are there whoever the teachers are: nobody is heard, everybody is, everybody is of other pictures.
+NONE, CLASSROOM, SHUFFLED = "none", "classroom", "shuffled"
+# Higher is better for all of these but depth errors.
+_SHOWN = ("AP50", "AP50/>16px", "AP", "recall@100/>16px", "depth/AbsRel", "depth/AbsRel@recall25")
+
+# Share of labels -> arm -> seed -> the student's figures.
+Results = dict[float, dict[str, dict[int, dict[str, float]]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One arm of one table: a figure's mean and standard deviation over the seeds, and each seed's.
+
+    values: of the seeds that have the figure
+    seeds: how many seeds of the arm are there
+    """
+
+    arm: str
+    values: tuple[float, ...]
+    seeds: int
+
+    @property
+    def mean(self) -> float:
+        """The mean over the seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation over the seeds; 0 where there is one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def __str__(self) -> str:
+        text = f"{self.mean:.3f}" + (f" ± {self.spread:.3f}" if len(self.values) > 1 else "")
+        return text if len(self.values) == self.seeds else f"{text} ({len(self.values)} of {self.seeds} seeds)"
+
+
+def lines(results: Results, fraction: float, figure: str) -> list[Line]:
+    """Return a figure of each arm, without the arms and seeds that have not got it."""
+    found = []
+    for arm, seeds in results[fraction].items():
+        values = tuple(figures[figure] for _, figures in sorted(seeds.items()) if figure in figures)
+        if values:
+            found.append(Line(arm, values, len(seeds)))
+    return found
+
+
+def gains(results: Results, fraction: float, figure: str) -> dict[str, dict[int, float]]:
+    """Return by how much each arm is above `none`, by seed, where both are there."""
+    base = results[fraction].get(NONE, {})
+    return {
+        arm: {
+            seed: figures[figure] - base[seed][figure]
+            for seed, figures in sorted(seeds.items())
+            if seed in base and figure in figures and figure in base[seed]
+        }
+        for arm, seeds in results[fraction].items()
+        if arm != NONE
+    }
+
+
+def table(results: Results, fraction: float, shown: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of one share of labels: an arm a row."""
+    numbers = sorted({seed for seeds in results[fraction].values() for seed in seeds})
+    header = ["arm", "labelled visits", "rate", *shown, f"AP50 above none, seeds {' '.join(map(str, numbers))}"]
+    above, rows = gains(results, fraction, "AP50"), []
+    for arm, seeds in results[fraction].items():
+        first = next(iter(seeds.values()))
+        cells = {figure: str(line) for figure in shown for line in lines(results, fraction, figure) if line.arm == arm}
+        rows.append(
+            [
+                arm,
+                f"{first['training/labelled_pictures']:,.0f}",
+                f"{first['training/learning_rate']:g}",
+                *(cells.get(figure, "-") if _heard(arm, figure) else "unheard" for figure in shown),
+                " ".join(f"{above[arm][seed]:+.3f}" if seed in above[arm] else "-" for seed in numbers)
+                if arm in above
+                else "",
+            ]
+        )
+    return header, rows
+
+
+def _heard(arm: str, figure: str) -> bool:
+    """Return whether a figure is of detection, or of the imitation of a teacher that the arm's students hear."""
+    teacher = teacher_of(figure)
+    return teacher is None or arm in (CLASSROOM, SHUFFLED, teacher)
+
+
+def title(results: Results, fraction: float) -> str:
+    """Return what a table is of."""
+    first = next(iter(next(iter(results[fraction].values())).values()))
+    labelled, segments = first["training/labelled_segments"], first["training/segments"]
+    return (
+        f"{labelled:,.0f} of {segments:,.0f} segments labelled ({labelled / segments:.1%}),"
+        f" {first['training/steps']:,.0f} steps"
+    )
+
+
+def shown_figures(results: Results) -> list[str]:
+    """Return the figures worth a column: those of detection, and how well each teacher is imitated."""
+    names = {name for arms in results.values() for seeds in arms.values() for one in seeds.values() for name in one}
+    imitation = sorted(name for name in names if name.startswith("imitation/") and name.endswith(("/R2", "/mIoU")))
+    return [*_SHOWN, *(name for name in imitation if "trivial" not in name)]
+
+
+def markdown(results: Results) -> str:
+    """Return the tables of all shares of labels."""
+    text = []
+    for fraction in results:
+        header, rows = table(results, fraction, shown_figures(results))
+        text += [f"## {title(results, fraction)}", "", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+        text += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    return "\n".join(text)
+
+
+def fill_page(page: Page, results: Results) -> None:
+    """Draw the study on a page: a chart of the arms for each share of labels and figure, then the table."""
+    for fraction in results:
+        page.heading(title(results, fraction))
+        for figure in ("AP50", "depth/AbsRel"):
+            points = {line.arm: line.values for line in lines(results, fraction, figure)}
+            if points:
+                page.picture(
+                    arms_chart(points, NONE, figure, figure), f"{figure}: every seed, mean and standard deviation"
+                )
+        header, rows = table(results, fraction, shown_figures(results))
+        page.table(rows, header)
