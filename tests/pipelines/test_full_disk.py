@@ -150,6 +150,8 @@ def test_a_build_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(
     lake = small.folder / "lake"
     sizes = [sum(file.bytes for file in commit.files.values()) for commit in drive_lake.commits]
     small.leave(int(1.7 * max(sizes)))
+    # One segment after the other: of two at once, each may take the room that the other needs, and neither fits.
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 1}')
     words = ["--source", *drive_sources, "--lake", str(lake), "--cameras", *DRIVE_CAMERAS]
     status, output, errors = call("build_lake", words, monkeypatch, capfd)
     assert status == 1

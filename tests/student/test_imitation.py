@@ -89,7 +89,7 @@ def test_without_a_valid_cell_there_is_nothing_to_learn(kind: Kind) -> None:
     said, target = said_of(), target_of(kind, valid_share=0)
     assert not bool(target.valid.any())
     loss = imitation_loss(said, target)
-    assert float(loss) == 0
+    assert loss.item() == 0
     assert torch.equal(learned(said, loss), torch.zeros_like(said))
 
 
@@ -98,7 +98,7 @@ def test_a_picture_without_a_valid_cell_counts_as_learned(kind: Kind) -> None:
     said, target = said_of(), target_of(kind)
     half = replace(target, valid=target.valid & torch.tensor([True, False]).reshape(2, 1, 1, 1))
     first = replace(target, keys=KEYS[:1], values=target.values[:1], valid=target.valid[:1])
-    assert float(imitation_loss(said, half)) == pytest.approx(float(imitation_loss(said[:1], first)) / 2)
+    assert imitation_loss(said, half).item() == pytest.approx(imitation_loss(said[:1], first).item() / 2)
 
 
 @pytest.mark.parametrize("kind", ["continuous", "classes"])
@@ -114,7 +114,7 @@ def test_a_cell_of_weight_two_counts_as_two_cells(kind: Kind) -> None:
         valid=torch.cat([one.valid, one.valid[..., :3]], 3),
     )
     expected = imitation_loss(torch.cat([said[:1], said[:1, ..., :3]], 3), doubled)
-    assert float(imitation_loss(said[:1], one, cell_weights=heavy)) == pytest.approx(float(expected), rel=1e-5)
+    assert imitation_loss(said[:1], one, cell_weights=heavy).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_weight_of_a_class_is_the_weight_of_its_cells() -> None:
@@ -122,8 +122,8 @@ def test_the_weight_of_a_class_is_the_weight_of_its_cells() -> None:
     weights = torch.tensor([0.5, 1.0, 4.0, 2.0])
     by_class = imitation_loss(said, target, class_weights=weights)
     by_cell = imitation_loss(said, target, cell_weights=weights[target.values[:, 0]][:, None])
-    assert float(by_class) == pytest.approx(float(by_cell), rel=1e-5)
-    assert float(by_class) != pytest.approx(float(imitation_loss(said, target)), rel=1e-3)
+    assert by_class.item() == pytest.approx(by_cell.item(), rel=1e-5)
+    assert by_class.item() != pytest.approx(imitation_loss(said, target).item(), rel=1e-3)
 
 
 def test_object_cells_are_those_in_which_some_teacher_of_classes_sees_an_object() -> None:
