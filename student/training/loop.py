@@ -186,6 +186,9 @@ def train(
                 save_checkpoint(folder, _checkpoint(identity, lesson, optimiser, step, seconds))
             progress(step, logged)
     finally:
+        # Who keeps an error keeps this frame. With the workers' module in it their group would outlive its end, and at
+        # the end of the process a thread of the group's, asking for an interpreter that is no more, would abort it.
+        del module
         if logbook is not None:
             logbook.__exit__(None, None, None)
     lesson.eval()

@@ -296,6 +296,9 @@ def _stop(rank: int, course: Course, meeting: str, folder: str) -> None:
     with pytest.raises(TrainingError) as stopped:
         _work(rank, course, meeting)
     (Path(folder) / f"told-{rank}").write_text(str(stopped.value))
+    # The error is still kept. A thread of the group's that lived on could abort the process at its end.
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    assert "pt_gloo_runloop" not in names
 
 
 def test_two_workers_do_what_one_does(tmp_path: Path) -> None:
