@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from datalake.commit import Commit, LakeError, check_split_name
+from datalake.attempt import begin_attempt, end_attempt
+from datalake.commit import Commit, LakeError, check_split_name, commit_name
 from datalake.convert import frame_rows
 from datalake.lake import now, write_commit
 from datalake.plan import BadRecord, RecordRef, SegmentPlan
-from datalake.schema import QUARANTINE, PointMode
+from datalake.schema import QUARANTINE, TABLES, PointMode
 from datalake.store import Store
 from datalake.waymo.frame import CAMERAS, Fault, Frame
 from datalake.waymo.parse import FrameError, parse_frame
@@ -82,9 +82,9 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
         raise LakeError(f"no camera {', '.join(unknown)}, there are: {', '.join(ALL_CAMERAS)}")
     store = Store(lake_url)
     report = SegmentReport(plan.segment)
-    attempt = uuid.uuid4().hex[:16]
     quarantine = [_bad_row(plan.segment, bad) for bad in plan.bad]
-    with SegmentWriter(store, config.split, plan.segment, attempt) as writer:
+    attempt = begin_attempt(store, config.split, plan.segment, tuple(TABLES), commit_name(config.split, plan.segment))
+    with SegmentWriter(store, attempt) as writer:
         try:
             _write_frames(plan, config, writer, quarantine, report)
             _check_quarantine(plan, config, quarantine, report)
@@ -99,7 +99,7 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
         commit = Commit(
             split=config.split,
             segment=plan.segment,
-            attempt=attempt,
+            attempt=attempt.attempt,
             created_at=now(),
             points_mode=config.points,
             cameras=config.cameras,
@@ -117,7 +117,11 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
                 # The commit may exist, so its files must stay; a later build sweeps them if it does not.
                 writer.keep()
                 raise
-        if not won:
+        if won:
+            # A record that stays would be swept; it must not make a failure of a segment that is committed.
+            with suppress(OSError):
+                end_attempt(store, attempt)
+        else:
             writer.discard()
     report.outcome = "committed" if won else "present"
     report.bytes_out = sum(file.bytes for file in files.values())

@@ -23,7 +23,7 @@ from datalake.cache import RangeCache
 from datalake.commit import Commit, LakeError, check_schema_version, commit_name, load_json
 from datalake.ranges import RangeReader, file_system
 from datalake.schema import POINT_MODES, SCHEMA_VERSION, TABLES, PointMode
-from datalake.store import Store
+from datalake.store import Store, is_temporary
 
 _FORMAT = "_lake.json"
 # Commits are small objects behind a round trip each; this many are under way at once.
@@ -106,9 +106,7 @@ def open_lake(url: str, snapshot: int | None = None, cache: RangeCache | None = 
     Raises LakeError where there is no lake, no such snapshot, or one of another schema version.
     """
     store = Store(url)
-    points_mode = read_points_mode(store)
-    if points_mode is None:
-        raise LakeError(f"{store.url}: no lake here (no {_FORMAT}); build one with pipelines/build_lake.py")
+    points_mode = check_lake(store)
     number = newest_snapshot(store) if snapshot is None else snapshot
     if number == 0:
         raise LakeError(f"{store.url}: the lake has no snapshot yet; finish a build with pipelines/build_lake.py")
@@ -116,16 +114,34 @@ def open_lake(url: str, snapshot: int | None = None, cache: RangeCache | None = 
 
 
 def prepare_lake(store: Store, points_mode: PointMode) -> None:
-    """Make `store` a lake whose points are stored in `points_mode`, or check that it is one already."""
-    values = {"schema_version": SCHEMA_VERSION, "points_mode": points_mode}
-    if store.create(_FORMAT, _dump(values)):
-        return
+    """Make `store` a lake whose points are stored in `points_mode`, or check that it is one already.
+
+    Raises LakeError where it is neither empty nor such a lake: what is there is somebody's, who keeps it to himself.
+    """
     found = read_points_mode(store)
+    if found is None:
+        others = [name for name in store.entries() if not is_temporary(name)]
+        # Another builder may have begun meanwhile: it makes this object before any other.
+        if others and read_points_mode(store) is None:
+            names = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")
+            raise LakeError(f"{store.url}: holds {names} but no lake (no {_FORMAT}); give an empty or a new folder")
+        values = {"schema_version": SCHEMA_VERSION, "points_mode": points_mode}
+        if store.create(_FORMAT, _dump(values)):
+            return
+        found = read_points_mode(store)
     if found != points_mode:
         raise LakeError(
             f"{store.url}: this lake stores points {found}, not {points_mode}; build into another lake,"
             f" or with --points {found}"
         )
+
+
+def check_lake(store: Store) -> PointMode:
+    """Return how the lake stores points; raises LakeError where there is no lake."""
+    points_mode = read_points_mode(store)
+    if points_mode is None:
+        raise LakeError(f"{store.url}: no lake here (no {_FORMAT}); build one with pipelines/build_lake.py")
+    return points_mode
 
 
 def read_points_mode(store: Store) -> PointMode | None:

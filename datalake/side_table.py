@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from datalake.attempt import begin_attempt, end_attempt
 from datalake.commit import (
     ATTEMPT,
     Commit,
@@ -222,8 +223,9 @@ def write_side_segment(
     Raises LakeError where the groups are not in step with the segment, or the other attempt was of another origin.
     Whatever happens, the lake has all of the part or none.
     """
-    attempt = uuid.uuid4().hex[:16]
-    name = data_file_name(base.split, origin.table, base.segment, attempt)
+    commit_object = _commit_name(origin.table, base.split, base.segment)
+    attempt = begin_attempt(store, base.split, base.segment, [origin.table], commit_object)
+    name = attempt.file_names[origin.table]
     sink = store.sink(name)
     paths = {field.name: _leaf(field) for field in schema}
     # Numbers with a fraction hardly repeat: a dictionary is lost on them, equal high bytes side by side are not.
@@ -246,7 +248,7 @@ def write_side_segment(
             split=base.split,
             segment=base.segment,
             base_attempt=base.attempt,
-            attempt=attempt,
+            attempt=attempt.attempt,
             created_at=now(),
             origin=origin,
             file=DataFile(rows, sink.size, sink.sha256),
@@ -254,13 +256,17 @@ def write_side_segment(
         content = json.dumps(commit.to_json(), separators=(",", ":")).encode() + b"\n"
         # Until it is known that the commit does not exist its file must stay; a vacuum sweeps it then.
         keep = True
-        won = keep = store.create(_commit_name(origin.table, base.split, base.segment), content)
+        won = keep = store.create(commit_object, content)
     finally:
         if not keep:
             sink.discard()
             writer.close()
             store.delete(name)
+            end_attempt(store, attempt)
     if won:
+        # A record that stays would be swept; it must not make a failure of a part that is committed.
+        with suppress(OSError):
+            end_attempt(store, attempt)
         return commit
     (winner,) = read_side_commits(store, origin.table, [base])
     if winner is not None:
@@ -287,9 +293,9 @@ def read_side_commits(store: Store, table: str, bases: Sequence[Commit]) -> list
         return list(pool.map(read, bases))
 
 
-def list_side_tables(store: Store, folder: str = _FOLDER) -> list[str]:
-    """Return the names of the side tables that have a commit or, below the folder of a split, a file."""
-    return [name for name in store.folders(folder) if _TABLE_NAME.fullmatch(name)]
+def list_side_tables(store: Store) -> list[str]:
+    """Return the names of the side tables that have a commit."""
+    return [name for name in store.folders(_FOLDER) if _TABLE_NAME.fullmatch(name)]
 
 
 def side_commits_folder(table: str, split: str) -> str:

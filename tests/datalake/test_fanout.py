@@ -127,6 +127,16 @@ def test_the_same_file_from_another_place_is_done(drive_sources: list[str], tmp_
     assert (report.segments, len(report.skipped), report.failures) == ([], 1, {})
 
 
+def test_a_folder_that_holds_a_data_set_is_refused_and_left_as_it_is(drive_sources: list[str], tmp_path: Path) -> None:
+    picture = tmp_path / "train/image/000001.jpg"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"somebody's")
+    os.utime(picture, (0, 0))
+    with pytest.raises(LakeError, match=r"holds train but no lake \(no _lake.json\); give an empty or a new folder"):
+        build(drive_sources, tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [picture]
+
+
 def test_a_lake_of_the_other_point_mode_is_refused(drive_sources: list[str], tmp_path: Path) -> None:
     build(drive_sources[:1], tmp_path)
     with pytest.raises(LakeError, match="stores points quantised, not lossless"):
