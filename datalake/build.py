@@ -36,6 +36,8 @@ class BuildConfig:
     points: PointMode = "quantised"
     # A segment fails when a larger share of its records is quarantined, whole or in part.
     max_quarantined: float = 0.1
+    # A segment is built also of sources that end inside a record.
+    allow_truncated: bool = False
 
 
 @dataclass(slots=True)
@@ -44,12 +46,16 @@ class SegmentReport:
 
     outcome: `committed` by this attempt, `present` (another attempt committed it first), or `failed`
     reason: why it failed, in one line
+    incomplete: whether a source of it ends inside a record
+    superseding: whether it was in the lake before, in another form
     seconds: time per stage (read, parse, convert, write, commit)
     """
 
     segment: str
     outcome: Literal["committed", "present", "failed"] = "failed"
     reason: str = ""
+    incomplete: bool = False
+    superseding: bool = False
     frames: int = 0
     points: int = 0
     bytes_in: int = 0
@@ -81,11 +87,17 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
     if unknown := sorted(set(config.cameras) - set(ALL_CAMERAS)):
         raise LakeError(f"no camera {', '.join(unknown)}, there are: {', '.join(ALL_CAMERAS)}")
     store = Store(lake_url)
-    report = SegmentReport(plan.segment)
+    report = SegmentReport(
+        plan.segment,
+        incomplete=any(source.cut_off_at is not None for source in plan.sources),
+        superseding=bool(plan.supersedes),
+    )
     quarantine = [_bad_row(plan.segment, bad) for bad in plan.bad]
-    attempt = begin_attempt(store, config.split, plan.segment, tuple(TABLES), commit_name(config.split, plan.segment))
+    target = commit_name(config.split, plan.segment, plan.number)
+    attempt = begin_attempt(store, config.split, plan.segment, tuple(TABLES), target)
     with SegmentWriter(store, attempt) as writer:
         try:
+            _check_complete(plan, config)
             _write_frames(plan, config, writer, quarantine, report)
             _check_quarantine(plan, config, quarantine, report)
         except _SegmentFailedError as failure:
@@ -109,6 +121,8 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
             quarantined=len(quarantine),
             chunks=tuple(writer.chunks),
             files=files,
+            number=plan.number,
+            supersedes=plan.supersedes,
         )
         with report.timed("commit"):
             try:
@@ -128,6 +142,17 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
     return report
 
 
+def _check_complete(plan: SegmentPlan, config: BuildConfig) -> None:
+    if config.allow_truncated:
+        return
+    for source in plan.sources:
+        if source.cut_off_at is not None:
+            raise _SegmentFailedError(
+                f"{source.uri} ends inside the record that begins at byte {source.cut_off_at}, as a download does that"
+                " broke off; fetch it again, or build of what is there with --allow-truncated"
+            )
+
+
 def _write_frames(
     plan: SegmentPlan,
     config: BuildConfig,
@@ -138,11 +163,17 @@ def _write_frames(
     cameras = frozenset(config.cameras)
     seen: set[int] = set()
     files: dict[str, RecordFile] = {}
+    sizes = {source.uri: source.bytes for source in plan.sources}
     with ExitStack() as stack:
         for ref in plan.records:
             report.bytes_in += ref.slot.end - ref.slot.offset
             if ref.source not in files:
-                files[ref.source] = stack.enter_context(RecordFile(ref.source))
+                files[ref.source] = file = stack.enter_context(RecordFile(ref.source))
+                if file.size != sizes[ref.source]:
+                    raise _SegmentFailedError(
+                        f"{ref.source} has {file.size} bytes, and had {sizes[ref.source]} when it was indexed:"
+                        " somebody is writing it; run the same command again when it is complete"
+                    )
             try:
                 with report.timed("read"):
                     payload = files[ref.source].read(ref.slot)

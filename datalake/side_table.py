@@ -1,6 +1,7 @@
 """A table that is added to a lake after its build, segment by segment: what somebody computed from its pictures.
 
-    <lake>/_side/<table>/<split>/<segment>.json   created only if absent: the commit of the table's part for a segment
+    <lake>/_side/<table>/<split>/<segment>.json   created only if absent: the commit of the table's part for a segment;
+                                                  `.<n>.json` for the segment's commit number n
     <lake>/<split>/<table>/<segment>-<attempt>.parquet
 
 It has one row for each row of `image`, and its row groups are in step with that table's chunks. As in the rest of the
@@ -223,7 +224,7 @@ def write_side_segment(
     Raises LakeError where the groups are not in step with the segment, or the other attempt was of another origin.
     Whatever happens, the lake has all of the part or none.
     """
-    commit_object = _commit_name(origin.table, base.split, base.segment)
+    commit_object = _commit_name(origin.table, base)
     attempt = begin_attempt(store, base.split, base.segment, [origin.table], commit_object)
     name = attempt.file_names[origin.table]
     sink = store.sink(name)
@@ -278,7 +279,7 @@ def read_side_commits(store: Store, table: str, bases: Sequence[Commit]) -> list
     """Return the commit of the table's part for each segment, None where there is none."""
 
     def read(base: Commit) -> SideCommit | None:
-        name = _commit_name(table, base.split, base.segment)
+        name = _commit_name(table, base)
         where = f"{store.url}/{name}"
         try:
             commit = SideCommit.from_json(load_json(store.read(name), where), where)
@@ -303,8 +304,8 @@ def side_commits_folder(table: str, split: str) -> str:
     return f"{_FOLDER}/{table}/{split}"
 
 
-def _commit_name(table: str, split: str, segment: str) -> str:
-    return f"{side_commits_folder(table, split)}/{segment}.json"
+def _commit_name(table: str, base: Commit) -> str:
+    return f"{side_commits_folder(table, base.split)}/{base.name.rsplit('/', 1)[-1]}"
 
 
 def _check_table_name(table: str) -> None:

@@ -210,6 +210,15 @@ def test_a_commit_that_is_none_is_named(lake: Lake) -> None:
         read_side_commits(lake.store, TABLE, lake.commits)
 
 
+def test_a_superseding_build_of_a_segment_has_a_part_of_its_own(lake: Lake) -> None:
+    old = lake.commits[0]
+    new = replace(old, number=1, attempt="f" * 16, supersedes=(old.name,))
+    for base in (old, new):
+        assert write_side_segment(lake.store, base, ORIGIN, SCHEMA, groups(lake, old)) is not None
+    found = read_side_commits(lake.store, TABLE, [old, new])
+    assert [part and part.base_attempt for part in found] == [old.attempt, new.attempt]
+
+
 def leave_attempt(lake: Lake, segment: str, age_s: float, table: str = TABLE) -> list[str]:
     """Leave the file and the record of an attempt that was killed; return their names."""
     names = [f"train/{table}/{segment}-0123456789abcdef.parquet", f"_attempts/train/{segment}-0123456789abcdef.json"]
