@@ -22,7 +22,17 @@ from student.training.folder import RunFolder
 from student.training.lesson import Lesson, LossWeights
 from student.training.loop import LoopConfig, Plan, train
 from teachers.classroom import LocalClassroom
-from tests.student.students import COLOURS, HEIGHT, SHADES, TAUGHT, WIDTH, ColourTeacher, build, round_and_round, samples
+from tests.student.students import (
+    COLOURS,
+    HEIGHT,
+    SHADES,
+    TAUGHT,
+    WIDTH,
+    ColourTeacher,
+    build,
+    round_and_round,
+    samples,
+)
 
 GOLDEN = Path(__file__).parents[1] / "assets/golden_loss_curve.json"
 # What a run logs that depends on when and how fast it is done.
