@@ -56,7 +56,7 @@ from teachers.card import TeacherError
 from teachers.classroom import Classroom, LocalClassroom
 from teachers.remote import RemoteClassroom, TeacherPost, employed
 from teachers.teacher import Teacher
-from teachers.training.failure import TrainingError
+from training.errors import TrainingError
 
 
 def attend(
