@@ -49,6 +49,7 @@ from teachers.card import TeacherError
 from teachers.training.checkpoint import check_identity
 from training.errors import TrainingError
 from training.precision import uses_bfloat16
+from training.run_lock import run_lock
 
 _CELL_MEAN_SAMPLES = 200
 
@@ -171,7 +172,8 @@ def work(job: Job) -> dict[str, float]:
     torch.set_num_threads(job.threads)
     silent = Console(file=sys.stderr, quiet=True)
     syllabus = plan_training(job.config, silent, lambda *_: None)
-    trained = attend(syllabus, World(device=device_of(job.config.device)))
+    with run_lock(job.config.out):
+        trained = attend(syllabus, World(device=device_of(job.config.device)))
     figures = {
         **_examined(job),
         "training/seconds": trained.seconds,

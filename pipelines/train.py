@@ -57,6 +57,7 @@ from teachers.classroom import Classroom, LocalClassroom
 from teachers.remote import RemoteClassroom, TeacherPost, employed
 from teachers.teacher import Teacher
 from training.errors import TrainingError
+from training.run_lock import run_lock
 
 
 def attend(
@@ -115,6 +116,11 @@ def _teacher(syllabus: Syllabus, name: str, device: torch.device | str) -> Teach
 
 def run(config: Train, console: Console) -> int:
     """Train, print a closing line, and return the exit status 0."""
+    with run_lock(absolute(config.out)):
+        return _run(config, console)
+
+
+def _run(config: Train, console: Console) -> int:
     with ProgressBar(console) as bar:
         syllabus = plan_training(config, console, bar.update)
     if config.workers:

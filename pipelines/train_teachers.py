@@ -34,6 +34,7 @@ from teachers.training.lessons import Lessons, Room
 from teachers.training.lidar_course import LidarCourse, hold_lidar_course
 from teachers.training.mask_course import MaskCourse, hold_mask_course
 from training.errors import TrainingError
+from training.run_lock import run_lock
 
 TeacherName = Literal["spvcnn", "mask_rcnn"]
 
@@ -80,7 +81,7 @@ def run(config: TrainTeachers, console: Console) -> int:
         raise TrainingError(f"--out {config.out}: checkpoints need a local folder; copy the teachers from there")
     device = device_of(config.device)
     for name in (config.teacher,) if config.teacher else ("spvcnn", "mask_rcnn"):
-        with ProgressBar(console) as bar:
+        with run_lock(str(out / name)), ProgressBar(console) as bar:
             lessons = lessons_of(lake, config, points=name == "spvcnn", progress=bar.update)
             room = Room(
                 folder=out / name,
