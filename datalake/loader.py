@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from datalake.children import die_with_parent
 from datalake.chunk import Chunk, SampleOptions, SegmentFiles
 from datalake.commit import LakeError
 from datalake.lake import Lake
@@ -107,6 +108,7 @@ class SampleStream(IterableDataset[Sample]):
             batch_size=self.config.global_batch // self.world_size,
             num_workers=workers,
             collate_fn=list,
+            worker_init_fn=die_with_parent,
             # fsspec's remote stores own threads, which a forked process would not have.
             multiprocessing_context="spawn" if workers and not self.lake.store.is_local else None,
         )

@@ -14,12 +14,11 @@ Run it again after any interruption: finished arms are kept, unfinished ones go 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from datalake.children import process_pool
 from datalake.commit import LakeError
 from pipelines.classrooms import look_at_points, open_classroom, parse_teachers, read_cards
 from pipelines.curriculum import check_splits, check_strangers
@@ -35,6 +35,7 @@ from pipelines.device import device_of
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
 from pipelines.settings import Train, settings_of
+from pipelines.stop import stoppable
 from pipelines.syllabus import plan_training
 from pipelines.train import attend
 from student.config import StudentError
@@ -240,8 +241,8 @@ def run(study: Ablate, console: Console) -> int:
             waiting.append(job)
         else:
             found[job.fraction, job.arm, job.config.seed] = figures
-    spawn = multiprocessing.get_context("spawn")
-    with ProgressBar(console) as bar, ProcessPoolExecutor(study.parallel, mp_context=spawn) as pool:
+    # Where one fails the others are not waited for: they have checkpoints.
+    with ProgressBar(console) as bar, process_pool(study.parallel) as pool:
         bar.update("students", len(found), len(jobs), "students")
         futures = {pool.submit(work, job): job for job in waiting}
         try:
@@ -250,17 +251,11 @@ def run(study: Ablate, console: Console) -> int:
                 found[job.fraction, job.arm, job.config.seed] = future.result()
                 bar.update("students", len(found), len(jobs), "students")
                 _write(out, _ordered(jobs, found), study.examined)
-        except BaseException as error:
-            # The others need not be waited for: they have checkpoints.
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.terminate()
-            if isinstance(error, BrokenProcessPool):
-                raise TrainingError(
-                    "a student's process was killed, perhaps for want of memory; run the same command again to go on,"
-                    " with a smaller --parallel"
-                ) from error
-            raise
+        except BrokenProcessPool as error:
+            raise TrainingError(
+                "a student's process was killed, perhaps for want of memory; run the same command again to go on,"
+                " with a smaller --parallel"
+            ) from error
     results = _ordered(jobs, found)
     if not waiting:
         _write(out, results, study.examined)
@@ -289,10 +284,11 @@ def _write(out: str, results: Results, split: str) -> None:
 
 
 def main() -> None:
-    """Run from the command line; bad input ends in one line and exit status 2."""
+    """Run from the command line; bad input ends in one line and status 2, a signal in one and 128 + its number."""
     study = tyro.cli(Ablate, description=__doc__)
     try:
-        status = run(study, Console())
+        with stoppable("ablate"):
+            status = run(study, Console())
     except (LakeError, TeacherError, TrainingError, StudentError, OSError) as error:
         Console(stderr=True).print(f"ablate: {error}", soft_wrap=True, highlight=False, markup=False)
         sys.exit(2)

@@ -7,11 +7,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import ray
 
 from pipelines.place import cluster_address
+from pipelines.reaper import reaped
 
 # Ray's local clusters authenticate by token, which is right, and say so at every start, which is noise.
 _TOKEN_NOTICE = "ray._private.authentication.authentication_token_setup"
@@ -26,20 +28,29 @@ def cluster() -> Iterator[None]:
     """
     # Ray would have its own way to end a driver.
     stop = signal.getsignal(signal.SIGTERM)
-    if cluster_address():
-        ray.init(logging_level=logging.WARNING)
-    else:
-        # Usage reports would go over the network.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        logging.getLogger(_TOKEN_NOTICE).setLevel(logging.ERROR)
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-        )
+    with ExitStack() as stack:
+        if cluster_address():
+            ray.init(logging_level=logging.WARNING)
+        else:
+            # Usage reports would go over the network.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            logging.getLogger(_TOKEN_NOTICE).setLevel(logging.ERROR)
+            reaper = stack.enter_context(reaped())
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+            )
+            reaper.note()
+        _keep(stop)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            _keep(stop)
+
+
+def _keep(stop: Any) -> None:
+    """Have SIGTERM handled as before: Ray takes it when it starts, and forgets about it when it ends."""
     if callable(stop) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        ray.shutdown()

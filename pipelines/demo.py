@@ -13,11 +13,9 @@ trained are kept.
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +25,7 @@ import tyro
 from rich.console import Console
 
 from datalake.build import BuildConfig
+from datalake.children import process_pool
 from datalake.commit import LakeError
 from datalake.fanout import BuildReport, build_lake
 from datalake.info import print_info
@@ -42,6 +41,7 @@ from pipelines.curriculum import Frames
 from pipelines.device import device_of
 from pipelines.progress import ProgressBar
 from pipelines.settings import Train
+from pipelines.stop import stoppable
 from pipelines.train_teachers import TeacherName, TrainTeachers
 from student.config import StudentConfig, StudentError
 from student.report.page import Page
@@ -194,8 +194,7 @@ def teach(config: Demo, lake_url: str, answers: Path, console: Console) -> dict[
     steps = config.lidar_steps + config.mask_steps
     questions = len(_TEACHERS) * sum(frames.stream(1, shuffle=False).epoch_samples for frames in _asked(base))
     console.print("\n[bold]the teachers[/]")
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(courses), mp_context=spawn) as pool, ProgressBar(console) as bar:
+    with process_pool(len(courses)) as pool, ProgressBar(console) as bar:
         running = [pool.submit(_hold, course, answers) for course in courses]
         while not all(future.done() for future in running):
             if (trained := sum(_steps_done(folder / name) for name in _TEACHERS)) < steps:
@@ -285,10 +284,11 @@ def _fill_page(page: Page, lake: Lake, out: Path) -> None:
 
 
 def main() -> None:
-    """Run from the command line; bad input ends in one line and exit status 2."""
+    """Run from the command line; bad input ends in one line and status 2, a signal in one and 128 + its number."""
     config = tyro.cli(Demo, description=__doc__)
     try:
-        status = run(config, Console())
+        with stoppable("demo"):
+            status = run(config, Console())
     except (LakeError, TeacherError, TrainingError, StudentError, OSError, ValueError) as error:
         Console(stderr=True).print(f"demo: {error}", soft_wrap=True, highlight=False, markup=False)
         sys.exit(2)

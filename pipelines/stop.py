@@ -24,8 +24,11 @@ def stoppable(program: str) -> Iterator[None]:
         sys.stdout.reconfigure(line_buffering=True)
 
     process = os.getpid()
+    stopped = 0
 
     def stop(number: int, _: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = number
         # What is told twice still ends once.
         for other in _SIGNALS:
             signal.signal(other, signal.SIG_IGN)
@@ -39,6 +42,11 @@ def stoppable(program: str) -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in _SIGNALS}
     try:
         yield
+    except BaseException as error:
+        # Ray puts another status in its place, and what is stopped in the middle may fail in other ways.
+        if stopped:
+            raise SystemExit(128 + stopped) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 
 import fsspec
 
+from datalake.children import process_pool
 from datalake.synthetic.drive import DriveConfig, segment_name, simulate_segment
 from datalake.waymo.tfrecord import write_records
 
@@ -49,18 +49,13 @@ def write_drives(
             _write_segment(paths[index], config, seed, index, frames)
             finished(paths[index])
         return paths
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
+    with process_pool(min(workers, len(missing))) as pool:
         running: dict[Future[None], str] = {
             pool.submit(_write_segment, paths[index], config, seed, index, frames): paths[index] for index in missing
         }
-        try:
-            for done in as_completed(running):
-                done.result()
-                finished(running[done])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for done in as_completed(running):
+            done.result()
+            finished(running[done])
     return paths
 
 
