@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import matplotlib as mpl
@@ -98,8 +97,8 @@ class Show:
     frame: int = 0
     # The camera whose picture is drawn.
     camera: str = "FRONT"
-    # Where the PNG goes.
-    out: Path = Path("frame.png")
+    # Where the PNG goes: a local path, s3:// or gs://.
+    out: str = "frame.png"
 
     def run(self, console: Console) -> int:
         """Draw, say where, and return exit status 0."""

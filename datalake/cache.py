@@ -37,6 +37,10 @@ class RangeCache:
     folder: str
     max_bytes: int = 32 << 30
 
+    def __post_init__(self) -> None:
+        if "://" in self.folder:
+            raise StoreError(f"cache {self.folder}: a cache is a folder on a local disk; give its path")
+
     def get(self, key: str, size: int) -> bytes | None:
         """Return the `size` bytes kept under `key`, or None. A damaged file is deleted, and counts as none."""
         path = self._path(key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -17,6 +16,7 @@ from PIL import Image
 
 from datalake.commit import Commit, LakeError
 from datalake.lake import Lake
+from datalake.store import Store
 from datalake.waymo.frame import CAMERAS
 
 TYPE_COLORS = {"VEHICLE": "#ffb000", "PEDESTRIAN": "#fe6100", "CYCLIST": "#dc267f", "SIGN": "#648fff"}
@@ -115,12 +115,14 @@ def draw_above(axes: Axes, point: dict[str, Any], boxes: list[dict[str, Any]]) -
     _frame(axes, f"{len(x_m):,} points and {len(boxes)} 3D boxes from above, ±{_VIEW_M:g} m")
 
 
-def save_frame(lake: Lake, split: str, segment: str, frame: int, camera: str, path: Path) -> None:
-    """Write the figure of `draw_frame` to a PNG file."""
+def save_frame(lake: Lake, split: str, segment: str, frame: int, camera: str, url: str) -> None:
+    """Write the figure of `draw_frame` to a PNG file, on a disk or in a store."""
     figure = draw_frame(lake, split, segment, frame, camera)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
     plt.close(figure)
+    folder, _, name = url.rpartition("/")
+    Store(folder or ("/" if url.startswith("/") else ".")).write(name, png.getvalue())
 
 
 def _find(lake: Lake, split: str, segment: str) -> Commit:

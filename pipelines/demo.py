@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -95,6 +96,9 @@ class Demo:
 
 def run(config: Demo, console: Console) -> int:
     """Run every step and return the exit status: 0 only if every segment is committed and verified."""
+    if re.match(r"[a-z0-9+]+:/", str(config.out)):
+        raise LakeError(f"--out {config.out}: trainings keep files of their own in a local folder; --store takes a URL")
+    config = replace(config, out=config.out.expanduser())
     started = time.monotonic()
     lake_url = f"{config.place}/lake"
     failed = not build(config, lake_url, console)
@@ -275,7 +279,7 @@ def _fill_page(page: Page, lake: Lake, out: Path) -> None:
     for split in lake.splits:
         for commit in lake.in_split(split)[:2]:
             path = out / "pictures" / f"{commit.split}-{commit.segment}.png"
-            save_frame(lake, commit.split, commit.segment, commit.frames // 2, commit.cameras[0], path)
+            save_frame(lake, commit.split, commit.segment, commit.frames // 2, commit.cameras[0], str(path))
             caption = f"{commit.split} · {commit.segment} · {commit.frames} frames · {commit.points:,} points"
             page.picture(path.read_bytes(), caption)
     text = Console(file=io.StringIO(), record=True, width=100)

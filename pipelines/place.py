@@ -17,10 +17,11 @@ def cluster_address() -> str | None:
 
 
 def absolute(url: str) -> str:
-    """Return `url`, with a local path made absolute.
+    """Return `url`, with a local path made absolute; '~' is the home folder, also where the shell has left it.
 
     Raises LakeError for a relative path inside a Ray job: the job's folder is a copy that is thrown away.
     """
+    url = os.path.expanduser(url)  # noqa: PTH111 - a URL is no Path
     if "://" in url or os.path.isabs(url):  # noqa: PTH117 - a URL is no Path
         return url
     if os.environ.get("RAY_JOB_ID") or cluster_address():

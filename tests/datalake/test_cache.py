@@ -108,6 +108,11 @@ def test_what_a_killed_process_left_is_swept_when_room_is_made(tmp_path: Path) -
     assert not (tmp_path / f"{'0a' * 20}.tmp").exists()
 
 
+def test_a_store_as_the_folder_is_refused() -> None:
+    with pytest.raises(StoreError, match="cache s3://bucket/cache: a cache is a folder on a local disk"):
+        RangeCache("s3://bucket/cache")
+
+
 def test_files_of_others_in_the_folder_are_never_deleted(tmp_path: Path) -> None:
     others = [tmp_path / name for name in ("notes.tmp", "000001.jpg", f"{'0a' * 20}.jpg", "folder")]
     for path in others[:-1]:

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from datalake.lake import Lake
+from datalake.show import save_frame
+from datalake.store import Store
 from tests.datalake.test_vacuum import leave_attempt
 from tests.drives import DRIVE_FRAMES, DRIVE_SEGMENTS
 
@@ -47,6 +49,18 @@ def test_vacuum_deletes_only_without_dry_run(own_lake: Lake) -> None:
     assert all(path.exists() for path in files)
     assert "2 files deleted" in datalake("vacuum", "--lake", own_lake.store.url).stdout
     assert not any(path.exists() for path in files)
+
+
+def test_show_draws_into_a_store(drive_lake: Lake, s3_lake: str) -> None:
+    lake = drive_lake
+    save_frame(lake, "train", lake.commits[0].segment, 0, "FRONT", f"{s3_lake}/pictures/frame.png")
+    assert Store(s3_lake).read("pictures/frame.png").startswith(b"\x89PNG")
+
+
+def test_show_draws_into_this_folder(drive_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_frame(drive_lake, "train", drive_lake.commits[0].segment, 0, "FRONT", "frame.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["frame.png"]
 
 
 def test_vacuum_of_a_folder_that_is_no_lake_is_refused_in_one_line(tmp_path: Path) -> None:

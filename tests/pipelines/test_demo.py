@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from datalake.commit import LakeError
 from datalake.lake import open_lake
+from pipelines.demo import Demo, run
 from student.training.folder import RunFolder
 from teachers.card import read_card
 from teachers.training.checkpoint import load_checkpoint
@@ -120,3 +123,8 @@ def test_bad_arguments_end_in_one_line_and_status_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "unknown camera 'ROOF'" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_store_as_the_local_folder_is_refused() -> None:
+    with pytest.raises(LakeError, match="--store takes a URL"):
+        run(Demo(out=Path("s3://bucket/demo")), Console(quiet=True))

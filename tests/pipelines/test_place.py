@@ -22,6 +22,13 @@ def test_outside_a_job_a_relative_path_is_of_this_folder(
     assert cluster_address() is None
 
 
+def test_a_home_folder_that_the_shell_has_left_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As bash leaves it in --lake=~/lake.
+    monkeypatch.setenv("HOME", "/home/me")
+    assert absolute("~/lake") == "/home/me/lake"
+    assert absolute("s3://bucket/~/lake") == "s3://bucket/~/lake"
+
+
 @pytest.mark.parametrize("inside", [{"RAY_ADDRESS": "10.0.0.1:6379"}, {"RAY_JOB_ID": "01000000"}], ids=str)
 def test_inside_a_job_a_relative_path_is_refused(inside: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in inside.items():
