@@ -36,7 +36,7 @@ from datalake.store import Store
 from datalake.synthetic import DriveConfig, write_drives
 from datalake.verify import verify
 from student.training.checkpoint import HISTORY_FILE, load_checkpoint
-from student.training.folder import RunFolder
+from training.run_dir import RunDir
 
 _ROOT = Path(__file__).resolve().parents[1]
 _HEAD = "127.0.0.1"
@@ -478,7 +478,7 @@ def _steps(out: Path) -> int:
 
 
 def _checkpoint(out: Path) -> int:
-    checkpoint = load_checkpoint(RunFolder(str(out)))
+    checkpoint = load_checkpoint(RunDir(str(out)))
     return checkpoint.step if checkpoint else 0
 
 

@@ -37,7 +37,7 @@ from student.config import BranchSpec, StudentConfig
 from student.detector import Student
 from student.layers import memory_format
 from student.proposals import anchor_generator
-from student.training.lesson import Lesson, LossWeights, Material
+from student.distillation.objective import Lesson, LossWeights, Material
 from student.training.material import picture_generator
 from student.trunk import ClassroomTrunk
 from training.precision import uses_bfloat16

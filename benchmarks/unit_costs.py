@@ -39,7 +39,7 @@ from datalake.writer import SegmentWriter
 from pipelines.cluster import cluster
 from student.config import BranchSpec, StudentConfig
 from student.detector import Student
-from student.training.lesson import Lesson, LossWeights, Material
+from student.distillation.objective import Lesson, LossWeights, Material
 from student.training.material import picture_generator
 from teachers.mask_rcnn import build_network
 from teachers.spvnas.network import SPVCNN

@@ -43,10 +43,10 @@ from student.examination import examine
 from student.report.ablation import CLASSROOM, NONE, SHUFFLED, Results, fill_page, markdown
 from student.report.page import Page
 from student.training.checkpoint import CHECKPOINT_FILE, read_student
-from student.training.folder import RunFolder
-from student.training.world import World
+from training.run_dir import RunDir
+from training.distributed import Distributed
 from teachers.card import TeacherError
-from teachers.training.checkpoint import check_identity
+from training.fingerprint import check_same_run
 from training.errors import TrainingError
 from training.precision import uses_bfloat16
 
@@ -152,11 +152,11 @@ def finished(job: Job) -> dict[str, float] | None:
 
     Raises TrainingError where it was trained with other settings.
     """
-    folder = RunFolder(job.config.out)
+    folder = RunDir(job.config.out)
     if (done := folder.read(_kept(job))) is None:
         return None
     settings = settings_of(job.config, device_of(job.config.device))
-    check_identity(folder.place(CHECKPOINT_FILE), read_student(job.config.out)[1].identity, settings)
+    check_same_run(folder.place(CHECKPOINT_FILE), read_student(job.config.out)[1].identity, settings)
     figures: dict[str, float] = json.loads(done)
     return figures
 
@@ -171,7 +171,7 @@ def work(job: Job) -> dict[str, float]:
     torch.set_num_threads(job.threads)
     silent = Console(file=sys.stderr, quiet=True)
     syllabus = plan_training(job.config, silent, lambda *_: None)
-    trained = attend(syllabus, World(device=device_of(job.config.device)))
+    trained = attend(syllabus, Distributed(device=device_of(job.config.device)))
     figures = {
         **_examined(job),
         "training/seconds": trained.seconds,
@@ -182,7 +182,7 @@ def work(job: Job) -> dict[str, float]:
         "training/segments": float(len(syllabus.labelled_segments | syllabus.unlabelled_segments)),
         "training/learning_rate": job.config.loop.learning_rate,
     }
-    RunFolder(job.config.out).write(_kept(job), json.dumps(figures, indent=1, allow_nan=False).encode())
+    RunDir(job.config.out).write(_kept(job), json.dumps(figures, indent=1, allow_nan=False).encode())
     return figures
 
 
@@ -263,7 +263,7 @@ def run(study: Ablate, console: Console) -> int:
     if not waiting:
         _write(out, results, study.examined)
     console.print(markdown(results), soft_wrap=True, markup=False, highlight=False)
-    console.print(RunFolder(out).place(f"report-{study.examined}.html"), soft_wrap=True, highlight=False)
+    console.print(RunDir(out).place(f"report-{study.examined}.html"), soft_wrap=True, highlight=False)
     return 0
 
 
@@ -278,7 +278,7 @@ def _ordered(jobs: Sequence[Job], found: Mapping[tuple[float, str, int], dict[st
 
 
 def _write(out: str, results: Results, split: str) -> None:
-    folder = RunFolder(out)
+    folder = RunDir(out)
     folder.write(f"ablation-{split}.json", json.dumps(results, indent=1, allow_nan=False).encode())
     folder.write(f"ablation-{split}.md", markdown(results).encode())
     page = Page(f"ClassroomNet: does listening help? Examined on {split}")

@@ -45,8 +45,8 @@ from pipelines.settings import Train
 from pipelines.train_teachers import TeacherName, TrainTeachers
 from student.config import StudentConfig, StudentError
 from student.report.page import Page
-from student.training.folder import RunFolder
-from student.training.loop import LoopConfig
+from training.run_dir import RunDir
+from training.loop import LoopConfig
 from teachers.card import CARD_FILE, WEIGHTS_FILE, TeacherError
 from teachers.remembered import remembered_total
 from training.errors import TrainingError
@@ -212,7 +212,7 @@ def _published(name: str, folder: Path, config: Demo) -> str:
     """Return where the demo's student finds a teacher: trainings of teachers need a local folder, readers do not."""
     if config.store is None:
         return str(folder)
-    place = RunFolder(f"{config.place}/teachers/{name}")
+    place = RunDir(f"{config.place}/teachers/{name}")
     for file in (WEIGHTS_FILE, CARD_FILE):
         place.write(file, (folder / file).read_bytes())
     return place.url

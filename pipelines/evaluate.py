@@ -45,7 +45,7 @@ from student.report.comparisons import comparisons
 from student.report.evaluation import Evaluation, write_report
 from student.report.page import Page
 from student.training.checkpoint import HISTORY_FILE, Checkpoint, read_student
-from student.training.folder import RunFolder
+from training.run_dir import RunDir
 from teachers.card import TeacherCard, TeacherError
 from teachers.classroom import Classroom
 from training.errors import TrainingError
@@ -111,7 +111,7 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
     Raises LakeError, TeacherError or StudentError where that cannot be, or the figures would mean nothing.
     """
     checkpoint_url = absolute(config.checkpoint).rstrip("/")
-    out = RunFolder(absolute(config.out) if config.out is not None else f"{checkpoint_url}/evaluation")
+    out = RunDir(absolute(config.out) if config.out is not None else f"{checkpoint_url}/evaluation")
     student, checkpoint = read_student(checkpoint_url)
     lake = open_lake(absolute(config.lake))
     named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
@@ -159,7 +159,7 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
         examination=examination,
         figures={**examination.figures, **exported},
         settings=_settings(checkpoint, named, how),
-        history=_history(RunFolder(checkpoint_url), checkpoint.step),
+        history=_history(RunDir(checkpoint_url), checkpoint.step),
         class_names={name: card.class_names for name, card in cards.items() if card.kind == "classes"},
         unheard=frozenset(name for name in named if _learned_from(checkpoint, name) is None),
     )
@@ -255,7 +255,7 @@ def _learned_from(checkpoint: Checkpoint, teacher: str) -> object:
     return checkpoint.identity.get(f"teacher.{teacher}")
 
 
-def _export(config: Evaluate, student: Student, frames: Frames, out: RunFolder) -> dict[str, float]:
+def _export(config: Evaluate, student: Student, frames: Frames, out: RunDir) -> dict[str, float]:
     """Write the student by itself, checked on a few pictures of the split; return the check's figures."""
     batches, _ = _batches(replace(frames, points=False), replace(config, samples=_EXPORT_PICTURES))
     return export_student(student, out.url, [sample.image for batch in batches for sample in batch]).figures()
@@ -323,7 +323,7 @@ def _listed(values: Sequence[object]) -> str:
     return ", ".join(map(str, values))
 
 
-def _history(folder: RunFolder, steps: int) -> list[dict[str, float]]:
+def _history(folder: RunDir, steps: int) -> list[dict[str, float]]:
     """Return the log of the steps that the checkpoint has done; a run that goes on has logged more, if half a line."""
     lines = (folder.read(HISTORY_FILE) or b"").decode().split("\n")[:-1]
     return [row for row in map(json.loads, lines) if row["step"] < steps]

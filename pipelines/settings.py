@@ -13,10 +13,10 @@ from pipelines.classrooms import parse_teachers, read_cards
 from pipelines.curriculum import Frames, labelled_segments, spare_places
 from pipelines.place import absolute
 from student.config import Feed, Preset
-from student.training.lesson import LossWeights
-from student.training.loop import LoopConfig
-from teachers.training.checkpoint import Plain
-from teachers.training.loop import identity_of
+from student.distillation.objective import LossWeights
+from training.loop import LoopConfig
+from training.fingerprint import Plain
+from training.fingerprint import flatten
 from training.precision import uses_bfloat16
 
 Listen = Literal["real", "shuffled", "none"]
@@ -167,7 +167,7 @@ class Train:
 
     def identity(self, lake: Lake) -> dict[str, Plain]:
         """Return what decides about the result: settings, branches, teachers' weights and the lake's snapshot."""
-        kept = {name: value for name, value in identity_of(self.located).items() if name not in _INDIFFERENT}
+        kept = {name: value for name, value in flatten(self.located).items() if name not in _INDIFFERENT}
         named = read_cards(parse_teachers(self.located.teachers))
         heard = {f"teacher.{name}": named[name].weights_sha256 for name in self.heard}
         return {

@@ -26,8 +26,8 @@ from pipelines.place import absolute
 from pipelines.settings import Train
 from student.anchors import AnchorReport, anchor_recall, fit_anchors
 from student.config import AnchorShapes, BranchSpec, StudentConfig, StudentError
-from student.imitation import balanced_weights
-from student.training.world import World
+from student.distillation.imitation import balanced_weights
+from training.distributed import Distributed
 from teachers.card import TeacherError
 
 # torchvision's own, which the paper took: made for pictures of 1333 pixels.
@@ -113,7 +113,7 @@ def _check_batch(
         (config.batch - unlabelled, "labelled pictures (--batch less --unlabelled)", with_labels),
         (unlabelled, "pictures without labels (--unlabelled)", without),
     ):
-        World(size=max(1, config.workers)).share(share, what)
+        Distributed(size=max(1, config.workers)).share(share, what)
         if share:
             config.frames(lake, points=False, segments=segments).stream(share, shuffle=True)
     if config.listen == "shuffled" and config.batch // max(1, config.workers) < 2:

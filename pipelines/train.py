@@ -48,10 +48,10 @@ from pipelines.stop import stoppable
 from pipelines.syllabus import Syllabus, plan_training
 from student.config import StudentError
 from student.detector import Student
-from student.training.folder import RunFolder
-from student.training.lesson import Lesson
-from student.training.loop import Plan, Trained, train
-from student.training.world import World
+from training.run_dir import RunDir
+from student.distillation.objective import Lesson
+from training.loop import Plan, Trained, train
+from training.distributed import Distributed
 from teachers.card import TeacherError
 from teachers.classroom import Classroom, LocalClassroom
 from teachers.remote import RemoteClassroom, TeacherPost, employed
@@ -60,7 +60,7 @@ from training.errors import TrainingError
 
 
 def attend(
-    syllabus: Syllabus, world: World, progress: Callable[[int, Mapping[str, float]], None] = lambda _step, _values: None
+    syllabus: Syllabus, world: Distributed, progress: Callable[[int, Mapping[str, float]], None] = lambda _step, _values: None
 ) -> Trained:
     """Train as one of the workers, from the checkpoint if there is one."""
     config = syllabus.config
@@ -92,7 +92,7 @@ def attend(
         identity=config.identity(lake),
         teaching="shuffled" if config.listen == "shuffled" else "real",
     )
-    folder = RunFolder(absolute(config.out))
+    folder = RunDir(absolute(config.out))
     return train(lesson, config.loop, plan, folder, world=world, progress=progress)
 
 
@@ -125,7 +125,7 @@ def run(config: Train, console: Console) -> int:
         with ProgressBar(console) as bar:
             trained = attend(
                 syllabus,
-                World(device=device_of(config.device)),
+                Distributed(device=device_of(config.device)),
                 lambda step, _values: bar.update("train", step, config.loop.steps, "steps"),
             )
     took = f" in {trained.seconds:,.0f} s" if trained else ""
@@ -209,7 +209,7 @@ def _work(settings: dict[str, Any]) -> str | None:
     """
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    world = World(context.get_world_rank(), context.get_world_size(), device)
+    world = Distributed(context.get_world_rank(), context.get_world_size(), device)
     syllabus: Syllabus = settings["syllabus"]
     every = syllabus.config.loop.checkpoint_every
 

@@ -35,6 +35,18 @@ class Answer:
     said: dict[str, Tensor]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DetectorOutput:
+    """What one training pass of the detector computed for B images.
+
+    losses: `objectness`, `rpn_box`, `classification`, `box` and `depth`, scalars
+    features: of all images
+    """
+
+    losses: dict[str, Tensor]
+    features: Features
+
+
 class Student(nn.Module):
     """A Faster R-CNN with a depth head, whose backbone imitates teachers (paper, section 3)."""
 
@@ -73,6 +85,17 @@ class Student(nn.Module):
         facing = {id(layer.weight) for layer in (entrance, *answers)}
         return [weight for weight in self.parameters() if weight.ndim > 1 and id(weight) not in facing]
 
+    def training_output(
+        self, images: Tensor, labels: Sequence[Objects], generators: Sequence[torch.Generator]
+    ) -> DetectorOutput:
+        """Return features and losses of images [B, 3, H, W] (see `features`), of which the first are labelled.
+
+        generators: one for each labelled image, which decides the anchors and proposals that the losses look at
+        """
+        features = self.features(images)
+        image_size = (images.shape[-2], images.shape[-1])
+        return DetectorOutput(self.detection_losses(features, image_size, labels, generators), features)
+
     def detection_losses(
         self,
         features: Features,
@@ -80,7 +103,7 @@ class Student(nn.Module):
         labels: Sequence[Objects],
         generators: Sequence[torch.Generator],
     ) -> dict[str, Tensor]:
-        """Return `objectness`, `proposal`, `classification`, `box` and `depth`, means over the labelled pictures.
+        """Return `objectness`, `rpn_box`, `classification`, `box` and `depth`, means over the labelled pictures.
 
         labels: of the first pictures in `features`; what follows has none. Boxes without an area teach nothing
         generators: one for each labelled picture, which decides the anchors and proposals that are looked at
@@ -99,7 +122,7 @@ class Student(nn.Module):
         proposals, found = self.rpn(_image_list(len(labels), image_size, device), levels, targets)
         return {
             "objectness": found["loss_objectness"],
-            "proposal": found["loss_rpn_box_reg"],
+            "rpn_box": found["loss_rpn_box_reg"],
             **self.heads.losses(levels, proposals, image_size, targets),
         }
 

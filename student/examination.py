@@ -19,7 +19,7 @@ from student.evaluation.depth import DepthScores
 from student.evaluation.detection import DetectionScores, PrecisionRecall
 from student.evaluation.imitation import ClassScores, RegressionScores
 from student.evaluation.proposals import ProposalRecall
-from student.imitation import object_cells
+from student.distillation.imitation import object_cells
 from teachers.card import TeacherCard
 from teachers.classroom import Classroom
 from teachers.target import Target

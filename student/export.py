@@ -25,7 +25,7 @@ from student.config import StudentConfig, StudentError
 from student.detections import CLASS_NAMES, Detections
 from student.detector import Student
 from student.program import DetectionProgram
-from student.training.folder import RunFolder
+from training.run_dir import RunDir
 
 WEIGHTS_FILE, PROGRAM_FILE = "student.safetensors", "student.pt2"
 # In the program's file, for those who have nothing but that.
@@ -75,7 +75,7 @@ def export_student(student: Student, url: str, pictures: Sequence[Tensor]) -> Ex
         content = _program(own, (pictures[0].shape[-2], pictures[0].shape[-1]))
         program = torch.export.load(io.BytesIO(content)).module()
     check = compare(own, program, pictures)
-    folder = RunFolder(url)
+    folder = RunDir(url)
     folder.write(WEIGHTS_FILE, safetensors.torch.save(own.state_dict(), {_CONFIG: own.config.to_json()}))
     folder.write(PROGRAM_FILE, content)
     return check
@@ -86,7 +86,7 @@ def load_exported(url: str) -> Student:
 
     Raises StudentError where the file is missing or damaged, or its weights are not exactly its configuration's.
     """
-    folder = RunFolder(url)
+    folder = RunDir(url)
     where, content = folder.place(WEIGHTS_FILE), folder.read(WEIGHTS_FILE)
     if content is None:
         raise StudentError(f"{where}: no such file; give the folder that a student was exported to")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,6 +48,16 @@ class Target:
     def kind(self) -> Kind:
         """Whether the values are numbers to come close to, or classes to tell."""
         return "classes" if self.values.dtype == torch.int64 else "continuous"
+
+    def __getitem__(self, chosen: Sequence[int]) -> Target:
+        """Return the target of the chosen samples, in that order."""
+        samples = list(chosen)
+        return Target(
+            tuple(self.keys[i] for i in samples),
+            self.values[samples],
+            self.valid[samples],
+            None if self.confidence is None else self.confidence[samples],
+        )
 
     def one_hot(self, classes: int) -> Target:
         """Return class numbers as float32 [B, `classes`, h, w]: 1 for the cell's class, all 0 where not valid."""

@@ -12,7 +12,7 @@ import torch
 
 from datalake.sample import Sample
 from teachers.card import TrainingData
-from teachers.training.checkpoint import Plain
+from training.fingerprint import Plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

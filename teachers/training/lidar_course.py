@@ -22,7 +22,7 @@ from teachers.training.lidar import (
     has_labels,
     weights_of_classes,
 )
-from teachers.training.loop import LoopConfig, identity_of, train
+from training.loop import LoopConfig, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def hold_lidar_course(course: LidarCourse, lessons: Lessons, room: Room) -> tupl
         lessons.endless,
         room.folder,
         device=room.device,
-        identity=identity_of(course) | room.identity,
+        identity=flatten(course) | room.identity,
         epoch_samples=lessons.epoch_samples,
         seed=room.seed,
         progress=lambda done, total: room.progress("train", done, total, "steps"),

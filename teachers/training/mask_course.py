@@ -13,7 +13,7 @@ from teachers.confusion import Confusion
 from teachers.mask_rcnn import ARCHITECTURE, MaskRcnnConfig, MaskRcnnTeacher, build_network
 from teachers.training.evaluation import compare_with_labels, mask_precision
 from teachers.training.lessons import Lessons, Room, versions
-from teachers.training.loop import LoopConfig, identity_of, train
+from training.loop import LoopConfig, train
 from teachers.training.masks import MaskTask
 
 
@@ -42,7 +42,7 @@ def hold_mask_course(course: MaskCourse, lessons: Lessons, room: Room) -> tuple[
         lessons.endless,
         room.folder,
         device=room.device,
-        identity=identity_of(course) | room.identity,
+        identity=flatten(course) | room.identity,
         epoch_samples=lessons.epoch_samples,
         seed=room.seed,
         progress=lambda done, total: room.progress("train", done, total, "steps"),

@@ -19,7 +19,7 @@ from pipelines.ablate import Ablate, jobs_of, opened, run
 from pipelines.settings import Train
 from student.config import StudentError
 from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE
-from student.training.loop import LoopConfig
+from training.loop import LoopConfig
 from tests.lakes import build_files
 from tests.pipelines.programs import start
 from tests.pipelines.small_teachers import admit_ignorance, write_teachers

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from datalake.lake import open_lake
-from student.training.folder import RunFolder
+from training.run_dir import RunDir
 from teachers.card import read_card
 from teachers.training.checkpoint import load_checkpoint
 
@@ -102,7 +102,7 @@ def test_with_a_store_everything_is_there_and_the_same(
     assert done.stdout.strip().endswith(f"{s3_lake}/report.html")
     local, remote = open_lake(str(finished[0] / "lake")), open_lake(f"{s3_lake}/lake")
     assert [commit.files for commit in remote.commits] == [commit.files for commit in local.commits]
-    there = RunFolder(s3_lake)
+    there = RunDir(s3_lake)
     content = there.read("metrics.json")
     assert content is not None
     figures, expected = (json.loads(text)["figures"] for text in (content, (finished[0] / "metrics.json").read_bytes()))

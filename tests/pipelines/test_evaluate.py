@@ -20,8 +20,8 @@ from pipelines.evaluate import METRICS_FILE, REPORT_FILE, Evaluate, evaluate, ma
 from pipelines.settings import Train
 from student.export import PROGRAM_FILE, WEIGHTS_FILE, load_exported
 from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, load_checkpoint, save_checkpoint
-from student.training.folder import RunFolder
-from student.training.loop import LoopConfig
+from training.run_dir import RunDir
+from training.loop import LoopConfig
 from teachers.card import TrainingData, read_card, write_card
 from tests.lakes import build_files
 from tests.teachers.cards import lidar_folder
@@ -121,14 +121,14 @@ def test_the_export_is_of_the_checkpoints_student(folder: Path, examined: tuple[
     assert figures["export/detections"] > 0
     assert figures["export/box_px"] < 1e-3
     assert (examined[0] / PROGRAM_FILE).stat().st_size > (examined[0] / WEIGHTS_FILE).stat().st_size
-    checkpoint = load_checkpoint(RunFolder(str(folder / "run")))
+    checkpoint = load_checkpoint(RunDir(str(folder / "run")))
     assert checkpoint is not None
     own, told = checkpoint.student().state_dict(), load_exported(str(examined[0])).state_dict()
     assert all(torch.equal(own[name], value) for name, value in told.items())
 
 
 def test_runs_and_results_may_lie_anywhere(folder: Path) -> None:
-    there = RunFolder("memory://runs/far")
+    there = RunDir("memory://runs/far")
     there.write(CHECKPOINT_FILE, (folder / "run" / CHECKPOINT_FILE).read_bytes())
     # This run has gone on since, and is in the middle of a line.
     log = (folder / "run" / HISTORY_FILE).read_bytes() + b'{"step": 3, "loss/box": 1.0}\n{"step": 4, "lo'
@@ -161,11 +161,11 @@ def test_a_run_that_was_carried_away_from_its_lake_can_be_examined(folder: Path,
 
 def copy_run(folder: Path, copy: Path, **identity: str | None) -> None:
     """Save the run's checkpoint again, with a changed identity."""
-    checkpoint = load_checkpoint(RunFolder(str(folder / "run")))
+    checkpoint = load_checkpoint(RunDir(str(folder / "run")))
     assert checkpoint is not None
     changed = {**checkpoint.identity, **identity}
     save_checkpoint(
-        RunFolder(str(copy)), replace(checkpoint, identity={k: v for k, v in changed.items() if v is not None})
+        RunDir(str(copy)), replace(checkpoint, identity={k: v for k, v in changed.items() if v is not None})
     )
 
 

@@ -22,7 +22,7 @@ from datalake.space import NoSpaceError, room_in
 from datalake.store import Store
 from datalake.verify import verify
 from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, load_checkpoint
-from student.training.folder import RunFolder
+from training.run_dir import RunDir
 from teachers.remembered import RememberedTeacher
 from tests.drives import DRIVE_CAMERAS, DRIVE_SEGMENTS
 from tests.student.students import ColourTeacher, samples
@@ -229,7 +229,7 @@ def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_as_if_nothing_ha
     small.leave(pages * PAGE + -(-int(checkpoints * size) // PAGE) * PAGE)
     status, _, errors = call("train", arguments(drive_lake, out), monkeypatch, capfd)
     assert (status, errors) == (2, f"train: {out}: no space left there; make room, then run the same command again\n")
-    checkpoint = load_checkpoint(RunFolder(str(out)))
+    checkpoint = load_checkpoint(RunDir(str(out)))
     assert (checkpoint.step if checkpoint else 0) == done
     assert not list(out.glob("checkpoint*unfinished"))
     small.free()
@@ -237,7 +237,7 @@ def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_as_if_nothing_ha
     assert (status, errors) == (0, "")
     assert f"trained {STEPS} steps" in output
     assert log(out) == log(whole)
-    expected, found = (load_checkpoint(RunFolder(str(folder))) for folder in (whole, out))
+    expected, found = (load_checkpoint(RunDir(str(folder))) for folder in (whole, out))
     assert expected is not None
     assert found is not None
     assert all(torch.equal(value, found.lesson[name]) for name, value in expected.lesson.items())

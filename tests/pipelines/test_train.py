@@ -23,9 +23,9 @@ from pipelines.settings import Listen, Train
 from pipelines.syllabus import plan_training
 from pipelines.train import attend, main, run, wants_gpus
 from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, read_student
-from student.training.folder import RunFolder
-from student.training.loop import LoopConfig
-from student.training.world import World
+from training.run_dir import RunDir
+from training.loop import LoopConfig
+from training.distributed import Distributed
 from teachers.card import WEIGHTS_FILE, TeacherError, TrainingData, read_card, write_card
 from tests.pipelines.programs import ROOT, start
 from tests.pipelines.small_teachers import admit_ignorance, write_teachers
@@ -71,7 +71,7 @@ def arguments(lake: Lake, out: Path | str, teachers: tuple[str, ...] = ("none",)
 
 def log(out: Path | str) -> list[dict[str, float]]:
     """Return the history without what the clock says."""
-    content = RunFolder(str(out)).read(HISTORY_FILE)
+    content = RunDir(str(out)).read(HISTORY_FILE)
     assert content is not None
     lines = [json.loads(line) for line in content.decode().splitlines()]
     return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
@@ -198,7 +198,7 @@ def test_a_run_in_a_store_goes_on_where_it_was(drive_lake: Lake, tmp_path: Path,
 
     syllabus = plan_training(config, Console(quiet=True), lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
-        attend(syllabus, World(), progress)
+        attend(syllabus, Distributed(), progress)
     assert read_student(s3_lake)[1].step == 2
     assert run(config, Console(quiet=True)) == 0
     assert run(settings(drive_lake, tmp_path / "whole"), Console(quiet=True)) == 0
@@ -345,7 +345,7 @@ def test_looked_up_answers_teach_what_the_teacher_would_have_taught(
     syllabus = plan_training(config, Console(quiet=True), lambda *_: None)
     # Nobody can ask it any more.
     (folder / WEIGHTS_FILE).unlink()
-    attend(syllabus, World(device=torch.device("cpu")))
+    attend(syllabus, Distributed(device=torch.device("cpu")))
     for looked_up, asked in zip(log(tmp_path / "out"), log(whole), strict=True):
         assert looked_up == pytest.approx(asked, rel=1e-5)
 

@@ -22,10 +22,10 @@ from teachers.classes import MASK_CLASSES
 from teachers.load import load_teacher
 from teachers.mask_rcnn import MaskRcnnConfig
 from teachers.sanity import check_teacher
-from teachers.training.history import read_history
+from training.metrics_log import read_history
 from teachers.training.lidar import POINT_CLASSES
 from teachers.training.lidar_course import LidarCourse
-from teachers.training.loop import LoopConfig
+from training.loop import LoopConfig
 from teachers.training.mask_course import MaskCourse
 from tests.lakes import build_files
 from tests.pipelines.programs import start

@@ -17,7 +17,7 @@ from student.evaluation.detection import DetectionScores
 from student.evaluation.imitation import ClassScores, RegressionScores
 from student.evaluation.proposals import ProposalRecall
 from student.examination import examine
-from student.imitation import object_cells
+from student.distillation.imitation import object_cells
 from teachers.classroom import LocalClassroom
 from tests.student.students import COLOURS, HEIGHT, SHADES, TAUGHT, WIDTH, ColourTeacher, samples, targets_of
 

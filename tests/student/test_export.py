@@ -19,7 +19,7 @@ from student.config import AnchorShapes, StudentConfig, StudentError
 from student.detector import Answer, Student
 from student.export import PROGRAM_FILE, WEIGHTS_FILE, ExportCheck, compare, export_student, load_exported
 from student.program import DetectionProgram
-from student.training.folder import RunFolder
+from training.run_dir import RunDir
 from tests.student.students import HEIGHT, TAUGHT, TINY, WIDTH, build, samples
 
 PICTURES = [sample.image for sample in samples(5)]
@@ -142,7 +142,7 @@ def test_a_student_on_its_way_elsewhere_is_left_as_it_was() -> None:
     for name, value in student.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
     # It has found nothing, and says so in the same form.
-    content = RunFolder("memory://exported/there").read(PROGRAM_FILE)
+    content = RunDir("memory://exported/there").read(PROGRAM_FILE)
     assert content is not None
     found = torch.export.load(io.BytesIO(content)).module()(PICTURES[0][None])
     assert [list(one.shape) for one in found] == [[0, 4], [0], [0], [0]]

@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from student.training.checkpoint import HISTORY_FILE
-from student.training.folder import RunFolder
-from student.training.lesson import Lesson, LossWeights
-from student.training.loop import LoopConfig, Plan, train
+from training.run_dir import RunDir
+from student.distillation.objective import Lesson, LossWeights
+from training.loop import LoopConfig, Plan, train
 from teachers.classroom import LocalClassroom
 from tests.student.students import (
     COLOURS,
@@ -56,10 +56,10 @@ def loss_curve(folder: str) -> list[dict[str, float]]:
             identity={},
         )
         config = LoopConfig(steps=8, learning_rate=2e-3, warmup=0.25, muon=0.0, precision="float32")
-        train(lesson, config, plan, RunFolder(folder))
+        train(lesson, config, plan, RunDir(folder))
     finally:
         torch.set_num_threads(threads)
-    content = RunFolder(folder).read(HISTORY_FILE)
+    content = RunDir(folder).read(HISTORY_FILE)
     assert content is not None
     lines = [json.loads(line) for line in content.decode().splitlines()]
     return [{name: value for name, value in line.items() if name not in _CLOCK} for line in lines]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from student.training.folder import RunFolder
+from training.run_dir import RunDir
 
 
 @pytest.fixture(params=["disk", "file://", "memory://", "s3://"])
@@ -22,18 +22,18 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_what_is_written_is_read_and_replaced(url: str) -> None:
-    folder = RunFolder(url)
+    folder = RunDir(url)
     assert folder.read("checkpoint.pt") is None
     folder.write("checkpoint.pt", b"first")
     assert folder.read("checkpoint.pt") == b"first"
     folder.write("checkpoint.pt", b"and second")
-    assert RunFolder(url).read("checkpoint.pt") == b"and second"
+    assert RunDir(url).read("checkpoint.pt") == b"and second"
     assert folder.read("history.jsonl") is None
     assert folder.place("checkpoint.pt") == f"{url.rstrip('/')}/checkpoint.pt"
 
 
 def test_only_a_folder_of_this_machine_is_local(url: str) -> None:
-    local = RunFolder(url).local
+    local = RunDir(url).local
     if "memory" in url or "s3" in url:
         assert local is None
     else:
@@ -42,7 +42,7 @@ def test_only_a_folder_of_this_machine_is_local(url: str) -> None:
 
 
 def test_dying_while_writing_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = RunFolder(str(tmp_path))
+    folder = RunDir(str(tmp_path))
     folder.write("checkpoint.pt", b"whole")
 
     def dies(_: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from datalake.sample import SampleKey
-from student.imitation import balanced_weights, imitation_loss, object_cells
+from student.distillation.imitation import balanced_weights, imitation_loss, object_cells
 from teachers.card import Kind
 from teachers.target import Target
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from student.config import StudentConfig, StudentError
-from student.training.augment import Augmentation
-from student.training.lesson import Lesson, LossWeights, Material
+from student.augmentation import Augmentation
+from student.distillation.objective import Lesson, LossWeights, Material
 from student.training.material import prepare
 from tests.student.students import SHADES, TAUGHT, build, generators, objects_of, samples, targets_of
 

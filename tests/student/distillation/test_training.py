@@ -18,15 +18,15 @@ from torch import Tensor, multiprocessing
 from datalake.sample import Sample
 from student.config import StudentConfig, StudentError
 from student.evaluation.detection import DetectionScores
-from student.training.augment import Augmentation
+from student.augmentation import Augmentation
 from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, read_student
-from student.training.folder import RunFolder
-from student.training.lesson import Lesson, LossWeights
-from student.training.logbook import BOARD_FOLDER
-from student.training.loop import LoopConfig, Plan, Teaching, Trained, train
-from student.training.world import World
+from training.run_dir import RunDir
+from student.distillation.objective import Lesson, LossWeights
+from training.metrics_log import TENSORBOARD_FOLDER
+from training.loop import LoopConfig, Plan, Teaching, Trained, train
+from training.distributed import Distributed
 from teachers.classroom import LocalClassroom
-from teachers.training.history import read_history
+from training.metrics_log import read_history
 from tests.student.students import (
     COLOURS,
     HEIGHT,
@@ -71,9 +71,9 @@ class Course:
     seed: int = 1
     die_at: int | None = None
 
-    def hold(self, world: World | None = None) -> tuple[Trained, Lesson]:
+    def hold(self, world: Distributed | None = None) -> tuple[Trained, Lesson]:
         """Train, and return the lesson as it is then."""
-        world = world or World()
+        world = world or Distributed()
         lesson = Lesson(build(self.student, self.seed), self.weights, {"shades": self.class_weights})
         teachers = [ColourTeacher(COLOURS, blind=2), ColourTeacher(SHADES)]
         grid = self.student.grid(HEIGHT, WIDTH)
@@ -91,13 +91,13 @@ class Course:
             if done == self.die_at:
                 raise Killed(done)
 
-        trained = train(lesson, self.config, plan, RunFolder(self.folder), world=world, progress=progress)
+        trained = train(lesson, self.config, plan, RunDir(self.folder), world=world, progress=progress)
         return trained, lesson
 
 
 def log(folder: Path | str) -> list[dict[str, float]]:
     """Return the history without what the clock says."""
-    content = RunFolder(str(folder)).read(HISTORY_FILE)
+    content = RunDir(str(folder)).read(HISTORY_FILE)
     assert content is not None
     lines = [json.loads(line) for line in content.decode().splitlines()]
     return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
@@ -120,7 +120,7 @@ def test_every_step_is_logged_with_its_losses_rate_and_waiting(whole: tuple[Path
     expected = {"step", "learning_rate", "gradient_norm", *CLOCK, *(f"loss/{name}" for name in losses)}
     assert all(set(line) == expected for line in lines)
     assert all(0 <= line["wait/data"] + line["wait/teachers"] <= 1 for line in lines)
-    assert any((folder / BOARD_FOLDER).iterdir())
+    assert any((folder / TENSORBOARD_FOLDER).iterdir())
     assert not lesson.training
 
 
@@ -278,7 +278,7 @@ def test_every_worker_names_the_sample_of_the_worker_that_has_it(tmp_path: Path)
 
 def test_a_batch_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="3 pictures without labels cannot be cut among 2 workers"):
-        Course(folder=str(tmp_path), unlabelled=3).hold(World(size=2))
+        Course(folder=str(tmp_path), unlabelled=3).hold(Distributed(size=2))
 
 
 def _work(rank: int, course: Course, meeting: str) -> None:
@@ -286,7 +286,7 @@ def _work(rank: int, course: Course, meeting: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
-        course.hold(World(rank, 2))
+        course.hold(Distributed(rank, 2))
     finally:
         dist.destroy_process_group()
 

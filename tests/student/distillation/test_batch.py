@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from student.training.augment import Augmentation
+from student.augmentation import Augmentation
 from student.training.material import from_other_frames, picture_generator, prepare
 from tests.student.students import WIDTH, generators, samples, targets_of
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from datalake.sample import Objects
-from student.training.augment import lit, mirrored_objects, mirrored_target
+from student.augmentation import lit, mirrored_objects, mirrored_target
 from tests.student.students import WIDTH, ColourTeacher, objects_of, picture, sample, samples, targets_of
 
 BOXES = st.lists(

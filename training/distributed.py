@@ -1,20 +1,20 @@
-"""The workers that train one student together."""
+"""The workers that train together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from training.errors import TrainingError
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class Distributed:
     """This worker's place among `size` of them; torch.distributed is initialised where there is more than one."""
 
     rank: int = 0
@@ -34,16 +34,17 @@ class World:
         if self.size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        # What a branch says is not always normalised: then that norm gets no gradient, on any worker.
+        # An objective may leave parameters out of a step, on every worker the same.
         return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
 
-    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Return the means over all workers, who all call this with the same names."""
-        if self.size == 1:
-            return dict(values)
-        together = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        dist.all_reduce(together)
-        return dict(zip(values, (together / self.size).tolist(), strict=True))
+    def mean(self, values: Tensor) -> list[float]:
+        """Return the means over all workers, who all call this with as many values [N]: one copy from the device."""
+        together = values.detach().double()
+        if self.size > 1:
+            dist.all_reduce(together)
+            together /= self.size
+        means: list[float] = together.tolist()
+        return means
 
     def gather(self, names: Sequence[str]) -> list[str]:
         """Return all workers' names, who all call this."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from datalake.sample import Sample
-from teachers.training.checkpoint import Plain
-from teachers.training.history import read_history
-from teachers.training.loop import HISTORY_FILE, LoopConfig, Trained, identity_of, train
+from training.fingerprint import Plain
+from training.metrics_log import read_history
+from training.loop import HISTORY_FILE, LoopConfig, Trained, flatten, train
 from tests.teachers.training.samples import sample
 from training.errors import TrainingError
 from training.schedule import Schedule
@@ -65,7 +65,7 @@ class Killed(Exception):  # noqa: N818 - it is no error of the loop
 
 
 def course(folder: Path, task: Doubling, *, config: LoopConfig = CONFIG, die_at: int | None = None) -> Trained:
-    identity: dict[str, Plain] = {"seed": 1, **identity_of(config)}
+    identity: dict[str, Plain] = {"seed": 1, **flatten(config)}
 
     def progress(done: int, total: int) -> None:
         assert total == config.steps

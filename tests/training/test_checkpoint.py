@@ -10,8 +10,8 @@ import torch
 
 from student.config import StudentError
 from student.training.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, read_student, save_checkpoint
-from student.training.folder import RunFolder
-from student.training.lesson import Lesson, LossWeights
+from training.run_dir import RunDir
+from student.distillation.objective import Lesson, LossWeights
 from tests.student.students import TAUGHT, TINY, build, samples
 
 
@@ -30,8 +30,8 @@ def a_checkpoint(step: int = 7) -> Checkpoint:
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     saved = a_checkpoint()
-    save_checkpoint(RunFolder(str(tmp_path / "new")), saved)
-    loaded = load_checkpoint(RunFolder(str(tmp_path / "new")))
+    save_checkpoint(RunDir(str(tmp_path / "new")), saved)
+    loaded = load_checkpoint(RunDir(str(tmp_path / "new")))
     assert loaded is not None
     assert (loaded.identity, loaded.config, loaded.step, loaded.seconds) == (saved.identity, saved.config, 7, 1.5)
     assert all(torch.equal(loaded.lesson[name], value) for name, value in saved.lesson.items())
@@ -39,11 +39,11 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 
 def test_without_a_file_there_is_none(tmp_path: Path) -> None:
-    assert load_checkpoint(RunFolder(str(tmp_path))) is None
+    assert load_checkpoint(RunDir(str(tmp_path))) is None
 
 
 def test_the_student_in_it_answers_as_the_one_that_was_saved(tmp_path: Path) -> None:
-    save_checkpoint(RunFolder(str(tmp_path)), a_checkpoint())
+    save_checkpoint(RunDir(str(tmp_path)), a_checkpoint())
     student, checkpoint = read_student(str(tmp_path))
     assert checkpoint.step == 7
     assert not student.training
@@ -57,16 +57,16 @@ def test_the_student_in_it_answers_as_the_one_that_was_saved(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 nor this", None])
 def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, content: bytes | None) -> None:
-    save_checkpoint(RunFolder(str(tmp_path)), a_checkpoint())
+    save_checkpoint(RunDir(str(tmp_path)), a_checkpoint())
     path = tmp_path / CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:-200] if content is None else content)
     with pytest.raises(StudentError, match=r"checkpoint\.pt: not a training checkpoint: .*; delete it") as refused:
-        load_checkpoint(RunFolder(str(tmp_path)))
+        load_checkpoint(RunDir(str(tmp_path)))
     assert "\n" not in str(refused.value)
 
 
 def test_a_file_cut_or_changed_anywhere_is_refused_or_the_same(tmp_path: Path) -> None:
-    folder = RunFolder(str(tmp_path))
+    folder = RunDir(str(tmp_path))
     save_checkpoint(folder, a_checkpoint())
     path = tmp_path / CHECKPOINT_FILE
     whole, first = path.read_bytes(), load_checkpoint(folder)
@@ -94,11 +94,11 @@ def test_a_file_cut_or_changed_anywhere_is_refused_or_the_same(tmp_path: Path) -
 def test_another_file_of_torch_is_refused(tmp_path: Path) -> None:
     torch.save({"step": 3}, tmp_path / CHECKPOINT_FILE)
     with pytest.raises(StudentError, match="not a training checkpoint"):
-        load_checkpoint(RunFolder(str(tmp_path)))
+        load_checkpoint(RunDir(str(tmp_path)))
 
 
 def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path: Path) -> None:
-    save_checkpoint(RunFolder(str(tmp_path)), replace(a_checkpoint(), config=TINY.to_json()))
+    save_checkpoint(RunDir(str(tmp_path)), replace(a_checkpoint(), config=TINY.to_json()))
     with pytest.raises(StudentError, match="the weights do not fit the configuration beside them"):
         read_student(str(tmp_path))
 

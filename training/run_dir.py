@@ -10,7 +10,7 @@ import fsspec
 from datalake.space import room_in
 
 
-class RunFolder:
+class RunDir:
     """Files below one fsspec URL, each replaced as a whole: whoever reads one finds the old or the new."""
 
     def __init__(self, url: str) -> None:
