@@ -40,7 +40,7 @@ from student.proposals import anchor_generator
 from student.training.lesson import Lesson, LossWeights, Material
 from student.training.material import picture_generator
 from student.trunk import ClassroomTrunk
-from teachers.training.precision import uses_bfloat16
+from training.precision import uses_bfloat16
 
 _LIMIT = 1.3
 _BRANCHES = (

@@ -47,8 +47,8 @@ from student.training.folder import RunFolder
 from student.training.world import World
 from teachers.card import TeacherError
 from teachers.training.checkpoint import check_identity
-from teachers.training.failure import TrainingError
-from teachers.training.precision import uses_bfloat16
+from training.errors import TrainingError
+from training.precision import uses_bfloat16
 
 _CELL_MEAN_SAMPLES = 200
 

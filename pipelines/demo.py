@@ -53,7 +53,7 @@ from student.training.folder import RunFolder
 from student.training.loop import LoopConfig
 from teachers.card import CARD_FILE, WEIGHTS_FILE, TeacherError
 from teachers.remembered import remembered_total
-from teachers.training.failure import TrainingError
+from training.errors import TrainingError
 
 # Splits are of whole segments, and from different seeds: no street is in two of them. Teachers learn on segments that
 # the student never sees; else they would pass labels on.

@@ -46,9 +46,9 @@ from student.training.checkpoint import HISTORY_FILE, Checkpoint, read_student
 from student.training.folder import RunFolder
 from teachers.card import TeacherCard, TeacherError
 from teachers.classroom import Classroom
-from teachers.training.failure import TrainingError
-from teachers.training.precision import uses_bfloat16
-from teachers.training.versions import installed_versions
+from training.errors import TrainingError
+from training.precision import uses_bfloat16
+from training.versions import installed_versions
 
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 # The page shows a few of these, those with the most labels.

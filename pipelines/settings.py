@@ -17,7 +17,7 @@ from student.training.lesson import LossWeights
 from student.training.loop import LoopConfig
 from teachers.training.checkpoint import Plain
 from teachers.training.loop import identity_of
-from teachers.training.precision import uses_bfloat16
+from training.precision import uses_bfloat16
 
 Listen = Literal["real", "shuffled", "none"]
 Anchors = Literal["fitted", "paper"]

@@ -46,7 +46,7 @@ from student.training.world import World
 from teachers.card import TeacherError
 from teachers.classroom import Classroom, LocalClassroom
 from teachers.teacher import Teacher
-from teachers.training.failure import TrainingError
+from training.errors import TrainingError
 
 
 def attend(

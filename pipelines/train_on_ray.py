@@ -22,7 +22,7 @@ from pipelines.train import attend, teacher_of
 from student.config import StudentError
 from student.training.world import World
 from teachers.remote import TeacherPost, employed
-from teachers.training.failure import TrainingError
+from training.errors import TrainingError
 
 
 def train_on_ray(syllabus: Syllabus, console: Console) -> None:

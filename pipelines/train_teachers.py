@@ -30,10 +30,10 @@ from pipelines.place import absolute
 from pipelines.progress import ProgressBar
 from teachers.card import TeacherCard, TeacherError, TrainingData
 from teachers.confusion import Confusion
-from teachers.training.failure import TrainingError
 from teachers.training.lessons import Lessons, Room
 from teachers.training.lidar_course import LidarCourse, hold_lidar_course
 from teachers.training.mask_course import MaskCourse, hold_mask_course
+from training.errors import TrainingError
 
 TeacherName = Literal["spvcnn", "mask_rcnn"]
 

@@ -24,10 +24,10 @@ from student.training.world import World
 from teachers.classroom import Classroom
 from teachers.target import Target
 from teachers.training.checkpoint import Plain, check_identity
-from teachers.training.failure import TrainingError
-from teachers.training.optimiser import Optimiser, split_optimiser
-from teachers.training.precision import Precision, uses_bfloat16
-from teachers.training.schedule import Schedule
+from training.errors import TrainingError
+from training.optimizer import MuonAdamW, build_optimizer
+from training.precision import Precision, uses_bfloat16
+from training.schedule import Schedule
 
 Teaching = Literal["real", "shuffled"]
 Item = TypeVar("Item")
@@ -111,8 +111,12 @@ def train(
     lesson.to(world.device)
     layout = memory_format(lesson.student.config.norm, world.device)
     lesson.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
-    optimiser = split_optimiser(
-        lesson, lesson.student.hidden_weights(), muon=config.muon, weight_decay=config.weight_decay
+    optimizer = build_optimizer(
+        lesson,
+        lesson.student.hidden_weights(),
+        muon_lr_factor=config.muon,
+        weight_decay=config.weight_decay,
+        bfloat16=bfloat16,
     )
     step, seconds = 0, 0.0
     if (checkpoint := load_checkpoint(folder)) is not None:
@@ -121,7 +125,7 @@ def train(
         check_identity(folder.place(CHECKPOINT_FILE), asdict(made), asdict(asked))
         step, seconds = checkpoint.step, checkpoint.seconds
         lesson.load_state_dict(checkpoint.lesson)
-        optimiser.load_state_dict(checkpoint.optimiser)
+        optimizer.load_state_dict(checkpoint.optimiser)
     module = world.wrap(lesson)
     lesson.train()
     began = time.monotonic() - seconds
@@ -161,7 +165,7 @@ def train(
                     f"step {step}: loss {wrong[0]!r} is {values[wrong[0]]} at {', '.join(names)};"
                     " look at that sample, or lower the learning rate"
                 )
-            norm = _descend(lesson, optimiser, total, rate, config.max_gradient_norm)
+            norm = _descend(lesson, optimizer, total, rate, config.max_gradient_norm)
             if not math.isfinite(norm):
                 names = world.gather(_names(samples))
                 raise TrainingError(
@@ -183,7 +187,7 @@ def train(
             if logbook is not None and (step % config.checkpoint_every == 0 or step == config.steps):
                 seconds = time.monotonic() - began
                 logbook.sync()
-                save_checkpoint(folder, _checkpoint(identity, lesson, optimiser, step, seconds))
+                save_checkpoint(folder, _checkpoint(identity, lesson, optimizer, step, seconds))
             progress(step, logged)
     finally:
         # Who keeps an error keeps this frame. With the workers' module in it their group would outlive its end, and at
@@ -256,18 +260,19 @@ def _of(target: Target, chosen: list[int]) -> Target:
     )
 
 
-def _descend(lesson: nn.Module, optimiser: Optimiser, total: Tensor, rate: float, max_norm: float) -> float:
+def _descend(lesson: nn.Module, optimizer: MuonAdamW, total: Tensor, rate: float, max_norm: float) -> float:
     """Take a step down `total`, unless its gradient is not finite; return the gradient's norm."""
-    optimiser.clear()
+    optimizer.zero_grad()
     total.backward()
     norm = float(nn.utils.clip_grad_norm_(lesson.parameters(), max_norm))
     if math.isfinite(norm):
-        optimiser.step(rate)
+        optimizer.set_lr(rate)
+        optimizer.step()
     return norm
 
 
 def _checkpoint(
-    identity: dict[str, Plain], lesson: Lesson, optimiser: Optimiser, step: int, seconds: float
+    identity: dict[str, Plain], lesson: Lesson, optimizer: MuonAdamW, step: int, seconds: float
 ) -> Checkpoint:
     return Checkpoint(
         identity=identity,
@@ -275,7 +280,7 @@ def _checkpoint(
         step=step,
         seconds=seconds,
         lesson=lesson.state_dict(),
-        optimiser=optimiser.state_dict(),
+        optimiser=optimizer.state_dict(),
     )
 
 

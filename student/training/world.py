@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from teachers.training.failure import TrainingError
+from training.errors import TrainingError
 
 
 @dataclass(frozen=True, slots=True)

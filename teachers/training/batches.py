@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from datalake.sample import Sample
-from teachers.training.failure import TrainingError
+from training.errors import TrainingError
 
 
 @dataclass(frozen=True, slots=True)

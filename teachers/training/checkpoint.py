@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teachers.training.failure import TrainingError
+from training.errors import TrainingError
 
 Plain = str | int | float | bool | None
 

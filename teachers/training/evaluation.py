@@ -15,8 +15,8 @@ from teachers.mask_rcnn import MaskRcnnTeacher
 from teachers.sanity import ExaminedTeacher
 from teachers.statistics import Moments
 from teachers.training.average_precision import AveragePrecision
-from teachers.training.failure import TrainingError
 from teachers.training.instances import instances_of
+from training.errors import TrainingError
 
 _BATCH = 4
 

@@ -11,7 +11,7 @@ import torch
 from datalake.sample import Sample
 from teachers.card import TrainingData
 from teachers.training.checkpoint import Plain
-from teachers.training.versions import installed_versions
+from training.versions import installed_versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from teachers.lidar import scan_of
 from teachers.spvnas.network import SPVCNN
 from teachers.spvnas.scan import Scan, ScanError
 from teachers.spvnas.voxels import voxelise_scans
-from teachers.training.failure import TrainingError
+from training.errors import TrainingError
 
 # The lake's own classes, all of them: what a student imitates are the features below the classifier, and these are
 # the richer the more they have to tell apart. UNDEFINED is no class: nothing is asked of those points.

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from datalake.sample import Sample
 from teachers.training.batches import labelled_batches
 from teachers.training.checkpoint import Checkpoint, Plain, check_identity, load_checkpoint, save_checkpoint
-from teachers.training.failure import TrainingError
 from teachers.training.history import History
-from teachers.training.optimiser import Optimiser, split_optimiser
-from teachers.training.precision import Precision, uses_bfloat16
-from teachers.training.schedule import Schedule
+from training.errors import TrainingError
+from training.optimizer import MuonAdamW, build_optimizer
+from training.precision import Precision, uses_bfloat16
+from training.schedule import Schedule
 
 CHECKPOINT_FILE, HISTORY_FILE = "checkpoint.pt", "history.jsonl"
 
@@ -33,7 +33,7 @@ class Task(Protocol):
         ...
 
     def hidden_weights(self) -> list[nn.Parameter]:
-        """Return the weights that Muon may turn (`teachers.training.optimiser`); AdamW turns all others."""
+        """Return the weights that Muon may turn (`training.optimizer`); AdamW turns all others."""
         ...
 
     def is_labelled(self, sample: Sample) -> bool:
@@ -113,7 +113,9 @@ def train(
     warmup_steps = round(config.warmup * config.steps)
     schedule = Schedule(peak=config.learning_rate, steps=config.steps, warmup_steps=warmup_steps)
     network = task.network
-    optimiser = split_optimiser(network, task.hidden_weights(), muon=config.muon, weight_decay=config.weight_decay)
+    optimizer = build_optimizer(
+        network, task.hidden_weights(), muon_lr_factor=config.muon, weight_decay=config.weight_decay, bfloat16=bfloat16
+    )
     torch.manual_seed(seed)
     step, samples_read, seconds = 0, 0, 0.0
     path = folder / CHECKPOINT_FILE
@@ -121,7 +123,7 @@ def train(
         check_identity(path, checkpoint.identity, identity)
         step, samples_read, seconds = checkpoint.step, checkpoint.samples_read, checkpoint.seconds
         network.load_state_dict(checkpoint.model)
-        optimiser.load_state_dict(checkpoint.optimiser)
+        optimizer.load_state_dict(checkpoint.optimiser)
         torch.set_rng_state(checkpoint.rng)
         if device.type == "cuda" and checkpoint.rng_cuda:
             torch.cuda.set_rng_state(checkpoint.rng_cuda[0], device)
@@ -136,7 +138,7 @@ def train(
             batch = next(batches)
             rate = schedule.rate(step)
             losses = _losses(task, batch.samples, step, device, bfloat16)
-            norm = _descend(task.network, optimiser, losses, rate, config.max_gradient_norm)
+            norm = _descend(task.network, optimizer, losses, rate, config.max_gradient_norm)
             values = {name: float(loss.detach()) for name, loss in losses.items()}
             if not math.isfinite(norm):
                 raise TrainingError(
@@ -157,7 +159,7 @@ def train(
                         samples_read=samples_read,
                         seconds=seconds,
                         model=network.state_dict(),
-                        optimiser=optimiser.state_dict(),
+                        optimiser=optimizer.state_dict(),
                         rng=torch.get_rng_state(),
                         rng_cuda=[torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
                     ),
@@ -192,15 +194,16 @@ def _losses(
 
 
 def _descend(
-    network: nn.Module, optimiser: Optimiser, losses: Mapping[str, Tensor], rate: float, max_norm: float
+    network: nn.Module, optimizer: MuonAdamW, losses: Mapping[str, Tensor], rate: float, max_norm: float
 ) -> float:
     """Take a step down the sum of the losses, unless its gradient is not finite; return the gradient's norm."""
-    optimiser.clear()
+    optimizer.zero_grad()
     total: Tensor = torch.stack(list(losses.values())).sum()
     total.backward()
     norm = float(nn.utils.clip_grad_norm_(network.parameters(), max_norm))
     if math.isfinite(norm):
-        optimiser.step(rate)
+        optimizer.set_lr(rate)
+        optimizer.step()
     return norm
 
 

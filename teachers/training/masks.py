@@ -12,9 +12,9 @@ from torchvision.models.detection.image_list import ImageList
 
 from datalake.sample import Panoptic, Sample
 from teachers.classes import CAMERA_TO_MASK, IGNORED, MASK_CLASSES
-from teachers.training.failure import TrainingError
 from teachers.training.instances import instances_of
 from teachers.training.overheard import Overheard
+from training.errors import TrainingError
 
 _MASK_OF = torch.tensor(CAMERA_TO_MASK)
 # Of every hundred pixels some ninety are background, eight vehicles, and all pedestrians and cyclists share one.

@@ -20,10 +20,10 @@ from pipelines.settings import Train
 from student.config import StudentError
 from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE
 from student.training.loop import LoopConfig
-from teachers.training.failure import TrainingError
 from tests.lakes import build_files
 from tests.pipelines.programs import start
 from tests.pipelines.small_teachers import admit_ignorance, write_teachers
+from training.errors import TrainingError
 
 SIZE, STEPS = (96, 64), 2
 STUDY = Ablate(train=Train(lake="lake", out="/out", teachers=("points=/a", "masks=/b"), loop=LoopConfig(steps=STEPS)))

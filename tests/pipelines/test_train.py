@@ -28,9 +28,9 @@ from student.training.folder import RunFolder
 from student.training.loop import LoopConfig
 from student.training.world import World
 from teachers.card import WEIGHTS_FILE, TeacherError, TrainingData, read_card, write_card
-from teachers.training.failure import TrainingError
 from tests.pipelines.programs import ROOT, start
 from tests.pipelines.small_teachers import admit_ignorance, write_teachers
+from training.errors import TrainingError
 
 STEPS = 6
 CLOCK = {"images_per_second", "wait/data", "wait/teachers"}

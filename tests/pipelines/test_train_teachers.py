@@ -27,9 +27,9 @@ from teachers.training.lidar import POINT_CLASSES
 from teachers.training.lidar_course import LidarCourse
 from teachers.training.loop import LoopConfig
 from teachers.training.mask_course import MaskCourse
-from teachers.training.schedule import Schedule
 from tests.lakes import build_files
 from tests.pipelines.programs import start
+from training.schedule import Schedule
 
 FRAMES = 6
 TEACHERS: tuple[TeacherName, ...] = ("spvcnn", "mask_rcnn")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from student.training.world import World
-from teachers.training.failure import TrainingError
+from training.errors import TrainingError
 
 
 def test_work_is_cut_evenly_or_not_at_all() -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from datalake.sample import Sample
 from teachers.training.batches import labelled_batches
-from teachers.training.failure import TrainingError
 from tests.teachers.training.samples import sample
+from training.errors import TrainingError
 
 
 def numbers(labelled: list[bool], size: int, start: int = 0) -> list[tuple[list[int], int]]:

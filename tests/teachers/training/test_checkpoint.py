@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from teachers.training.checkpoint import Checkpoint, Plain, check_identity, load_checkpoint, save_checkpoint
-from teachers.training.failure import TrainingError
+from training.errors import TrainingError
 
 
 def a_checkpoint(step: int) -> Checkpoint:

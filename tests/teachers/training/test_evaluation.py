@@ -11,9 +11,9 @@ from teachers.lidar import SpvnasTeacher, network_options, scan_of
 from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN
 from teachers.training.evaluation import compare_with_labels, measure_statistics
-from teachers.training.failure import TrainingError
 from teachers.training.lidar import POINT_CLASSES
 from tests.teachers.training.samples import sample
+from training.errors import TrainingError
 
 CONFIG = NetworkConfig.spvcnn(0.125, len(POINT_CLASSES))
 

@@ -17,7 +17,6 @@ from teachers.classes import IGNORED
 from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN, PointPrediction
 from teachers.spvnas.scan import Scan
-from teachers.training.failure import TrainingError
 from teachers.training.lidar import (
     POINT_CLASSES,
     Augmentation,
@@ -27,6 +26,7 @@ from teachers.training.lidar import (
     weights_of_classes,
 )
 from tests.teachers.training.samples import lidar, sample
+from training.errors import TrainingError
 
 STILL = Augmentation(turn_rad=0, scale=0, mirror=False)
 ONES = torch.ones(len(POINT_CLASSES))

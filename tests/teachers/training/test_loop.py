@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from datalake.sample import Sample
 from teachers.training.checkpoint import Plain
-from teachers.training.failure import TrainingError
 from teachers.training.history import read_history
 from teachers.training.loop import HISTORY_FILE, LoopConfig, Trained, identity_of, train
-from teachers.training.schedule import Schedule
 from tests.teachers.training.samples import sample
+from training.errors import TrainingError
+from training.schedule import Schedule
 
 CONFIG = LoopConfig(steps=12, batch=3, learning_rate=0.05, warmup=0.25, checkpoint_every=4, precision="float32")
 EPOCH = 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from teachers.training.failure import TrainingError
+from training.errors import TrainingError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

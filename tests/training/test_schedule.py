@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teachers.training.failure import TrainingError
-from teachers.training.schedule import Schedule
+from training.errors import TrainingError
+from training.schedule import Schedule
 
 
 def test_the_rate_rises_evenly_to_its_peak() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-from teachers.training.versions import installed_versions
+from training.versions import installed_versions
 
 
 def test_a_package_that_is_not_installed_has_an_unknown_version() -> None:

@@ -1,0 +1,169 @@
+"""Muon for the hidden weight matrices, AdamW for everything else, as one torch optimizer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+# Newton-Schulz coefficients that maximise the slope at zero, and the number of iterations: Jordan et al. 2024.
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+_MOMENTUM = 0.95
+_BETAS, _EPS = (0.9, 0.999), 1e-8
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) on hidden weight matrices, and AdamW on all other parameters.
+
+    Muon makes every singular value of a layer's update about equal: what is new in a layer moves as fast as what is
+    common. Layers that face pictures or answers, norms and biases stay with AdamW. Muon's updates are scaled to the
+    root mean square that AdamW's have (0.2 sqrt(longer side): Liu et al. 2025), so that both share one rate and one
+    decay; state and conventions are those of `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`.
+
+    Muon also enlarges rounding, since directions in which a gradient is next to nothing become as long as the others:
+    several workers then do only roughly what one does.
+
+    hidden: weights that Muon optimizes; of a convolution's [outputs, inputs, h, w] the matrix [outputs, all else]
+    others: all other parameters; weights of layers decay, norms and biases (one dimension) do not
+    muon_lr_factor: Muon's rate in multiples of AdamW's; 0: AdamW for the hidden weights as well
+    bfloat16: orthogonalise in bfloat16 rather than float32. On a CPU without bfloat16 arithmetic one product in it
+        takes fifty times as long as in float32: ask `training.precision.uses_bfloat16`.
+    """
+
+    def __init__(
+        self,
+        hidden: Iterable[nn.Parameter],
+        others: Iterable[nn.Parameter],
+        *,
+        muon_lr_factor: float,
+        weight_decay: float,
+        bfloat16: bool,
+    ) -> None:
+        hidden, others = list(hidden), list(others)
+        if not muon_lr_factor:
+            hidden, others = [], [*hidden, *others]
+        self._dtype = torch.bfloat16 if bfloat16 else torch.float32
+        groups: list[dict[str, Any]] = [
+            {
+                "params": [p for p in others if p.ndim > 1],
+                "muon": False,
+                "lr_factor": 1.0,
+                "weight_decay": weight_decay,
+            },
+            {"params": [p for p in others if p.ndim <= 1], "muon": False, "lr_factor": 1.0, "weight_decay": 0.0},
+            {"params": hidden, "muon": True, "lr_factor": muon_lr_factor, "weight_decay": weight_decay},
+        ]
+        super().__init__([group for group in groups if group["params"]], {"lr": 0.0})
+
+    def set_lr(self, lr: float) -> None:
+        """Set AdamW's rate, and Muon's to its multiple."""
+        for group in self.param_groups:
+            group["lr"] = group["lr_factor"] * lr
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Follow the gradients of the parameters that have one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if group["muon"]:
+                self._muon_step(parameters, group["lr"], group["weight_decay"])
+            else:
+                self._adamw_step(parameters, group["lr"], group["weight_decay"])
+        return loss
+
+    def _adamw_step(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        if not parameters:
+            return
+        fused = all(parameter.is_cuda for parameter in parameters)
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros(())
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+            if fused:
+                # The kernel that does the whole step counts on the device; a state that was read again is on the CPU.
+                state["step"] = state["step"].to(parameter.device)
+        states = [self.state[parameter] for parameter in parameters]
+        adamw(
+            list[Tensor](parameters),
+            _gradients(parameters),
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=fused or None,
+            amsgrad=False,
+            beta1=_BETAS[0],
+            beta2=_BETAS[1],
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=_EPS,
+            maximize=False,
+        )
+
+    def _muon_step(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        if not parameters:
+            return
+        gradients = _gradients(parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(gradient)
+        momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
+        nesterov = torch._foreach_lerp(gradients, momenta, _MOMENTUM)
+        torch._foreach_mul_(list[Tensor](parameters), 1 - lr * weight_decay)
+        # One product for all matrices of a shape; of a matrix with more rows than columns, the transposed is smaller.
+        stacks: dict[torch.Size, list[tuple[nn.Parameter, Tensor, bool]]] = defaultdict(list)
+        for parameter, update in zip(parameters, nesterov, strict=True):
+            matrix = update.reshape(len(parameter), -1)
+            transposed = matrix.shape[0] > matrix.shape[1]
+            matrix = matrix.T if transposed else matrix
+            stacks[matrix.shape].append((parameter, matrix, transposed))
+        for shape, stack in stacks.items():
+            updates = orthogonalize(torch.stack([matrix for _, matrix, _ in stack]).to(self._dtype))
+            scale = 0.2 * max(shape) ** 0.5
+            torch._foreach_add_(
+                [parameter for parameter, _, _ in stack],
+                [
+                    (update.T if transposed else update).to(parameter.dtype).reshape(parameter.shape)
+                    for (parameter, _, transposed), update in zip(stack, updates.unbind(), strict=True)
+                ],
+                alpha=-lr * scale,
+            )
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Return [N, R, C] with R <= C, whose singular values were all moved to about 1 (0.7 … 1.2) by Newton-Schulz.
+
+    The quintic iteration of Jordan et al. 2024, in the dtype of its input; a matrix of zeros stays one.
+    """
+    a, b, c = _COEFFICIENTS
+    x = matrices / matrices.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def build_optimizer(
+    module: nn.Module, hidden: Iterable[nn.Parameter], *, muon_lr_factor: float, weight_decay: float, bfloat16: bool
+) -> MuonAdamW:
+    """Return the optimizer of all trainable parameters of a module, of which `hidden` are Muon's."""
+    hidden = list(hidden)
+    known = {id(weight) for weight in hidden}
+    others = [p for p in module.parameters() if p.requires_grad and id(p) not in known]
+    return MuonAdamW(hidden, others, muon_lr_factor=muon_lr_factor, weight_decay=weight_decay, bfloat16=bfloat16)
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
