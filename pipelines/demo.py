@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from datalake.commit import LakeError
 from datalake.fanout import BuildReport, build_lake
 from datalake.info import print_info
 from datalake.lake import Lake, open_lake
+from datalake.process_tasks import run_in_processes
+from datalake.ray_tasks import run_on_ray
 from datalake.show import save_frame
 from datalake.synthetic import DriveConfig, write_drives
 from datalake.verify import verify
@@ -40,6 +43,7 @@ from pipelines.classrooms import answer_ahead, look_at_points, read_cards
 from pipelines.cluster import cluster
 from pipelines.curriculum import Frames
 from pipelines.device import device_of
+from pipelines.place import cluster_address
 from pipelines.progress import ProgressBar
 from pipelines.settings import Train
 from pipelines.train_teachers import TeacherName, TrainTeachers
@@ -146,7 +150,9 @@ def build(config: Demo, lake_url: str, console: Console) -> bool:
     complete = True
     with ProgressBar(console) as bar:
         drives_of = {split: _simulate(config, drives, split, bar) for split in _SEEDS}
-    with cluster():
+    # As a Ray job it builds on the cluster; by itself in processes, which are there at once.
+    on_ray = cluster_address() is not None
+    with cluster() if on_ray else nullcontext():
         for split, sources in drives_of.items():
             settings = BuildConfig(split=split, cameras=config.cameras)
             with ProgressBar(console) as bar:
@@ -158,6 +164,7 @@ def build(config: Demo, lake_url: str, console: Console) -> bool:
                     lambda step, bar=bar: bar.update(  # type: ignore[misc]
                         step.stage, step.done, step.total, "files" if step.stage == "index" else "frames"
                     ),
+                    run=run_on_ray if on_ray else run_in_processes,
                 )
             console.print(summary(report, time.monotonic() - begun))
             for name, reason in sorted(report.failures.items()):

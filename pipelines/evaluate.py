@@ -11,9 +11,7 @@ The run's segments, and those that the teachers were trained on, must not be exa
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import json
-import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,6 +48,7 @@ from teachers.card import TeacherCard, TeacherError
 from teachers.classroom import Classroom
 from training.errors import TrainingError
 from training.precision import uses_bfloat16
+from training.versions import installed_versions
 
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 # The page shows a few of these, those with the most labels.
@@ -170,7 +169,7 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
         "identity": checkpoint.identity,
         "examined": how,
         "teachers": {name: {"url": named[name], "weights_sha256": card.weights_sha256} for name, card in cards.items()},
-        "versions": _versions(),
+        "versions": installed_versions(_PACKAGES),
     }
     out.write(METRICS_FILE, (json.dumps(metrics, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
     write_report(out.place(REPORT_FILE), f"ClassroomNet: {checkpoint_url.rpartition('/')[2]}", evaluation, more)
@@ -340,12 +339,8 @@ def _settings(checkpoint: Checkpoint, named: Mapping[str, str], how: Mapping[str
         "computed on": f"{how['device']}, {'bfloat16' if how['bfloat16'] else 'float32'}",
         **{f"teacher {name}": url for name, url in named.items()},
         **{f"trained with {name}": str(value) for name, value in sorted(checkpoint.identity.items())},
-        **{f"version of {name}": version for name, version in _versions().items()},
+        **{f"version of {name}": version for name, version in installed_versions(_PACKAGES).items()},
     }
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
 def _described(device: torch.device) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 from datalake.sample import Sample
 from teachers.card import TrainingData
 from training.fingerprint import Plain
+from training.versions import installed_versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,5 +48,4 @@ class Room:
 
 def versions() -> dict[str, str]:
     """Return the versions of what decides over a teacher's figures."""
-    packages = ("classroomnet", "torch", "torchvision", "numpy", "safetensors")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    return installed_versions(("classroomnet", "torch", "torchvision", "numpy", "safetensors"))

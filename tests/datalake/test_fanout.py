@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.linear import drive, worst
+from datalake.attempt import attempt
 from datalake.build import BuildConfig, SegmentReport, build_segment
 from datalake.commit import LakeError
-from datalake.fanout import BuildReport, Progress, attempt, build_lake
+from datalake.fanout import BuildReport, Progress, build_lake
 from datalake.lake import open_lake
 from datalake.plan import SegmentPlan
 from pipelines.cluster import cluster

@@ -14,8 +14,8 @@ import torch
 
 import pipelines.build_lake
 import pipelines.train
+from datalake.attempt import attempt
 from datalake.build import BuildConfig, build_segment
-from datalake.fanout import attempt
 from datalake.lake import Lake, list_commits, open_lake, prepare_lake, publish_snapshot
 from datalake.plan import SegmentPlan, index_source, plan_segments
 from datalake.space import NoSpaceError, room_in

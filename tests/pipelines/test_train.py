@@ -21,7 +21,8 @@ from pipelines.cache_targets import CacheTargets
 from pipelines.cache_targets import run as cache_targets
 from pipelines.settings import Listen, Train
 from pipelines.syllabus import plan_training
-from pipelines.train import attend, main, run, wants_gpus
+from pipelines.train import attend, main, run
+from pipelines.train_on_ray import wants_gpus
 from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, read_student
 from training.run_dir import RunDir
 from training.loop import LoopConfig
