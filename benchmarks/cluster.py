@@ -35,7 +35,8 @@ from datalake.lake import Lake, list_commits, open_lake, read_commits, read_poin
 from datalake.store import Store
 from datalake.synthetic import DriveConfig, write_drives
 from datalake.verify import verify
-from student.training.checkpoint import HISTORY_FILE, load_checkpoint
+from training.checkpoint import load_checkpoint
+from training.metrics_log import HISTORY_FILE
 from training.run_dir import RunDir
 
 _ROOT = Path(__file__).resolve().parents[1]

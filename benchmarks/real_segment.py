@@ -26,8 +26,8 @@ from datalake.waymo.tfrecord import RecordFile, Slot, write_records
 from pipelines.curriculum import Frames
 from pipelines.settings import Train
 from pipelines.train import run as run_training
+from student.checkpoint import read_student
 from student.examination import examine
-from student.training.checkpoint import read_student
 from training.loop import LoopConfig
 
 _DATA = Path(__file__).resolve().parents[2] / "shared/data"

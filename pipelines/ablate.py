@@ -36,19 +36,20 @@ from pipelines.place import absolute
 from pipelines.progress import ProgressBar
 from pipelines.settings import Train, settings_of
 from pipelines.syllabus import plan_training
-from pipelines.train import attend
+from pipelines.train import train_worker
+from student.checkpoint import read_student
 from student.config import StudentError
 from student.evaluation.imitation import CellMean
 from student.examination import examine
 from student.report.ablation import CLASSROOM, NONE, SHUFFLED, Results, fill_page, markdown
 from student.report.page import Page
-from student.training.checkpoint import CHECKPOINT_FILE, read_student
-from training.run_dir import RunDir
-from training.distributed import Distributed
 from teachers.card import TeacherError
-from training.fingerprint import check_same_run
+from training.checkpoint import CHECKPOINT_FILE
+from training.distributed import Distributed
 from training.errors import TrainingError
+from training.fingerprint import check_same_run
 from training.precision import uses_bfloat16
+from training.run_dir import RunDir
 
 _CELL_MEAN_SAMPLES = 200
 
@@ -126,17 +127,17 @@ def jobs_of(study: Ablate) -> list[Job]:
     for fraction, count in zip(study.labelled_fractions, steps, strict=True):
         for seed in study.seeds:
             for arm in arms:
-                loop = replace(
-                    study.train.loop, steps=count, learning_rate=rates.get(arm, study.train.loop.learning_rate)
-                )
+                learning_rate = rates.get(arm, study.train.optimizer.learning_rate)
                 config = replace(
                     study.train,
                     out=f"{absolute(study.train.out)}/{_named(fraction)}/{arm}-{seed}",
                     seed=seed,
                     labelled_fraction=fraction,
-                    listen="none" if arm == NONE else "shuffled" if arm == SHUFFLED else "real",
-                    deaf_to=tuple(name for name in names if name != arm) if arm in names else (),
-                    loop=loop,
+                    distill=("none",) if arm == NONE else study.train.distill,
+                    targets="shuffled" if arm == SHUFFLED else "real",
+                    mute=tuple(name for name in names if name != arm) if arm in names else (),
+                    loop=replace(study.train.loop, steps=count),
+                    optimizer=replace(study.train.optimizer, learning_rate=learning_rate),
                 )
                 threads = max(1, (os.cpu_count() or 1) // study.parallel)
                 jobs.append(Job(arm=arm, fraction=fraction, config=config, examined=study.examined, threads=threads))
@@ -156,7 +157,9 @@ def finished(job: Job) -> dict[str, float] | None:
     if (done := folder.read(_kept(job))) is None:
         return None
     settings = settings_of(job.config, device_of(job.config.device))
-    check_same_run(folder.place(CHECKPOINT_FILE), read_student(job.config.out)[1].identity, settings)
+    fingerprint = read_student(job.config.out)[1].fingerprint
+    # The student's architecture, which it has as well, follows from the settings.
+    check_same_run(folder.place(CHECKPOINT_FILE), {name: fingerprint.get(name) for name in settings}, settings)
     figures: dict[str, float] = json.loads(done)
     return figures
 
@@ -171,7 +174,7 @@ def work(job: Job) -> dict[str, float]:
     torch.set_num_threads(job.threads)
     silent = Console(file=sys.stderr, quiet=True)
     syllabus = plan_training(job.config, silent, lambda *_: None)
-    trained = attend(syllabus, Distributed(device=device_of(job.config.device)))
+    trained = train_worker(syllabus, Distributed(device=device_of(job.config.device)))
     figures = {
         **_examined(job),
         "training/seconds": trained.seconds,
@@ -180,7 +183,7 @@ def work(job: Job) -> dict[str, float]:
         "training/labelled_pictures": float(trained.steps * syllabus.labelled),
         "training/labelled_segments": float(len(syllabus.labelled_segments)),
         "training/segments": float(len(syllabus.labelled_segments | syllabus.unlabelled_segments)),
-        "training/learning_rate": job.config.loop.learning_rate,
+        "training/learning_rate": job.config.optimizer.learning_rate,
     }
     RunDir(job.config.out).write(_kept(job), json.dumps(figures, indent=1, allow_nan=False).encode())
     return figures

@@ -49,11 +49,11 @@ from pipelines.settings import Train
 from pipelines.train_teachers import TeacherName, TrainTeachers
 from student.config import StudentConfig, StudentError
 from student.report.page import Page
-from training.run_dir import RunDir
-from training.loop import LoopConfig
 from teachers.card import CARD_FILE, WEIGHTS_FILE, TeacherError
 from teachers.remembered import remembered_total
 from training.errors import TrainingError
+from training.loop import LoopConfig
+from training.run_dir import RunDir
 
 # Splits are of whole segments, and from different seeds: no street is in two of them. Teachers learn on segments that
 # the student never sees; else they would pass labels on.

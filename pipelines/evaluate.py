@@ -33,6 +33,7 @@ from pipelines.curriculum import Frames, check_splits, check_strangers
 from pipelines.device import decoding_threads, device_of
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
+from student.checkpoint import read_student
 from student.config import StudentError
 from student.detector import Student
 from student.evaluation.imitation import CellMean
@@ -42,12 +43,13 @@ from student.layers import memory_format
 from student.report.comparisons import comparisons
 from student.report.evaluation import Evaluation, write_report
 from student.report.page import Page
-from student.training.checkpoint import HISTORY_FILE, Checkpoint, read_student
-from training.run_dir import RunDir
 from teachers.card import TeacherCard, TeacherError
 from teachers.classroom import Classroom
+from training.checkpoint import Checkpoint
 from training.errors import TrainingError
+from training.metrics_log import HISTORY_FILE
 from training.precision import uses_bfloat16
+from training.run_dir import RunDir
 from training.versions import installed_versions
 
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
@@ -125,7 +127,7 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
     device = device_of(config.device)
     frames = replace(frames, threads=decoding_threads(device))
     # As in the training, where this device can.
-    bfloat16 = bool(checkpoint.identity.get("bfloat16")) and uses_bfloat16("auto", device)
+    bfloat16 = bool(checkpoint.fingerprint.get("bfloat16")) and uses_bfloat16("auto", device)
     classroom = None
     if named:
         remember = Path(absolute(config.remember)) if config.remember else None
@@ -166,7 +168,7 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
         "figures": evaluation.figures,
         "samples": examination.samples,
         "checkpoint": {"url": checkpoint_url, "step": checkpoint.step, "seconds": checkpoint.seconds},
-        "identity": checkpoint.identity,
+        "fingerprint": checkpoint.fingerprint,
         "examined": how,
         "teachers": {name: {"url": named[name], "weights_sha256": card.weights_sha256} for name, card in cards.items()},
         "versions": installed_versions(_PACKAGES),
@@ -229,7 +231,7 @@ def _check(
 
 def _check_unseen(config: Evaluate, checkpoint: Checkpoint, lake: Lake, console: Console) -> None:
     """Raise LakeError where the student was trained on a segment that it is to be examined on."""
-    url, snapshot, split = (checkpoint.identity.get(name) for name in ("lake", "snapshot", "split"))
+    url, snapshot, split = (checkpoint.fingerprint.get(name) for name in ("lake", "snapshot", "split"))
     if not isinstance(url, str) or not isinstance(snapshot, int) or not isinstance(split, str):
         raise StudentError(
             f"{config.checkpoint}: the checkpoint does not say which lake, snapshot and split it was trained on, so"
@@ -251,7 +253,7 @@ def _check_unseen(config: Evaluate, checkpoint: Checkpoint, lake: Lake, console:
 
 def _learned_from(checkpoint: Checkpoint, teacher: str) -> object:
     """Return the checksum of the weights of the teacher of that name in the training; None where it was not heard."""
-    return checkpoint.identity.get(f"teacher.{teacher}")
+    return checkpoint.fingerprint.get(f"teacher.{teacher}")
 
 
 def _export(config: Evaluate, student: Student, frames: Frames, out: RunDir) -> dict[str, float]:
@@ -301,7 +303,7 @@ def _frames(config: Evaluate, checkpoint: Checkpoint, lake: Lake, points: bool, 
     asked: dict[str, Any] = {"cameras": config.cameras, "image_size": config.image_size}
     for name, value in asked.items():
         try:
-            trained = ast.literal_eval(str(checkpoint.identity[name]))
+            trained = ast.literal_eval(str(checkpoint.fingerprint[name]))
         except (KeyError, ValueError, SyntaxError) as error:
             raise StudentError(
                 f"{config.checkpoint}: the checkpoint does not say with which {name} the student was trained; train it"
@@ -338,7 +340,7 @@ def _settings(checkpoint: Checkpoint, named: Mapping[str, str], how: Mapping[str
         "pictures": f"{width} x {height}, {', '.join(how['cameras'])}, {how['batch']} at once",
         "computed on": f"{how['device']}, {'bfloat16' if how['bfloat16'] else 'float32'}",
         **{f"teacher {name}": url for name, url in named.items()},
-        **{f"trained with {name}": str(value) for name, value in sorted(checkpoint.identity.items())},
+        **{f"trained with {name}": str(value) for name, value in sorted(checkpoint.fingerprint.items())},
         **{f"version of {name}": version for name, version in installed_versions(_PACKAGES).items()},
     }
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -39,18 +39,29 @@ from pipelines.stop import stoppable
 from pipelines.syllabus import Syllabus, plan_training
 from student.config import StudentError
 from student.detector import Student
-from training.run_dir import RunDir
-from student.distillation.objective import Lesson
-from training.loop import Plan, Trained, train
-from training.distributed import Distributed
+from student.distillation.imitation import Imitation
+from student.distillation.method import DistillationMethod
+from student.distillation.objective import DetectionObjective
+from student.layers import memory_format
 from teachers.card import TeacherError
 from teachers.classroom import Classroom, LocalClassroom
 from teachers.teacher import Teacher
+from training.distributed import Distributed
 from training.errors import TrainingError
+from training.loop import Trained, TrainInputs, train
+from training.objective import Batch
+from training.run_dir import RunDir
+
+# The distillation methods by the names that --distill takes, each built from what was found out before the training.
+DISTILLATION_METHODS: dict[str, Callable[[Syllabus], DistillationMethod]] = {
+    "imitation": lambda syllabus: Imitation(syllabus.config.imitation, syllabus.class_weights),
+}
 
 
-def attend(
-    syllabus: Syllabus, world: Distributed, progress: Callable[[int, Mapping[str, float]], None] = lambda _step, _values: None
+def train_worker(
+    syllabus: Syllabus,
+    distributed: Distributed,
+    on_step: Callable[[int, Mapping[str, float]], None] = lambda _step, _metrics: None,
 ) -> Trained:
     """Train as one of the workers, from the checkpoint if there is one."""
     config = syllabus.config
@@ -63,27 +74,56 @@ def attend(
         # Nobody will look at points whose answers are all there, and they are most of what would be read.
         everything = config.frames(lake, points=False)
         points = not all_remembered(syllabus.teachers, everything, grid, remember)
-    threads = decoding_threads(world.device)
+    threads = decoding_threads(distributed.device)
     labelled, unlabelled = (
         config.frames(lake, points=points, segments=segments, threads=threads)
         for segments in (syllabus.labelled_segments, syllabus.unlabelled_segments)
     )
-    # Weights that do not depend on what was drawn before.
-    torch.manual_seed(config.seed)
-    lesson = Lesson(Student(syllabus.student), config.weights, syllabus.class_weights)
-    plan = Plan(
-        batches=mixed_batches(
-            labelled, syllabus.labelled, unlabelled, syllabus.unlabelled, rank=world.rank, world_size=world.size
-        ),
+    from_step = mixed_batches(
+        labelled,
+        syllabus.labelled,
+        unlabelled,
+        syllabus.unlabelled,
+        rank=distributed.rank,
+        world_size=distributed.size,
+    )
+
+    def batches(cursor: int) -> Iterator[Batch]:
+        # The cursor counts steps.
+        share = distributed.share(syllabus.labelled, "labelled pictures")
+        for step, samples in enumerate(from_step(cursor), cursor):
+            yield Batch(samples, share, step + 1)
+
+    pool = _classroom(syllabus, grid, distributed.device)
+    inputs = TrainInputs(
+        batches=batches,
         labelled=syllabus.labelled,
         unlabelled=syllabus.unlabelled,
-        classroom=_classroom(syllabus, grid, world.device),
+        teach=None if pool is None else pool.teach,
         seed=config.seed,
-        identity=config.identity(lake),
-        teaching="shuffled" if config.listen == "shuffled" else "real",
+        fingerprint=config.identity(lake),
     )
-    folder = RunDir(absolute(config.out))
-    return train(lesson, config.loop, plan, folder, world=world, progress=progress)
+    objective = build_objective(syllabus).to(distributed.device)
+    layout = memory_format(syllabus.student.norm, distributed.device)
+    objective = objective.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
+    return train(
+        objective,
+        config.loop,
+        config.optimizer,
+        inputs,
+        RunDir(absolute(config.out)),
+        distributed=distributed,
+        on_step=on_step,
+    )
+
+
+def build_objective(syllabus: Syllabus) -> DetectionObjective:
+    """Return the student, its weights from the seed alone, with the methods by which it is distilled."""
+    config = syllabus.config
+    torch.manual_seed(config.seed)
+    student = Student(syllabus.student)
+    methods = {name: DISTILLATION_METHODS[name](syllabus) for name in syllabus.methods}
+    return DetectionObjective(student, config.weights, methods, config.augmentation, config.targets)
 
 
 def _classroom(syllabus: Syllabus, grid: tuple[int, int], device: torch.device) -> Classroom | None:
@@ -118,7 +158,7 @@ def run(config: Train, console: Console) -> int:
         trained = None
     else:
         with ProgressBar(console) as bar:
-            trained = attend(
+            trained = train_worker(
                 syllabus,
                 Distributed(device=device_of(config.device)),
                 lambda step, _values: bar.update("train", step, config.loop.steps, "steps"),

@@ -18,10 +18,10 @@ from datalake.space import room_in
 from pipelines.place import absolute
 from pipelines.settings import Train
 from pipelines.syllabus import Syllabus
-from pipelines.train import attend, teacher_of
+from pipelines.train import teacher_of, train_worker
 from student.config import StudentError
-from student.training.world import World
 from teachers.remote import TeacherPost, employed
+from training.distributed import Distributed
 from training.errors import TrainingError
 
 
@@ -70,7 +70,7 @@ def wants_gpus(config: Train, available: int) -> bool:
     if config.device == "cpu" or not available:
         return False
     # A teacher's share is of one GPU.
-    left = available - math.ceil(config.teacher_gpus * len(config.heard))
+    left = available - math.ceil(config.teacher_gpus * len(config.active_teachers))
     if left < config.workers:
         beside = f" beside the teachers' {config.teacher_gpus:g} each" if config.teacher_gpus else ""
         raise TrainingError(
@@ -105,18 +105,18 @@ def _work(settings: dict[str, Any]) -> str | None:
     """
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    world = World(context.get_world_rank(), context.get_world_size(), device)
+    distributed = Distributed(context.get_world_rank(), context.get_world_size(), device)
     syllabus: Syllabus = settings["syllabus"]
     every = syllabus.config.loop.checkpoint_every
 
     def tell(step: int, values: Mapping[str, float]) -> None:
         if step % every == 0 or step == syllabus.config.loop.steps:
             ray.train.report({"step": step, **values})
-            if world.rank == 0:
+            if distributed.rank == 0:
                 print(f"step {step:,} of {syllabus.config.loop.steps:,}: " + _line(values), flush=True)
 
     try:
-        attend(syllabus, world, tell)
+        train_worker(syllabus, distributed, tell)
     except (TrainingError, StudentError) as error:
         return str(error)
     return None

@@ -20,7 +20,9 @@ def read_student(url: str) -> tuple[Student, Checkpoint]:
     place = run_dir.place(CHECKPOINT_FILE)
     if checkpoint is None:
         raise StudentError(f"{place}: no such checkpoint; give the folder that a training wrote to")
-    weights = {name[len(_STUDENT) :]: value for name, value in checkpoint.objective.items() if name.startswith(_STUDENT)}
+    weights = {
+        name.removeprefix(_STUDENT): value for name, value in checkpoint.objective.items() if name.startswith(_STUDENT)
+    }
     if not weights:
         raise StudentError(f"{place}: not a student's checkpoint; give the folder that train.py wrote to")
     student = Student(StudentConfig.from_json(checkpoint.config))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from datalake.sample import Sample, SampleKey
 from teachers.card import TeacherCard, TeacherError
 from teachers.target import SparseTarget, Target
 from teachers.teacher import Teacher
+from training.objective import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,18 @@ class Classroom(ABC):
         finally:
             for _, ticket in waiting:
                 del self._asked[ticket]
+
+    def teach(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, dict[str, Target]]]:
+        """Yield each batch of a training with its targets, in order (see `follow`)."""
+        asked: deque[Batch] = deque()
+
+        def samples() -> Iterator[Sequence[Sample]]:
+            for batch in batches:
+                asked.append(batch)
+                yield batch.samples
+
+        for _, targets in self.follow(samples()):
+            yield asked.popleft(), targets
 
     def _next(self, waiting: deque[tuple[Sequence[Sample], Ticket]]) -> tuple[Sequence[Sample], dict[str, Target]]:
         batch, ticket = waiting.popleft()

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from datalake.lake import Lake, open_lake
-from student.training.checkpoint import CHECKPOINT_FILE
 from tests.pipelines.small_teachers import admit_ignorance, write_teachers
 from tests.without_ray import run_without
+from training.checkpoint import CHECKPOINT_FILE
 
 
 @pytest.fixture

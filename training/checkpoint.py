@@ -56,7 +56,7 @@ def save_checkpoint(run_dir: RunDir, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(run_dir: RunDir) -> Checkpoint | None:
-    """Return the run's checkpoint, on the CPU, or None where there is none; raises TrainingError where it is damaged."""
+    """Return the run's checkpoint, on the CPU, or None where there is none; raises TrainingError for a damaged one."""
     content = run_dir.read(CHECKPOINT_FILE)
     if content is None:
         return None
@@ -83,7 +83,7 @@ def _from_version_0_1(values: dict[str, Any]) -> Checkpoint | None:
         step=values["step"],
         cursor=values.get("samples_read", values["step"]),
         seconds=values["seconds"],
-        objective=values.get("lesson", values.get("model")),
+        objective=values["lesson"] if "lesson" in values else values["model"],
         optimizer={},
         resumable=False,
     )

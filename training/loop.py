@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from datalake.sample import Sample
 from training.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
@@ -85,7 +85,7 @@ def train(
     distributed: Distributed | None = None,
     on_step: Callable[[int, Mapping[str, float]], None] = lambda _step, _metrics: None,
 ) -> Trained:
-    """Train for `config.steps` steps, from the checkpoint in `run_dir` if there is one; the objective is in eval mode then.
+    """Train for `config.steps` steps, from the checkpoint in `run_dir` if there is one; end in eval mode.
 
     on_step: called after each step with the steps done and what was logged
 
@@ -103,13 +103,14 @@ def train(
     )
     objective.to(distributed.device)
     groups = objective.parameter_groups()
+    norm_names = ["gradient_norm", *(f"gradient_norm/{group.name}" for group in groups[1:])]
     optimizer = build_optimizer(groups, optimizer_config, bfloat16=bfloat16)
     step, cursor, seconds = 0, 0, 0.0
     if (checkpoint := load_checkpoint(run_dir)) is not None:
         if not checkpoint.resumable:
             raise TrainingError(
-                f"{run_dir.place(CHECKPOINT_FILE)}: a run of version 0.1, which cannot be continued (what it trained can"
-                " be used); give another folder"
+                f"{run_dir.place(CHECKPOINT_FILE)}: a run of version 0.1, whose result can be used but whose training"
+                " cannot be continued; give another folder"
             )
         check_same_run(run_dir.place(CHECKPOINT_FILE), checkpoint.fingerprint, fingerprint)
         step, cursor, seconds = checkpoint.step, checkpoint.cursor, checkpoint.seconds
@@ -141,7 +142,7 @@ def train(
             # The only wait for the device in a step.
             values = distributed.mean(torch.stack([*(loss.value.detach().float() for loss in losses.values()), *norms]))
             means = dict(zip(losses, values, strict=False))
-            gradients = dict(zip((_norm_name(i, group.name) for i, group in enumerate(groups)), values[-len(norms) :], strict=True))
+            gradients = dict(zip(norm_names, values[len(losses) :], strict=True))
             if wrong := [name for name, value in means.items() if not math.isfinite(value)]:
                 torch.manual_seed(_step_seed(inputs.seed, step, distributed.rank))
                 guilty = _nonfinite_samples(wrong[0], objective, batch, targets, chance, step / config.steps, bfloat16)
@@ -215,10 +216,6 @@ def _places(inputs: TrainInputs, distributed: Distributed) -> tuple[int, ...]:
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63
-
-
-def _norm_name(number: int, group: str) -> str:
-    return f"gradient_norm/{group}" if number else "gradient_norm"
 
 
 @torch.no_grad()

@@ -58,6 +58,7 @@ class Imitation(DistillationMethod):
 
         Raises StudentError where a target does not fit the student's branches.
         """
+        del student
         foreground = object_cells(batch.targets)
         cells = None if foreground is None else 1 + (self.config.foreground_factor - 1) * foreground.float()
         losses = {}
@@ -71,8 +72,7 @@ class Imitation(DistillationMethod):
                 raise StudentError(
                     f"teacher {name}: expected targets {list(said.shape)}, got: {list(target.values.shape)}"
                 )
-            weights = self.class_weights[name] if name in self.class_weights else None
-            value = imitation_loss(said, target, cell_weights=cells, class_weights=weights)
+            value = imitation_loss(said, target, cell_weights=cells, class_weights=self.class_weights.get(name, None))
             losses[f"imitation/{name}"] = Loss(value, self.weight(target, progress))
         return losses
 

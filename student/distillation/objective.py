@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -21,7 +21,10 @@ from training.objective import Batch, Loss, Objective, ParameterGroup
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """How much each loss of detection counts; 1 throughout in the paper. Boxes, with few positives, learn faster with more."""
+    """How much each loss of detection counts: 1 throughout in the paper.
+
+    Boxes, with few positives, learn faster with more.
+    """
 
     # Whether there is an object.
     objectness: float = 1.0
@@ -72,7 +75,7 @@ class DetectionObjective(Objective):
         """
         output = self.student.training_output(batch.images, batch.labels, batch.generators)
         losses = {name: Loss(value, getattr(self.weights, name)) for name, value in output.losses.items()}
-        for name, method in self.methods.items():
+        for name, method in self._methods():
             of_method = method.losses(self.student, output, batch, progress)
             if twice := losses.keys() & of_method.keys():
                 raise StudentError(f"method {name}: there is a loss {min(twice)} already")
@@ -81,7 +84,7 @@ class DetectionObjective(Objective):
 
     def after_step(self, progress: float) -> None:
         """Tell the methods."""
-        for method in self.methods.values():
+        for _, method in self._methods():
             method.after_step(self.student, progress)
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -101,6 +104,11 @@ class DetectionObjective(Objective):
     def fingerprint(self) -> dict[str, Plain]:
         """Return the student's architecture, and what the methods say decides about a run."""
         fingerprint = {f"student.{name}": value for name, value in flatten(self.student.config).items()}
-        for name, method in self.methods.items():
+        for name, method in self._methods():
             fingerprint |= {f"{name}.{key}": value for key, value in method.fingerprint().items()}
         return fingerprint
+
+    def _methods(self) -> Iterable[tuple[str, DistillationMethod]]:
+        for name, method in self.methods.items():
+            assert isinstance(method, DistillationMethod)
+            yield name, method

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from datalake.lake import open_lake
-from training.run_dir import RunDir
 from teachers.card import read_card
-from teachers.training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint
+from training.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (
@@ -69,9 +69,9 @@ def test_the_teachers_were_trained_on_segments_of_their_own(finished: tuple[Path
 
 
 def test_on_a_cpu_the_lidar_teacher_learns_in_float32(finished: tuple[Path, str]) -> None:
-    checkpoint = load_checkpoint(finished[0] / "teachers/spvcnn/checkpoint.pt")
+    checkpoint = load_checkpoint(RunDir(str(finished[0] / "teachers/spvcnn")))
     assert checkpoint is not None
-    assert checkpoint.identity["bfloat16"] is False
+    assert checkpoint.fingerprint["bfloat16"] is False
 
 
 def test_nobody_waited_for_a_teacher(finished: tuple[Path, str]) -> None:

@@ -21,11 +21,12 @@ from datalake.plan import SegmentPlan, index_source, plan_segments
 from datalake.space import NoSpaceError, room_in
 from datalake.store import Store
 from datalake.verify import verify
-from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, load_checkpoint
-from training.run_dir import RunDir
 from teachers.remembered import RememberedTeacher
 from tests.drives import DRIVE_CAMERAS, DRIVE_SEGMENTS
 from tests.student.students import ColourTeacher, samples
+from training.checkpoint import CHECKPOINT_FILE, load_checkpoint
+from training.metrics_log import HISTORY_FILE
+from training.run_dir import RunDir
 
 STEPS = 6
 CLOCK = {"images_per_second", "wait/data", "wait/teachers"}
@@ -240,7 +241,7 @@ def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_as_if_nothing_ha
     expected, found = (load_checkpoint(RunDir(str(folder))) for folder in (whole, out))
     assert expected is not None
     assert found is not None
-    assert all(torch.equal(value, found.lesson[name]) for name, value in expected.lesson.items())
+    assert all(torch.equal(value, found.objective[name]) for name, value in expected.objective.items())
 
 
 def test_a_teacher_whose_answers_cannot_be_kept_says_where(disk: Callable[[int], Disk]) -> None:

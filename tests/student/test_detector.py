@@ -14,7 +14,7 @@ from student.config import StudentConfig, StudentError
 from student.detector import Student
 from tests.student.students import HEIGHT, TAUGHT, TINY, WIDTH, build, generators, objects_of, samples
 
-DETECTION = ("objectness", "proposal", "classification", "box", "depth")
+DETECTION = ("objectness", "rpn_box", "classification", "box", "depth")
 
 
 def losses(student: Student, pictures: Tensor, labels: list[Objects], first: int = 0) -> dict[str, Tensor]:

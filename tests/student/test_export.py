@@ -19,8 +19,8 @@ from student.config import AnchorShapes, StudentConfig, StudentError
 from student.detector import Answer, Student
 from student.export import PROGRAM_FILE, WEIGHTS_FILE, ExportCheck, compare, export_student, load_exported
 from student.program import DetectionProgram
-from training.run_dir import RunDir
 from tests.student.students import HEIGHT, TAUGHT, TINY, WIDTH, build, samples
+from training.run_dir import RunDir
 
 PICTURES = [sample.image for sample in samples(5)]
 PAPER = StudentConfig(

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from student.checkpoint import read_student
 from student.config import StudentError
-from student.training.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, read_student, save_checkpoint
-from training.run_dir import RunDir
-from student.distillation.objective import Lesson, LossWeights
+from student.distillation.imitation import Imitation, ImitationConfig
+from student.distillation.objective import DetectionObjective, LossWeights
 from tests.student.students import TAUGHT, TINY, build, samples
+from training.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
+from training.errors import TrainingError
+from training.fingerprint import Plain, check_same_run
+from training.run_dir import RunDir
 
 
 def a_checkpoint(step: int = 7) -> Checkpoint:
-    lesson = Lesson(build(TAUGHT), LossWeights(balance="learned"), {"shades": torch.ones(3)})
-    optimiser = torch.optim.AdamW(lesson.student.parameters())
+    imitation = Imitation(ImitationConfig(), {"shades": torch.ones(3)})
+    objective = DetectionObjective(build(TAUGHT), LossWeights(), {"imitation": imitation})
+    optimizer = torch.optim.AdamW(objective.student.parameters())
     return Checkpoint(
-        identity={"seed": 3, "lake": "s3://lake", "rate": 0.5, "snapshot": None},
+        fingerprint={"seed": 3, "lake": "s3://lake", "rate": 0.5, "snapshot": None},
         config=TAUGHT.to_json(),
         step=step,
+        cursor=4 * step,
         seconds=1.5,
-        lesson=lesson.state_dict(),
-        optimiser=optimiser.state_dict(),
+        objective=objective.state_dict(),
+        optimizer=optimizer.state_dict(),
     )
 
 
@@ -33,9 +40,10 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     save_checkpoint(RunDir(str(tmp_path / "new")), saved)
     loaded = load_checkpoint(RunDir(str(tmp_path / "new")))
     assert loaded is not None
-    assert (loaded.identity, loaded.config, loaded.step, loaded.seconds) == (saved.identity, saved.config, 7, 1.5)
-    assert all(torch.equal(loaded.lesson[name], value) for name, value in saved.lesson.items())
-    assert loaded.optimiser == saved.optimiser
+    assert (loaded.fingerprint, loaded.config, loaded.seconds) == (saved.fingerprint, saved.config, 1.5)
+    assert (loaded.step, loaded.cursor) == (7, 28)
+    assert all(torch.equal(loaded.objective[name], value) for name, value in saved.objective.items())
+    assert loaded.optimizer == saved.optimizer
 
 
 def test_without_a_file_there_is_none(tmp_path: Path) -> None:
@@ -60,7 +68,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, content: bytes | 
     save_checkpoint(RunDir(str(tmp_path)), a_checkpoint())
     path = tmp_path / CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:-200] if content is None else content)
-    with pytest.raises(StudentError, match=r"checkpoint\.pt: not a training checkpoint: .*; delete it") as refused:
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt: not a training checkpoint: .*; delete it") as refused:
         load_checkpoint(RunDir(str(tmp_path)))
     assert "\n" not in str(refused.value)
 
@@ -80,20 +88,20 @@ def test_a_file_cut_or_changed_anywhere_is_refused_or_the_same(tmp_path: Path) -
             path.write_bytes(content)
             try:
                 loaded = load_checkpoint(folder)
-            except StudentError as error:
+            except TrainingError as error:
                 refused.append(str(error))
                 continue
             # A flipped bit may be one that means nothing.
             assert loaded is not None
-            assert (loaded.step, loaded.config, loaded.identity) == (first.step, first.config, first.identity)
-            assert all(torch.equal(loaded.lesson[name], value) for name, value in first.lesson.items())
+            assert (loaded.step, loaded.config, loaded.fingerprint) == (first.step, first.config, first.fingerprint)
+            assert all(torch.equal(loaded.objective[name], value) for name, value in first.objective.items())
     assert len(refused) > 500
     assert not any("\n" in line for line in refused)
 
 
 def test_another_file_of_torch_is_refused(tmp_path: Path) -> None:
     torch.save({"step": 3}, tmp_path / CHECKPOINT_FILE)
-    with pytest.raises(StudentError, match="not a training checkpoint"):
+    with pytest.raises(TrainingError, match="not a training checkpoint"):
         load_checkpoint(RunDir(str(tmp_path)))
 
 
@@ -106,3 +114,34 @@ def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path: Path)
 def test_a_folder_without_a_student_is_named(tmp_path: Path) -> None:
     with pytest.raises(StudentError, match=r"nowhere/checkpoint\.pt: no such checkpoint; give the folder"):
         read_student(str(tmp_path / "nowhere"))
+
+
+def test_a_checkpoint_without_a_student_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(RunDir(str(tmp_path)), replace(a_checkpoint(), objective={"network.weight": torch.ones(1)}))
+    with pytest.raises(StudentError, match=r"not a student's checkpoint; give the folder that train\.py wrote to"):
+        read_student(str(tmp_path))
+
+
+def test_dying_while_saving_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = RunDir(str(tmp_path))
+    save_checkpoint(run_dir, a_checkpoint(1))
+
+    def dies(_descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", dies)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(run_dir, a_checkpoint(2))
+    monkeypatch.undo()
+    loaded = load_checkpoint(run_dir)
+    assert loaded is not None
+    assert loaded.step == 1
+    save_checkpoint(run_dir, a_checkpoint(3))
+    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT_FILE]
+
+
+def test_another_run_may_not_continue_it() -> None:
+    here: dict[str, Plain] = {"seed": 3, "lake": "s3://lake", "only_here": 1}
+    with pytest.raises(TrainingError, match="only_here 1 instead of None, seed 3 instead of 4;"):
+        check_same_run("checkpoint.pt", here, {"seed": 4, "lake": "s3://lake"})
+    check_same_run("checkpoint.pt", here, dict(here))

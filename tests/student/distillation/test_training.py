@@ -16,17 +16,14 @@ import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
 from datalake.sample import Sample
-from student.config import StudentConfig, StudentError
-from student.evaluation.detection import DetectionScores
 from student.augmentation import Augmentation
-from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, read_student
-from training.run_dir import RunDir
-from student.distillation.objective import Lesson, LossWeights
-from training.metrics_log import TENSORBOARD_FOLDER
-from training.loop import LoopConfig, Plan, Teaching, Trained, train
-from training.distributed import Distributed
+from student.checkpoint import read_student
+from student.config import StudentConfig
+from student.distillation.controls import Targets
+from student.distillation.imitation import Imitation, ImitationConfig
+from student.distillation.objective import DetectionObjective, LossWeights
+from student.evaluation.detection import DetectionScores
 from teachers.classroom import LocalClassroom
-from training.metrics_log import read_history
 from tests.student.students import (
     COLOURS,
     HEIGHT,
@@ -35,15 +32,22 @@ from tests.student.students import (
     WIDTH,
     ColourTeacher,
     build,
+    cycled,
     objects_of,
-    round_and_round,
     sample,
     samples,
 )
+from training.checkpoint import CHECKPOINT_FILE
+from training.distributed import Distributed
 from training.errors import TrainingError
+from training.loop import LoopConfig, Trained, TrainInputs, train
+from training.metrics_log import HISTORY_FILE, TENSORBOARD_FOLDER, read_history
+from training.optimizer import OptimizerConfig
+from training.run_dir import RunDir
 from training.schedule import Schedule
 
-LOOP = LoopConfig(steps=8, learning_rate=2e-3, warmup=0.25, checkpoint_every=3, precision="float32")
+LOOP = LoopConfig(steps=8, warmup=0.25, checkpoint_every=3, precision="float32")
+OPTIMIZER = OptimizerConfig(learning_rate=2e-3)
 WEIGHT = "backbone.fuse.0.weight"
 # What a run logs that depends on when and how fast it is done.
 CLOCK = {"images_per_second", "wait/data", "wait/teachers"}
@@ -55,44 +59,57 @@ class Killed(Exception):  # noqa: N818 - it is no error of the loop
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class Run:
     """A training that a test varies."""
 
     folder: str
     some: Sequence[Sample] = ()
     student: StudentConfig = TAUGHT
     config: LoopConfig = LOOP
+    optimizer: OptimizerConfig = OPTIMIZER
     labelled: int = 2
     unlabelled: int = 2
-    listens: bool = True
-    teaching: Teaching = "real"
-    weights: LossWeights = field(default_factory=LossWeights)
+    distilled: bool = True
+    targets: Targets = "real"
+    imitation: ImitationConfig = field(default_factory=ImitationConfig)
+    augmentation: Augmentation = field(default_factory=Augmentation)
     class_weights: Tensor = field(default_factory=lambda: torch.tensor([1.0, 2.0, 3.0]))
     seed: int = 1
     die_at: int | None = None
 
-    def hold(self, world: Distributed | None = None) -> tuple[Trained, Lesson]:
-        """Train, and return the lesson as it is then."""
-        world = world or Distributed()
-        lesson = Lesson(build(self.student, self.seed), self.weights, {"shades": self.class_weights})
-        teachers = [ColourTeacher(COLOURS, blind=2), ColourTeacher(SHADES)]
-        grid = self.student.grid(HEIGHT, WIDTH)
-        plan = Plan(
-            batches=round_and_round(self.some or samples(6), self.labelled, self.unlabelled, world.rank, world.size),
+    def train(self, distributed: Distributed | None = None) -> tuple[Trained, DetectionObjective]:
+        """Train, and return the objective as it is then."""
+        distributed = distributed or Distributed()
+        methods = {"imitation": Imitation(self.imitation, {"shades": self.class_weights})} if self.distilled else {}
+        objective = DetectionObjective(
+            build(self.student, self.seed), LossWeights(), methods, self.augmentation, self.targets
+        )
+        pool = LocalClassroom(
+            [ColourTeacher(COLOURS, blind=2), ColourTeacher(SHADES)], self.student.grid(HEIGHT, WIDTH)
+        )
+        inputs = TrainInputs(
+            batches=cycled(self.some or samples(6), self.labelled, self.unlabelled, distributed.rank, distributed.size),
             labelled=self.labelled,
             unlabelled=self.unlabelled,
-            classroom=LocalClassroom(teachers, grid) if self.listens else None,
+            teach=pool.teach if self.distilled else None,
             seed=self.seed,
-            identity={"seed": self.seed},
-            teaching=self.teaching,
+            fingerprint={"seed": self.seed},
         )
 
-        def progress(done: int, _: object) -> None:
+        def on_step(done: int, _: object) -> None:
             if done == self.die_at:
                 raise Killed(done)
 
-        trained = train(lesson, self.config, plan, RunDir(self.folder), world=world, progress=progress)
-        return trained, lesson
+        trained = train(
+            objective,
+            self.config,
+            self.optimizer,
+            inputs,
+            RunDir(self.folder),
+            distributed=distributed,
+            on_step=on_step,
+        )
+        return trained, objective
 
 
 def log(folder: Path | str) -> list[dict[str, float]]:
@@ -104,27 +121,27 @@ def log(folder: Path | str) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Lesson]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DetectionObjective]:
     """An uninterrupted run, and what came of it."""
     folder = tmp_path_factory.mktemp("whole")
-    trained, lesson = Course(folder=str(folder)).hold()
+    trained, objective = Run(folder=str(folder)).train()
     assert trained.steps == 8
-    return folder, lesson
+    return folder, objective
 
 
-def test_every_step_is_logged_with_its_losses_rate_and_waiting(whole: tuple[Path, Lesson]) -> None:
-    folder, lesson = whole
-    lines = read_history(folder / HISTORY_FILE)
+def test_every_step_is_logged_with_its_losses_rate_and_waiting(whole: tuple[Path, DetectionObjective]) -> None:
+    folder, objective = whole
+    lines = read_history(RunDir(str(folder)))
     assert [line["step"] for line in lines] == list(range(8))
-    losses = {"objectness", "proposal", "classification", "box", "depth", "imitate/colours", "imitate/shades"}
+    losses = {"objectness", "rpn_box", "classification", "box", "depth", "imitation/colours", "imitation/shades"}
     expected = {"step", "learning_rate", "gradient_norm", *CLOCK, *(f"loss/{name}" for name in losses)}
     assert all(set(line) == expected for line in lines)
     assert all(0 <= line["wait/data"] + line["wait/teachers"] <= 1 for line in lines)
     assert any((folder / TENSORBOARD_FOLDER).iterdir())
-    assert not lesson.training
+    assert not objective.training
 
 
-def test_the_logged_rates_warm_up_and_fall_along_a_cosine(whole: tuple[Path, Lesson]) -> None:
+def test_the_logged_rates_warm_up_and_fall_along_a_cosine(whole: tuple[Path, DetectionObjective]) -> None:
     rates = [line["learning_rate"] for line in log(whole[0])]
     schedule = Schedule(peak=2e-3, steps=8, warmup_steps=2)
     assert rates == [schedule.rate(step) for step in range(8)]
@@ -134,57 +151,57 @@ def test_the_logged_rates_warm_up_and_fall_along_a_cosine(whole: tuple[Path, Les
 
 @pytest.mark.parametrize("die_at", [2, 3, 5, 8])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
-    whole: tuple[Path, Lesson], tmp_path: Path, die_at: int
+    whole: tuple[Path, DetectionObjective], tmp_path: Path, die_at: int
 ) -> None:
     with pytest.raises(Killed):
-        Course(folder=str(tmp_path), die_at=die_at).hold()
+        Run(folder=str(tmp_path), die_at=die_at).train()
     torch.rand(3)  # whatever else has drawn numbers in between
-    trained, lesson = Course(folder=str(tmp_path)).hold()
+    trained, objective = Run(folder=str(tmp_path)).train()
     assert trained.steps == 8
     assert log(tmp_path) == log(whole[0])
     for name, value in whole[1].state_dict().items():
-        assert torch.equal(value, lesson.state_dict()[name]), name
+        assert torch.equal(value, objective.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("store", ["memory://", "s3://"])
 def test_a_run_in_a_store_can_be_interrupted_as_well(
-    whole: tuple[Path, Lesson], store: str, request: pytest.FixtureRequest
+    whole: tuple[Path, DetectionObjective], store: str, request: pytest.FixtureRequest
 ) -> None:
     url = str(request.getfixturevalue("s3_lake")) if store == "s3://" else f"memory://runs/{uuid.uuid4().hex}"
     with pytest.raises(Killed):
-        Course(folder=url, die_at=5).hold()
+        Run(folder=url, die_at=5).train()
     assert [line["step"] for line in log(url)] == [0, 1, 2]
-    Course(folder=url).hold()
+    Run(folder=url).train()
     assert log(url) == log(whole[0])
     student, checkpoint = read_student(url)
     assert checkpoint.step == 8
     assert torch.equal(student.get_parameter(WEIGHT), whole[1].student.get_parameter(WEIGHT))
 
 
-def test_a_finished_run_is_not_repeated(whole: tuple[Path, Lesson]) -> None:
+def test_a_finished_run_is_not_repeated(whole: tuple[Path, DetectionObjective]) -> None:
     before = (whole[0] / HISTORY_FILE).read_bytes()
-    trained, lesson = Course(folder=str(whole[0]), die_at=1).hold()
+    trained, objective = Run(folder=str(whole[0]), die_at=1).train()
     assert trained.steps == 8
     assert (whole[0] / HISTORY_FILE).read_bytes() == before
-    assert torch.equal(lesson.student.get_parameter(WEIGHT), whole[1].student.get_parameter(WEIGHT))
+    assert torch.equal(objective.student.get_parameter(WEIGHT), whole[1].student.get_parameter(WEIGHT))
 
 
-def test_a_run_of_other_settings_is_refused_in_one_line(whole: tuple[Path, Lesson]) -> None:
+def test_a_run_of_other_settings_is_refused_in_one_line(whole: tuple[Path, DetectionObjective]) -> None:
     with pytest.raises(TrainingError, match=r"checkpoint\.pt: a run with other settings .*: seed 1 instead of 2") as no:
-        Course(folder=str(whole[0]), seed=2).hold()
+        Run(folder=str(whole[0]), seed=2).train()
     assert "\n" not in str(no.value)
 
 
-def test_so_is_one_of_another_student(whole: tuple[Path, Lesson]) -> None:
-    with pytest.raises(TrainingError, match="other settings is under way here: head_width 32 instead of 16") as no:
-        Course(folder=str(whole[0]), student=replace(TAUGHT, head_width=16)).hold()
+def test_so_is_one_of_another_student(whole: tuple[Path, DetectionObjective]) -> None:
+    with pytest.raises(TrainingError, match=r"under way here: student\.head_width 32 instead of 16") as no:
+        Run(folder=str(whole[0]), student=replace(TAUGHT, head_width=16)).train()
     assert "\n" not in str(no.value)
 
 
 def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINT_FILE).write_bytes(b"PK damaged")
-    with pytest.raises(StudentError, match=r"checkpoint\.pt: not a training checkpoint"):
-        Course(folder=str(tmp_path)).hold()
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt: not a training checkpoint"):
+        Run(folder=str(tmp_path)).train()
     assert (tmp_path / CHECKPOINT_FILE).read_bytes() == b"PK damaged"
 
 
@@ -193,14 +210,15 @@ def overfitted(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run that sees the same two pictures again and again."""
     folder = str(tmp_path_factory.mktemp("overfitted"))
     still = Augmentation(mirror=0, light=0)
-    config = replace(LOOP, steps=150, learning_rate=4e-3, checkpoint_every=150, warmup=0.05, augmentation=still)
-    Course(folder=folder, some=samples(2), unlabelled=0, config=config, weights=LossWeights(numbers=2)).hold()
+    config = replace(LOOP, steps=150, checkpoint_every=150, warmup=0.05)
+    optimizer = OptimizerConfig(learning_rate=4e-3)
+    Run(folder=folder, some=samples(2), unlabelled=0, config=config, optimizer=optimizer, augmentation=still).train()
     return folder
 
 
 def test_it_learns(overfitted: str) -> None:
     lines = log(overfitted)
-    for name in ("objectness", "classification", "depth", "imitate/colours", "imitate/shades"):
+    for name in ("objectness", "classification", "depth", "imitation/colours", "imitation/shades"):
         before = sum(line[f"loss/{name}"] for line in lines[:5]) / 5
         early = sum(line[f"loss/{name}"] for line in lines[35:40]) / 5
         after = sum(line[f"loss/{name}"] for line in lines[-5:]) / 5
@@ -221,9 +239,9 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_and_sample(tmp_path: Path
     some = samples(6)
     some[1] = replace(some[1], objects=objects_of((10, 10, 40, math.nan, 1, 5.0)))
     with pytest.raises(TrainingError) as stopped:
-        Course(folder=str(tmp_path), some=some, config=replace(LOOP, checkpoint_every=1)).hold()
+        Run(folder=str(tmp_path), some=some, config=replace(LOOP, checkpoint_every=1)).train()
     # Labelled are 0 … 2, two a step: 1 is in the first.
-    assert str(stopped.value).startswith("step 0: loss 'proposal' is ")
+    assert str(stopped.value).startswith("step 0: loss 'rpn_box' is ")
     assert str(stopped.value).endswith("at segment_1 1 FRONT; look at that sample, or lower the learning rate")
     assert log(tmp_path) == []
     assert not (tmp_path / CHECKPOINT_FILE).exists()
@@ -235,42 +253,43 @@ def test_the_picture_without_labels_that_spoils_a_loss_is_named(tmp_path: Path) 
     some = [sample(number, bright if number == 4 else dark) for number in range(6)]
     weights = torch.tensor([1.0, 1.0, torch.nan])
     with pytest.raises(
-        TrainingError, match=r"^step 0: loss 'imitate/shades' is nan at segment_4 4 FRONT; look at that"
+        TrainingError, match=r"^step 0: loss 'imitation/shades' is nan at segment_4 4 FRONT; look at that"
     ):
-        Course(folder=str(tmp_path), some=some, class_weights=weights).hold()
+        Run(folder=str(tmp_path), some=some, class_weights=weights).train()
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_checkpoint_of_before(tmp_path: Path) -> None:
     # The loss stays a number; its weight makes it too large for a gradient to be one.
     with pytest.raises(TrainingError, match=r"^step 0: the gradient is (inf|nan) at losses .* segment_0 0 FRONT"):
-        Course(folder=str(tmp_path), weights=LossWeights(numbers=1e39)).hold()
+        Run(folder=str(tmp_path), imitation=ImitationConfig(regression=1e39)).train()
     assert not (tmp_path / CHECKPOINT_FILE).exists()
     assert log(tmp_path) == []
 
 
-def test_a_student_that_listens_to_nobody_has_the_same_parameters_and_asks_nobody(tmp_path: Path) -> None:
-    _, deaf = Course(folder=str(tmp_path / "deaf"), listens=False).hold()
-    _, taught = Course(folder=str(tmp_path / "taught")).hold()
-    assert [(n, p.shape) for n, p in deaf.named_parameters()] == [(n, p.shape) for n, p in taught.named_parameters()]
-    names = {name for line in log(tmp_path / "deaf") for name in line}
+def test_a_student_that_is_not_distilled_has_the_same_parameters_and_asks_nobody(tmp_path: Path) -> None:
+    _, alone = Run(folder=str(tmp_path / "alone"), distilled=False).train()
+    _, taught = Run(folder=str(tmp_path / "taught")).train()
+    parameters = [[(n, p.shape) for n, p in one.student.named_parameters()] for one in (alone, taught)]
+    assert parameters[0] == parameters[1]
+    names = {name for line in log(tmp_path / "alone") for name in line}
     assert not any(name.startswith("loss/imitate") for name in names)
-    assert log(tmp_path / "deaf")[0]["loss/objectness"] == log(tmp_path / "taught")[0]["loss/objectness"]
+    assert log(tmp_path / "alone")[0]["loss/objectness"] == log(tmp_path / "taught")[0]["loss/objectness"]
 
 
-def test_shuffled_targets_change_what_is_imitated_and_nothing_else(whole: tuple[Path, Lesson], tmp_path: Path) -> None:
-    Course(folder=str(tmp_path), teaching="shuffled", config=replace(LOOP, steps=8)).hold()
+def test_shuffled_targets_change_what_is_imitated_alone(whole: tuple[Path, DetectionObjective], tmp_path: Path) -> None:
+    Run(folder=str(tmp_path), targets="shuffled", config=replace(LOOP, steps=8)).train()
     real, shuffled = log(whole[0])[0], log(tmp_path)[0]
     differing = {name for name in real if real[name] != shuffled[name]}
-    assert differing == {"loss/imitate/colours", "loss/imitate/shades", "gradient_norm"}
+    assert differing == {"loss/imitation/colours", "loss/imitation/shades", "gradient_norm"}
 
 
 def test_every_worker_names_the_sample_of_the_worker_that_has_it(tmp_path: Path) -> None:
     some = samples(6)
     # Labelled are 0 … 2, two a step: 1 is the second worker's in the first step.
     some[1] = replace(some[1], objects=objects_of((10, 10, 40, math.nan, 1, 5.0)))
-    course = Course(folder=str(tmp_path / "two"), some=some)
+    run = Run(folder=str(tmp_path / "two"), some=some)
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_stop, (course, f"{folder}/meeting", str(tmp_path)), nprocs=2)
+        multiprocessing.spawn(_stop, (run, f"{folder}/meeting", str(tmp_path)), nprocs=2)
     told = [(tmp_path / f"told-{rank}").read_text() for rank in range(2)]
     assert told[0] == told[1]
     assert told[0].endswith("at segment_1 1 FRONT; look at that sample, or lower the learning rate")
@@ -278,23 +297,23 @@ def test_every_worker_names_the_sample_of_the_worker_that_has_it(tmp_path: Path)
 
 def test_a_batch_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="3 pictures without labels cannot be cut among 2 workers"):
-        Course(folder=str(tmp_path), unlabelled=3).hold(Distributed(size=2))
+        Run(folder=str(tmp_path), unlabelled=3).train(Distributed(size=2))
 
 
-def _work(rank: int, course: Course, meeting: str) -> None:
+def _work(rank: int, run: Run, meeting: str) -> None:
     """One of two workers."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
-        course.hold(Distributed(rank, 2))
+        run.train(Distributed(rank, 2))
     finally:
         dist.destroy_process_group()
 
 
-def _stop(rank: int, course: Course, meeting: str, folder: str) -> None:
+def _stop(rank: int, run: Run, meeting: str, folder: str) -> None:
     """One of two workers, whose training stops; writes down why."""
     with pytest.raises(TrainingError) as stopped:
-        _work(rank, course, meeting)
+        _work(rank, run, meeting)
     (Path(folder) / f"told-{rank}").write_text(str(stopped.value))
     # The error is still kept. A thread of the group's that lived on could abort the process at its end.
     names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
@@ -304,11 +323,12 @@ def _stop(rank: int, course: Course, meeting: str, folder: str) -> None:
 def test_two_workers_do_what_one_does(tmp_path: Path) -> None:
     # At a high rate rounding soon decides which proposals survive, and other ones give other losses. Muon enlarges
     # rounding as well: directions in which a gradient is next to nothing become as long as all others.
-    config = replace(LOOP, steps=20, checkpoint_every=20, learning_rate=1e-4, muon=0.0)
-    Course(folder=str(tmp_path / "one"), config=config).hold()
-    course = Course(folder=str(tmp_path / "two"), config=config)
+    config = replace(LOOP, steps=20, checkpoint_every=20)
+    optimizer = OptimizerConfig(learning_rate=1e-4, muon_lr_factor=0.0)
+    Run(folder=str(tmp_path / "one"), config=config, optimizer=optimizer).train()
+    run = Run(folder=str(tmp_path / "two"), config=config, optimizer=optimizer)
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_work, (course, f"{folder}/meeting"), nprocs=2)
+        multiprocessing.spawn(_work, (run, f"{folder}/meeting"), nprocs=2)
     one, two = log(tmp_path / "one"), log(tmp_path / "two")
     assert [line["step"] for line in two] == list(range(20))
     for first, second in zip(one, two, strict=True):
