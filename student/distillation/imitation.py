@@ -97,16 +97,19 @@ def imitation_loss(
     class_weights: float32 [D], how much a cell of each class counts; continuous targets have none
 
     Continuous targets: the squared error, mean over channels (paper, section 3.1; Liu et al. 2021, over valid pixels
-    alone). Classes: cross-entropy. A picture without valid cells counts 0.
+    alone). Classes: cross-entropy. A picture without valid cells counts 0. A class number that the branch has no
+    channel for makes the loss NaN, on every device: looked up on a GPU, it would end the process instead.
     """
     weights = target.valid.float() if cell_weights is None else cell_weights * target.valid
     # What stands in cells that are not valid must not matter, not even if it is NaN: it is taken out before anything is
     # computed from it, since a gradient of 0 times NaN would be NaN again.
     if target.kind == "classes":
         truth = target.values.where(target.valid, 0)[:, 0]
+        unknown = (truth < 0) | (truth >= said.shape[1])
+        truth = truth.where(~unknown, 0)
         if class_weights is not None:
             weights = weights * class_weights[truth][:, None]
-        error = cross_entropy(said, truth, reduction="none")[:, None]
+        error = cross_entropy(said, truth, reduction="none").masked_fill(unknown, torch.nan)[:, None]
     else:
         error = (said - target.values).where(target.valid, 0.0).square().mean(1, keepdim=True)
     total = (error * weights).sum((1, 2, 3))

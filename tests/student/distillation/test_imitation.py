@@ -163,3 +163,16 @@ def test_a_rarer_class_weighs_the_root_of_how_much_rarer_it_is() -> None:
     assert float(balanced_weights(torch.tensor([0.9999, 0.0001]))[1]) == pytest.approx(
         10 * float(balanced_weights(torch.tensor([0.9999, 0.0001]))[0]), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("wrong", [CLASSES, 200, -1])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_class_that_the_branch_cannot_tell_makes_the_loss_nan_instead_of_a_lookup(wrong: int, weighted: bool) -> None:
+    target = target_of("classes")
+    row, column = target.valid[1, 0].nonzero()[0].tolist()
+    target.values[1, 0, row, column] = wrong
+    weights = torch.ones(CLASSES) if weighted else None
+    assert bool(imitation_loss(said_of(), target, class_weights=weights).isnan())
+    # Where it is not valid it does not matter.
+    target.valid[1, 0, row, column] = False
+    assert bool(imitation_loss(said_of(), target, class_weights=weights).isfinite())
