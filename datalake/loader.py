@@ -27,7 +27,7 @@ from datalake.commit import LakeError
 from datalake.lake import Lake
 from datalake.order import epoch_order, share
 from datalake.sample import Sample
-from datalake.waymo.frame import CAMERAS
+from datalake.waymo.frame import CAMERAS, LASERS
 
 # What is read from a disk, and decoded, before it is asked for, to keep the threads busy.
 _CHUNKS_AHEAD = 2
@@ -42,6 +42,7 @@ class LoaderConfig:
     shuffle: a new random order every epoch; otherwise the lake's own order
     streams: how many chunks are mixed at a time, all of them in memory (see `datalake.order`); where there are
         fewer, all are
+    lasers: whose points are wanted, e.g. ("TOP",); all where empty
     threads: how many pictures each process decodes at once; unlike worker processes, threads copy nothing
     reads: how many chunks of a remote lake each process asks for at once, ahead of their turn: a chunk takes a round
         trip to the store, and has about eight pictures. So many are in memory beside the `streams`
@@ -52,6 +53,7 @@ class LoaderConfig:
     image_size: tuple[int, int] | None = None
     points: bool = True
     panoptic: bool = False
+    lasers: tuple[str, ...] = ()
     global_batch: int = 8
     shuffle: bool = True
     seed: int = 0
@@ -86,6 +88,8 @@ class SampleStream(IterableDataset[Sample]):
         )
         total = len(self._rows)
         self.epoch_samples = total // config.global_batch * config.global_batch if config.shuffle else total
+        if unknown := sorted(set(config.lasers) - set(LASERS[1:])):
+            raise LakeError(f"unknown lasers: {', '.join(unknown)}; there are {', '.join(LASERS[1:])}")
         if config.reads < 1:
             raise LakeError(f"Expected at least 1 read at once, got: {config.reads}")
         if config.global_batch % world_size:
@@ -140,7 +144,8 @@ class SampleStream(IterableDataset[Sample]):
         remote lake, yet others have asked for before: they only wait, and may be many.
         """
         config = self.config
-        options = SampleOptions(config.image_size, config.points, config.panoptic)
+        lasers = frozenset(LASERS.index(name) for name in config.lasers)
+        options = SampleOptions(config.image_size, config.points, config.panoptic, lasers)
         places = list(zip(self._segment[samples].tolist(), self._group[samples].tolist(), strict=True))
         upcoming = list(dict.fromkeys(places))
         samples_left, chunks_left = Counter(places), Counter(segment for segment, _ in upcoming)

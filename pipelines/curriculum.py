@@ -19,6 +19,8 @@ from teachers.card import TeacherCard, TeacherError
 
 # Chunks that are mixed at a time, at least.
 _STREAMS = 64
+# Whose points the lidar teacher looks at: the others need not be carried along.
+_LASERS = ("TOP",)
 # A labelled picture that is seen so often teaches little more; others may take its place (benchmarks/classroom.md).
 _ENOUGH_VISITS = 20
 
@@ -57,6 +59,7 @@ class Frames:
             cameras=self.cameras,
             image_size=self.image_size,
             points=self.points,
+            lasers=_LASERS,
             panoptic=panoptic,
             global_batch=batch,
             shuffle=shuffle,

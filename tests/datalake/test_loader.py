@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,32 @@ def test_resumed_samples_are_equal_to_the_last_bit(drive_lake: Lake) -> None:
     resumed = [sample for batch in SampleStream(drive_lake, config, start=8).loader(2) for sample in batch]
     assert len(resumed) == len(whole) - 8
     assert all(equal(left, right) for left, right in zip(resumed, whole[8:], strict=True))
+
+
+@pytest.fixture(scope="module")
+def lasers_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """A lake of one frame with points of all lasers."""
+    return build_frames(tmp_path_factory.mktemp("lasers"), [make_frame(3)]).lake
+
+
+def test_points_of_some_lasers_are_those_of_all_without_the_others(lasers_lake: Lake) -> None:
+    config = LoaderConfig(global_batch=1)
+    every, top = (first(lasers_lake, replace(config, lasers=lasers)).lidar for lasers in ((), ("TOP",)))
+    assert every is not None
+    assert top is not None
+    assert set(every.laser.tolist()) > {1} == set(top.laser.tolist())
+    assert torch.equal(top.points, every.points[:, every.laser == 1])
+    seen = every.laser[every.pixel_point.long()] == 1
+    assert torch.equal(top.points[:, top.pixel_point.long()], every.points[:, every.pixel_point[seen].long()])
+    assert torch.equal(top.pixel_uv, every.pixel_uv[:, seen])
+    assert torch.equal(top.pixel_depth_m, every.pixel_depth_m[seen])
+    assert equal(top, every.of_laser(1))
+    assert top.of_laser(1) is top
+
+
+def test_an_unknown_laser_is_refused(drive_lake: Lake) -> None:
+    with pytest.raises(LakeError, match="unknown lasers: ROOF; there are TOP, FRONT"):
+        SampleStream(drive_lake, replace(CONFIG, lasers=("ROOF",)))
 
 
 def test_the_image_is_the_decoded_jpeg(drive_lake: Lake) -> None:
