@@ -65,12 +65,15 @@ class SegmentFiles:
         self._remote: dict[str, RangeTable] = {}
         self._fetched: dict[int, dict[str, tuple[list[Range], list[bytes]]]] = {}
         self._opening = threading.Lock()
+        self._reading = threading.Lock()
         self._failure: OSError | None = None
 
     def read(self, group: int, columns: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
         """Return columns, by table, of one row group: numpy arrays for numbers, Arrow arrays for everything else."""
         if self._lake.store.is_local:
-            found = {table: self._read_local(table, group, names) for table, names in columns.items()}
+            # An open Parquet file has one position: several threads read several segments, not one.
+            with self._reading:
+                found = {table: self._read_local(table, group, names) for table, names in columns.items()}
         else:
             found = self._read_remote(group, columns)
         return {
