@@ -52,6 +52,13 @@ from training.precision import uses_bfloat16
 from training.run_dir import RunDir
 
 _CELL_MEAN_SAMPLES = 200
+_ON_ONE_GPU = 6
+
+
+def _at_a_time() -> int:
+    cores = os.cpu_count() or 1
+    # One student uses a fifth of a GPU, but two or three cores to feed it.
+    return max(1, min(_ON_ONE_GPU, cores // 3)) if torch.cuda.is_available() else cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +80,8 @@ class Ablate:
     rates: tuple[str, ...] = ()
     # The split to examine on.
     examined: str = "val"
-    # Students trained at a time, each on its share of the CPU's cores.
-    parallel: int = field(default_factory=lambda: 1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    # Students trained at a time, each on its share of the CPU's cores; they share the GPU if there is one.
+    parallel: int = field(default_factory=_at_a_time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,6 +116,9 @@ class TorchsparseGrid:
             self._cache.hashmaps.clear()
             x._caches = self._cache
             options["training"] = torch.is_grad_enabled()
+            # It would round float32 to TF32 wherever the GPU can, whatever torch has been told.
+            allowed = torch.backends.cuda.matmul.allow_tf32 and features.is_cuda
+            self._library.backends.allow_tf32 = allowed and torch.cuda.get_device_capability(features.device) >= (8, 0)
         else:
             x.cmaps, x.kmaps = self._cache.cmaps, self._cache.kmaps
         y = self._library.nn.functional.conv3d(

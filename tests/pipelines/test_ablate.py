@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from datalake.build import BuildConfig
@@ -71,6 +72,16 @@ def results_of(study: Ablate) -> dict[str, dict[str, dict[str, float]]]:
 def trained_at(study: Ablate) -> list[int]:
     """Return when each student's checkpoint was written."""
     return [path.stat().st_mtime_ns for path in sorted(Path(study.train.out).glob(f"*/*/{CHECKPOINT_FILE}"))]
+
+
+@pytest.mark.parametrize(("cores", "on_a_gpu", "without"), [(2, 1, 2), (16, 5, 16), (64, 6, 64)])
+def test_as_many_students_share_a_gpu_as_the_cores_can_feed(
+    cores: int, on_a_gpu: int, without: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    for available, expected in ((True, on_a_gpu), (False, without)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert Ablate(train=STUDY.train).parallel == expected
 
 
 def test_arms_differ_in_whom_the_student_hears_alone() -> None:

@@ -71,3 +71,5 @@ def _conv3d(
 
 nn: Any = SimpleNamespace(functional=SimpleNamespace(conv3d=_conv3d))
 backend: Any = SimpleNamespace(hash_query_cuda=None)
+# Set so on import, wherever the GPU can.
+backends: Any = SimpleNamespace(allow_tf32=True)
