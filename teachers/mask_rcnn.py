@@ -31,8 +31,8 @@ from teachers.spvnas.checkpoint import read_state_dict
 from teachers.spvnas.state_dict_adapter import CheckpointError
 from teachers.target import Target
 from teachers.training.overheard import Overheard
-from teachers.training.precision import uses_bfloat16
 from teachers.transfer import on_device
+from training.precision import uses_bfloat16
 
 ARCHITECTURE = "mask_rcnn"
 _COCO_CATEGORIES = 91  # as torchvision counts them, with background and gaps

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from teachers.training.precision import allow_tf32
+from training.precision import allow_tf32
 
 
 @pytest.fixture
