@@ -29,11 +29,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.fullsize import SOURCE, write_fullsize_segment
+from datalake.attempt import begin_attempt
 from datalake.build import ALL_CAMERAS, BuildConfig, SegmentReport, build_segment
 from datalake.convert import frame_rows
 from datalake.lake import prepare_lake
 from datalake.plan import SegmentPlan, index_source, plan_segments
-from datalake.schema import QUARANTINE, PointMode
+from datalake.schema import QUARANTINE, TABLES, PointMode
 from datalake.store import Store
 from datalake.waymo.matrix import decode_float_matrix, decode_int_matrix
 from datalake.waymo.parse import parse_frame
@@ -87,7 +88,8 @@ def floor_ms(path: Path, plan: SegmentPlan) -> float:
                 decode_int_matrix(message.camera_projection_compressed)
                 if message.range_image_pose_compressed:
                     decode_float_matrix(message.range_image_pose_compressed)
-    with SegmentWriter(Store("memory://floor"), "train", plan.segment, "0" * 16) as writer:
+    store = Store("memory://floor")
+    with SegmentWriter(store, begin_attempt(store, "train", plan.segment, tuple(TABLES), "")) as writer:
         for frame in rows:
             writer.append(frame)
         writer.finish(pa.RecordBatch.from_pylist([], QUARANTINE))

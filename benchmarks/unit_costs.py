@@ -24,13 +24,14 @@ from benchmarks.fullsize import write_fullsize_segment
 from benchmarks.linear import drive, snapshot
 from benchmarks.object_store import RemoteStore, remote_store
 from benchmarks.step_time import labelled_pictures
+from datalake.attempt import begin_attempt
 from datalake.build import ALL_CAMERAS, BuildConfig, build_segment
 from datalake.chunk import SampleOptions
 from datalake.convert import frame_rows
 from datalake.lake import Lake, open_lake, prepare_lake, publish_snapshot
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.plan import index_source, plan_segments
-from datalake.schema import QUARANTINE
+from datalake.schema import QUARANTINE, TABLES
 from datalake.store import Store
 from datalake.waymo.frame import Frame
 from datalake.waymo.parse import parse_frame
@@ -172,7 +173,8 @@ def _stages(payloads: list[bytes], parsed: list[Frame], folder: Path) -> dict[st
     rows = [frame_rows(frame, "quantised") for frame in parsed]
 
     def write() -> None:
-        with SegmentWriter(Store(str(folder / "stages")), "train", "segment", "0" * 16) as writer:
+        store = Store(str(folder / "stages"))
+        with SegmentWriter(store, begin_attempt(store, "train", "segment", tuple(TABLES), "")) as writer:
             for frame in rows:
                 writer.append(frame)
             writer.finish(pa.RecordBatch.from_pylist([], QUARANTINE))

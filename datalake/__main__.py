@@ -14,10 +14,10 @@ from rich.progress import track
 
 from datalake.commit import LakeError
 from datalake.info import print_info
-from datalake.lake import list_commits, open_lake
+from datalake.lake import open_lake
 from datalake.show import save_frame
 from datalake.store import Store
-from datalake.vacuum import unreferenced, vacuum
+from datalake.vacuum import splits_of, unreferenced, vacuum
 from datalake.verify import verify
 
 
@@ -64,7 +64,7 @@ class Verify:
 
 @dataclass(frozen=True, kw_only=True)
 class Vacuum:
-    """Delete files that no commit refers to: the remains of killed builds."""
+    """Delete what killed builds left: files that no commit has, and that a record names as theirs."""
 
     # The lake: a local path, s3:// or gs://.
     lake: str
@@ -77,9 +77,7 @@ class Vacuum:
         """Delete, say what, and return exit status 0."""
         store = Store(self.lake)
         act = unreferenced if self.dry_run else vacuum
-        splits = {name.split("/")[1] for name in list_commits(store)}
-        splits |= {name for name in store.folders() if not name.startswith(("_", "."))}
-        names = [name for split in sorted(splits) for name in act(store, split, self.grace_hours * 3600)]
+        names = [name for split in splits_of(store) for name in act(store, split, self.grace_hours * 3600)]
         for name in names:
             console.print(name, highlight=False)
         console.print(f"{len(names)} files {'would be deleted' if self.dry_run else 'deleted'}", highlight=False)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from datalake.commit import Commit, LakeError, check_split_name
+from datalake.attempt import begin_attempt, end_attempt
+from datalake.commit import Commit, LakeError, check_split_name, commit_name
 from datalake.convert import frame_rows
 from datalake.lake import now, write_commit
 from datalake.plan import BadRecord, RecordRef, SegmentPlan
-from datalake.schema import QUARANTINE, PointMode
+from datalake.schema import QUARANTINE, TABLES, PointMode
 from datalake.store import Store
 from datalake.waymo.frame import CAMERAS, Fault, Frame, FrameError
 from datalake.waymo.parse import parse_frame
@@ -36,6 +36,8 @@ class BuildConfig:
     points: PointMode = "quantised"
     # A segment fails when a larger share of its records is quarantined, whole or in part.
     max_quarantined: float = 0.1
+    # A segment is built also of sources that end inside a record.
+    allow_truncated: bool = False
 
 
 @dataclass(slots=True)
@@ -44,12 +46,16 @@ class SegmentReport:
 
     outcome: `committed` by this attempt, `present` (another attempt committed it first), or `failed`
     reason: why it failed, in one line
+    incomplete: whether a source of it ends inside a record
+    superseding: whether it was in the lake before, in another form
     seconds: time per stage (read, parse, convert, write, commit)
     """
 
     segment: str
     outcome: Literal["committed", "present", "failed"] = "failed"
     reason: str = ""
+    incomplete: bool = False
+    superseding: bool = False
     frames: int = 0
     points: int = 0
     bytes_in: int = 0
@@ -81,11 +87,17 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
     if unknown := sorted(set(config.cameras) - set(ALL_CAMERAS)):
         raise LakeError(f"no camera {', '.join(unknown)}, there are: {', '.join(ALL_CAMERAS)}")
     store = Store(lake_url)
-    report = SegmentReport(plan.segment)
-    attempt = uuid.uuid4().hex[:16]
+    report = SegmentReport(
+        plan.segment,
+        incomplete=any(source.cut_off_at is not None for source in plan.sources),
+        superseding=bool(plan.supersedes),
+    )
     quarantine = [_bad_row(plan.segment, bad) for bad in plan.bad]
-    with SegmentWriter(store, config.split, plan.segment, attempt) as writer:
+    target = commit_name(config.split, plan.segment, plan.number)
+    attempt = begin_attempt(store, config.split, plan.segment, tuple(TABLES), target)
+    with SegmentWriter(store, attempt) as writer:
         try:
+            _check_complete(plan, config)
             _write_frames(plan, config, writer, quarantine, report)
             _check_quarantine(plan, config, quarantine, report)
         except _SegmentFailedError as failure:
@@ -99,7 +111,7 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
         commit = Commit(
             split=config.split,
             segment=plan.segment,
-            attempt=attempt,
+            attempt=attempt.attempt,
             created_at=now(),
             points_mode=config.points,
             cameras=config.cameras,
@@ -109,6 +121,8 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
             quarantined=len(quarantine),
             chunks=tuple(writer.chunks),
             files=files,
+            number=plan.number,
+            supersedes=plan.supersedes,
         )
         with report.timed("commit"):
             try:
@@ -117,11 +131,26 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
                 # The commit may exist, so its files must stay; a later build sweeps them if it does not.
                 writer.keep()
                 raise
-        if not won:
+        if won:
+            # A record that stays would be swept; it must not make a failure of a segment that is committed.
+            with suppress(OSError):
+                end_attempt(store, attempt)
+        else:
             writer.discard()
     report.outcome = "committed" if won else "present"
     report.bytes_out = sum(file.bytes for file in files.values())
     return report
+
+
+def _check_complete(plan: SegmentPlan, config: BuildConfig) -> None:
+    if config.allow_truncated:
+        return
+    for source in plan.sources:
+        if source.cut_off_at is not None:
+            raise _SegmentFailedError(
+                f"{source.uri} ends inside the record that begins at byte {source.cut_off_at}, as a download does that"
+                " broke off; fetch it again, or build of what is there with --allow-truncated"
+            )
 
 
 def _write_frames(
@@ -134,11 +163,17 @@ def _write_frames(
     cameras = frozenset(config.cameras)
     seen: set[int] = set()
     files: dict[str, RecordFile] = {}
+    sizes = {source.uri: source.bytes for source in plan.sources}
     with ExitStack() as stack:
         for ref in plan.records:
             report.bytes_in += ref.slot.end - ref.slot.offset
             if ref.source not in files:
-                files[ref.source] = stack.enter_context(RecordFile(ref.source))
+                files[ref.source] = file = stack.enter_context(RecordFile(ref.source))
+                if file.size != sizes[ref.source]:
+                    raise _SegmentFailedError(
+                        f"{ref.source} has {file.size} bytes, and had {sizes[ref.source]} when it was indexed:"
+                        " somebody is writing it; run the same command again when it is complete"
+                    )
             try:
                 with report.timed("read"):
                     payload = files[ref.source].read(ref.slot)

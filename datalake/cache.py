@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from datalake.retry import StoreError
 _CHECKSUM_BYTES = 4
 _TOTAL = ".total"
 _TEMPORARY = ".tmp"
+_NAME = re.compile(r"[0-9a-f]{40}(\.tmp)?")
 # Making room frees a tenth more than is needed, so that the folder is seldom listed.
 _ROOM = 0.9
 
@@ -95,9 +97,12 @@ class RangeCache:
         """Delete what was not used for the longest time until `size` bytes fit; return how many are left."""
         found = []
         for entry in os.scandir(self.folder):
+            # What is not called as this cache calls its files is somebody else's, and stays.
+            if not _NAME.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                continue
             if entry.name.endswith(_TEMPORARY):
                 Path(entry).unlink()  # of a process that was killed: nobody else writes now
-            elif entry.name != _TOTAL:
+            else:
                 # Another process may delete what it finds damaged.
                 with contextlib.suppress(FileNotFoundError):
                     about = entry.stat()

@@ -13,6 +13,8 @@ from datalake.waymo.segment_name import check_segment_name
 
 _SPLIT_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 ATTEMPT = re.compile(r"[0-9a-f]{16}")
+_COMMIT_DEFAULTS: dict[str, Any] = {"number": 0, "supersedes": ()}
+_SOURCE_DEFAULTS: dict[str, Any] = {"checksum": "", "cut_off_at": None}
 
 
 class LakeError(ValueError):
@@ -34,18 +36,24 @@ class SourceFile:
 
     version: the store's etag where it has one, else the time of modification
     records: how many of its records belong to the segment
+    checksum: CRC32C over the payload checksums that these records state, in hex; empty where that is not known
+    cut_off_at: where the record begins inside which the file ends; None for a file that ends behind a record
     """
 
     uri: str
     bytes: int
     version: str
     records: int
+    checksum: str = ""
+    cut_off_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
     """Everything a reader has to know of one segment.
 
+    number: the place of this commit among those of its segment, of which a new snapshot shows the last
+    supersedes: the names of the commits before it
     chunks: for each row group that the tables share, the camera number of each row of `image`: "1212" is two
     frames of FRONT and FRONT_LEFT
     """
@@ -62,15 +70,32 @@ class Commit:
     quarantined: int
     chunks: tuple[str, ...]
     files: dict[str, DataFile]
+    number: int = 0
+    supersedes: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def name(self) -> str:
+        """The name of the commit itself, relative to the lake."""
+        return commit_name(self.split, self.segment, self.number)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every source ended where a record ends."""
+        return all(source.cut_off_at is None for source in self.sources)
 
     def file_name(self, table: str) -> str:
         """Return the name of the segment's file of `table`, relative to the lake."""
         return data_file_name(self.split, table, self.segment, self.attempt)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the commit as JSON values."""
-        return asdict(self)
+        """Return the commit as JSON values, without defaults that an older version of the code does not know."""
+        values = asdict(self)
+        for part, defaults in ((values, _COMMIT_DEFAULTS), *((each, _SOURCE_DEFAULTS) for each in values["sources"])):
+            for name, default in defaults.items():
+                if part[name] == default:
+                    del part[name]
+        return values
 
     @staticmethod
     def from_json(values: dict[str, Any], where: str) -> Commit:
@@ -85,6 +110,7 @@ class Commit:
                     **values,
                     "cameras": tuple(values["cameras"]),
                     "chunks": tuple(values["chunks"]),
+                    "supersedes": tuple(values.get("supersedes", ())),
                     "sources": tuple(SourceFile(**source) for source in values["sources"]),
                     "files": {table: DataFile(**file) for table, file in values["files"].items()},
                 }
@@ -92,10 +118,13 @@ class Commit:
             check_split_name(commit.split)
             check_segment_name(commit.segment)
             is_attempt = ATTEMPT.fullmatch(commit.attempt)
+            is_numbered = isinstance(commit.number, int) and commit.number >= 0
+            earlier = re.compile(re.escape(f"_commits/{commit.split}/{commit.segment}") + r"(\.[0-9]+)?\.json")
+            is_numbered &= all(earlier.fullmatch(name) for name in commit.supersedes)
         except (KeyError, TypeError, AttributeError, FrameError, LakeError) as error:
             raise LakeError(f"{where}: not a commit of this lake: {error}") from error
-        if not is_attempt or set(commit.files) != set(TABLES):
-            raise LakeError(f"{where}: not a commit of this lake: bad attempt or tables")
+        if not is_attempt or not is_numbered or set(commit.files) != set(TABLES):
+            raise LakeError(f"{where}: not a commit of this lake: bad attempt, number or tables")
         return commit
 
 
@@ -120,9 +149,9 @@ def data_file_name(split: str, table: str, segment: str, attempt: str) -> str:
     return f"{split}/{table}/{segment}-{attempt}.parquet"
 
 
-def commit_name(split: str, segment: str) -> str:
+def commit_name(split: str, segment: str, number: int = 0) -> str:
     """Return the name of a segment's commit relative to its lake."""
-    return f"_commits/{split}/{segment}.json"
+    return f"_commits/{split}/{segment}{f'.{number}' if number else ''}.json"
 
 
 def load_json(data: bytes, where: str) -> dict[str, Any]:

@@ -6,15 +6,18 @@ Where tasks run is given: on a Ray cluster (`datalake.ray_tasks`) or in processe
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datalake.build import BuildConfig, SegmentReport, build_segment
 from datalake.commit import Commit, check_split_name, commit_name
-from datalake.lake import list_commits, prepare_lake, publish_snapshot, read_commits
+from datalake.lake import list_commits, newest_commits, prepare_lake, publish_snapshot, read_commits
 from datalake.plan import SegmentPlan, SourceIndex, index_source, list_sources, plan_segments
 from datalake.ray_tasks import run_on_ray
+from datalake.revision import file_name, is_built, obstacle
 from datalake.store import Store
 from datalake.vacuum import GRACE_S, vacuum
 
@@ -62,6 +65,8 @@ def build_lake(
 ) -> BuildReport:
     """Build every segment of `sources` that the lake does not have, and publish a snapshot.
 
+    Of a segment that it has, but not as the sources are now, a new build supersedes the old.
+
     index, build: what a task does with a source, and with a segment
     run: where the tasks run; on Ray, which must be initialised then, or in processes
 
@@ -74,27 +79,43 @@ def build_lake(
     report = BuildReport()
     plans = plan_segments(_index(list_sources(sources), index, run, report, notify))
     unread = list(report.failures)
-    committed = {commit.segment: commit for commit in read_commits(store, list_commits(store, config.split))}
+    if not config.allow_truncated:
+        unread += sorted({source.uri for plan in plans for source in plan.sources if source.cut_off_at is not None})
+    listed = list_commits(store, config.split)
+    commits: dict[str, list[Commit]] = defaultdict(list)
+    for commit in read_commits(store, listed):
+        commits[commit.segment].append(commit)
     todo = []
     for plan in plans:
-        if plan.segment not in committed:
-            if source := _may_hold_more(plan, unread):
-                report.failures[plan.segment] = (
-                    f"is held back: {source} cannot be read and may hold some of its records; mend it, or leave it out"
-                )
+        earlier = commits[plan.segment]
+        (newest,) = newest_commits(earlier) or (None,)
+        reads_all = all(source.uri not in unread for source in plan.sources)
+        if newest is not None and reads_all and is_built(plan, newest):
+            if reason := obstacle(plan, newest, config.cameras):
+                report.failures[plan.segment] = reason
             else:
-                todo.append(plan)
-        elif reason := _differs(plan, committed[plan.segment], config):
+                report.skipped.append(plan.segment)
+        elif reads_all and (source := _may_hold_more(plan, unread)):
+            report.failures[plan.segment] = (
+                f"is held back: {source} cannot be read to its end and may hold some of its records;"
+                " mend it, or leave it out"
+            )
+        elif newest is not None and (reason := obstacle(plan, newest, config.cameras)):
             report.failures[plan.segment] = reason
         else:
-            report.skipped.append(plan.segment)
+            # Names of commits may be taken by segments that are called like them.
+            number = next(n for n in itertools.count() if commit_name(config.split, plan.segment, n) not in listed)
+            todo.append(replace(plan, number=number, supersedes=tuple(commit.name for commit in earlier)))
     _build([(plan, (plan, store.url, config)) for plan in todo], build, run, report, notify)
-    lost = [one.segment for one in report.segments if one.outcome == "present"]
     planned = {plan.segment: plan for plan in todo}
+    lost = [planned[one.segment] for one in report.segments if one.outcome == "present"]
     # Somebody else was faster, perhaps with other files.
-    for commit in read_commits(store, [commit_name(config.split, segment) for segment in lost]):
-        if reason := _differs(planned[commit.segment], commit, config):
-            report.failures[commit.segment] = reason
+    winners = read_commits(store, [commit_name(config.split, plan.segment, plan.number) for plan in lost])
+    for plan, winner in zip(lost, winners, strict=True):
+        if reason := obstacle(plan, winner, config.cameras):
+            report.failures[plan.segment] = reason
+        elif winner.segment != plan.segment or not is_built(plan, winner):
+            report.failures[plan.segment] = "was committed by another build meanwhile; run the same command again"
     report.swept = len(vacuum(store, config.split, grace_s))
     report.snapshot = publish_snapshot(store)
     return report
@@ -137,36 +158,14 @@ def _build(
 
 
 def _may_hold_more(plan: SegmentPlan, unread: Sequence[str]) -> str | None:
-    """Return a source that could not be read and may hold records of the segment; None: none does.
+    """Return a source that could not be read whole and may hold records of the segment; None: none does.
 
     Waymo's files are called after their one segment. Where a segment's are, another file may hold more of it only if it
-    is called after it, too. A commit never changes: a part of a segment would stay one.
+    is called after it, too.
     """
-    if all(plan.segment in _file_name(source.uri) for source in plan.sources):
-        unread = [uri for uri in unread if plan.segment in _file_name(uri)]
+    if all(plan.segment in file_name(source.uri) for source in plan.sources):
+        unread = [uri for uri in unread if plan.segment in file_name(uri)]
     return unread[0] if unread else None
-
-
-def _file_name(uri: str) -> str:
-    return uri.rsplit("/", 1)[-1]
-
-
-def _differs(plan: SegmentPlan, commit: Commit, config: BuildConfig) -> str:
-    """Return why a committed segment is not what these sources and settings would give, or nothing."""
-    planned = sorted((source.bytes, source.records) for source in plan.sources)
-    present = sorted((source.bytes, source.records) for source in commit.sources)
-    if planned != present:
-        return (
-            f"is in the lake already, built from other files ({_total(present)} records in {len(present)} files,"
-            f" here {_total(planned)} in {len(planned)}); build all of its files into a new lake or split"
-        )
-    if commit.cameras != config.cameras:
-        return f"is in the lake already with cameras {', '.join(commit.cameras)}; use these, or another split"
-    return ""
-
-
-def _total(sources: list[tuple[int, int]]) -> int:
-    return sum(records for _, records in sources)
 
 
 def _one_line(error: BaseException) -> str:

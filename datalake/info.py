@@ -32,6 +32,9 @@ def print_info(lake: Lake, console: Console) -> None:
         console.print(table)
         frames, points = sum(commit.frames for commit in commits), sum(commit.points for commit in commits)
         console.print(f"{len(commits):,} segments, {frames:,} frames, {points:,} points", highlight=False)
+        if incomplete := [commit.segment for commit in commits if not commit.is_complete]:
+            told = f"{len(incomplete):,} of them of sources that end inside a record (first: {incomplete[0]})"
+            console.print(told, highlight=False)
         _print_labels(lake, split, console)
 
 

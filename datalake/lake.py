@@ -2,8 +2,10 @@
 
     <lake>/_lake.json                            how this lake stores points, and its schema version
     <lake>/_commits/<split>/<segment>.json       created only if absent: the commit of one segment
+    <lake>/_commits/<split>/<segment>.<n>.json   likewise, n = 1, 2, …: a later one, which supersedes those before
     <lake>/_snapshots/<n>.json                   created only if absent: the frozen list of commits, n = 1, 2, …
     <lake>/<split>/<table>/<segment>-<attempt>.parquet
+    <lake>/_attempts/…                           see `datalake.attempt`
 
 A reader opens one snapshot and never lists. Nothing that a snapshot names is ever changed.
 """
@@ -20,10 +22,10 @@ from typing import Any
 import pyarrow.dataset as ds
 
 from datalake.cache import RangeCache
-from datalake.commit import Commit, LakeError, check_schema_version, commit_name, load_json
+from datalake.commit import Commit, LakeError, check_schema_version, load_json
 from datalake.ranges import RangeReader, file_system
 from datalake.schema import POINT_MODES, SCHEMA_VERSION, TABLES, PointMode
-from datalake.store import Store
+from datalake.store import Store, is_temporary
 
 _FORMAT = "_lake.json"
 # Commits are small objects behind a round trip each; this many are under way at once.
@@ -106,9 +108,7 @@ def open_lake(url: str, snapshot: int | None = None, cache: RangeCache | None = 
     Raises LakeError where there is no lake, no such snapshot, or one of another schema version.
     """
     store = Store(url)
-    points_mode = read_points_mode(store)
-    if points_mode is None:
-        raise LakeError(f"{store.url}: no lake here (no {_FORMAT}); build one with pipelines/build_lake.py")
+    points_mode = check_lake(store)
     number = newest_snapshot(store) if snapshot is None else snapshot
     if number == 0:
         raise LakeError(f"{store.url}: the lake has no snapshot yet; finish a build with pipelines/build_lake.py")
@@ -116,16 +116,34 @@ def open_lake(url: str, snapshot: int | None = None, cache: RangeCache | None = 
 
 
 def prepare_lake(store: Store, points_mode: PointMode) -> None:
-    """Make `store` a lake whose points are stored in `points_mode`, or check that it is one already."""
-    values = {"schema_version": SCHEMA_VERSION, "points_mode": points_mode}
-    if store.create(_FORMAT, _dump(values)):
-        return
+    """Make `store` a lake whose points are stored in `points_mode`, or check that it is one already.
+
+    Raises LakeError where it is neither empty nor such a lake: what is there is somebody's, who keeps it to himself.
+    """
     found = read_points_mode(store)
+    if found is None:
+        others = [name for name in store.entries() if not is_temporary(name)]
+        # Another builder may have begun meanwhile: it makes this object before any other.
+        if others and read_points_mode(store) is None:
+            names = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")
+            raise LakeError(f"{store.url}: holds {names} but no lake (no {_FORMAT}); give an empty or a new folder")
+        values = {"schema_version": SCHEMA_VERSION, "points_mode": points_mode}
+        if store.create(_FORMAT, _dump(values)):
+            return
+        found = read_points_mode(store)
     if found != points_mode:
         raise LakeError(
             f"{store.url}: this lake stores points {found}, not {points_mode}; build into another lake,"
             f" or with --points {found}"
         )
+
+
+def check_lake(store: Store) -> PointMode:
+    """Return how the lake stores points; raises LakeError where there is no lake."""
+    points_mode = read_points_mode(store)
+    if points_mode is None:
+        raise LakeError(f"{store.url}: no lake here (no {_FORMAT}); build one with pipelines/build_lake.py")
+    return points_mode
 
 
 def read_points_mode(store: Store) -> PointMode | None:
@@ -158,7 +176,7 @@ def newest_snapshot(store: Store) -> int:
 
 
 def publish_snapshot(store: Store) -> int:
-    """Freeze the commits as they are now into the next snapshot; return the number of the one that has them.
+    """Freeze the newest commit of each segment into the next snapshot; return the number of the one that has them.
 
     With nothing new since the last snapshot, that one is returned. Where another builder publishes first, its
     snapshot is looked at, and the next number tried. Raises LakeError where commits of the last one are not listed.
@@ -166,19 +184,20 @@ def publish_snapshot(store: Store) -> int:
     while True:
         number = newest_snapshot(store)
         known = _read_snapshot(store, number) if number else ()
-        by_name = {commit_name(commit.split, commit.segment): commit for commit in known}
+        by_name = {commit.name: commit for commit in known}
         listed = list_commits(store)
         check_listing(store, number, by_name, listed)
-        if set(listed) == set(by_name):
+        # Commits never change, so those of the last snapshot need not be read again, nor those that they supersede.
+        old = {*by_name, *(name for commit in known for name in commit.supersedes)}
+        fresh = read_commits(store, [name for name in listed if name not in old])
+        if not fresh:
             return number
-        # Commits never change, so those of the last snapshot need not be read again.
-        fresh = [name for name in listed if name not in by_name]
-        by_name.update(zip(fresh, read_commits(store, fresh), strict=True))
+        newest = newest_commits([*known, *fresh])
         values = {
             "schema_version": SCHEMA_VERSION,
             "number": number + 1,
             "created_at": now(),
-            "commits": [by_name[name].to_json() for name in sorted(listed)],
+            "commits": [commit.to_json() for commit in sorted(newest, key=lambda commit: commit.name)],
         }
         if store.create(_snapshot_name(number + 1), _dump(values)):
             return number + 1
@@ -188,7 +207,7 @@ def commits_of_newest_snapshot(store: Store, split: str) -> tuple[int, list[str]
     """Return the newest snapshot's number, 0 where there is none, and the names of its commits of a split."""
     number = newest_snapshot(store)
     known = _read_snapshot(store, number) if number else ()
-    return number, [commit_name(commit.split, commit.segment) for commit in known if commit.split == split]
+    return number, [commit.name for commit in known if commit.split == split]
 
 
 def check_listing(store: Store, snapshot: int, known: Iterable[str], listed: Iterable[str]) -> None:
@@ -216,7 +235,7 @@ def read_commits(store: Store, names: Sequence[str]) -> list[Commit]:
     def read(name: str) -> Commit:
         where = f"{store.url}/{name}"
         commit = Commit.from_json(load_json(store.read(name), where), where)
-        if commit_name(commit.split, commit.segment) != name:
+        if commit.name != name:
             raise LakeError(f"{where}: is the commit of {commit.split}/{commit.segment}, under another name")
         return commit
 
@@ -224,9 +243,17 @@ def read_commits(store: Store, names: Sequence[str]) -> list[Commit]:
         return list(pool.map(read, names))
 
 
+def newest_commits(commits: Iterable[Commit]) -> list[Commit]:
+    """Return of each segment the commit that supersedes the others."""
+    newest: dict[tuple[str, str], Commit] = {}
+    for commit in sorted(commits, key=lambda commit: commit.number):
+        newest[commit.split, commit.segment] = commit
+    return list(newest.values())
+
+
 def write_commit(store: Store, commit: Commit) -> bool:
     """Commit a segment; return False where another attempt already did."""
-    return store.create(commit_name(commit.split, commit.segment), _dump(commit.to_json()))
+    return store.create(commit.name, _dump(commit.to_json()))
 
 
 def now() -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import fsspec
+import google_crc32c
 from google.protobuf.message import DecodeError
 
 from datalake.commit import LakeError, SourceFile
@@ -44,23 +45,34 @@ class BadRecord:
 
 @dataclass(frozen=True, slots=True)
 class SourceIndex:
-    """The records of one source file by segment, and what could not be read, by the neighbouring segment."""
+    """The records of one source file by segment, and what could not be read, by the neighbouring segment.
+
+    checksums: of each segment's records, as in `SourceFile`
+    cut_off_at: where the record begins inside which the file ends; None for a file that ends behind a record
+    """
 
     uri: str
     bytes: int
     version: str
     records: dict[str, list[RecordRef]]
     bad: dict[str, list[BadRecord]]
+    checksums: dict[str, str] = field(default_factory=dict)
+    cut_off_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentPlan:
-    """All that one segment is built from: records by time, unreadable neighbours, and the files they lie in."""
+    """All that one segment is built from: records by time, unreadable neighbours, and the files they lie in.
+
+    number, supersedes: as in `Commit`, of the commit that is to be made
+    """
 
     segment: str
     records: tuple[RecordRef, ...]
     bad: tuple[BadRecord, ...]
     sources: tuple[SourceFile, ...]
+    number: int = 0
+    supersedes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -118,12 +130,17 @@ def index_source(uri: str) -> SourceIndex:
     if info.get("type") == "directory":
         raise LakeError(f"{uri}: is a folder; name its files, for example {uri.rstrip('/')}/*.tfrecord")
     segments = _Segments()
+    checksums: dict[str, int] = defaultdict(int)
+    cut_off_at = None
     with RecordFile(uri) as file:
         for found in file.slots():
             if isinstance(found, Gap):
                 bad = BadRecord(uri, found.index, found.offset, found.length, "RecordError", found.reason)
                 segments.add_bad(bad)
+                if found.cut_off:
+                    cut_off_at = found.offset
                 continue
+            stated = file.stated_checksum(found)
             try:
                 segment, timestamp_us = _identify(file, found, segments.current)
             except (FrameError, RecordError) as error:
@@ -132,11 +149,20 @@ def index_source(uri: str) -> SourceIndex:
                 segments.add_bad(bad)
                 continue
             segments.add(segment, RecordRef(uri, found, timestamp_us))
+            checksums[segment] = google_crc32c.extend(checksums[segment], stated)
         size = file.size
     if not segments.records:
         reason = f"the first at byte 0: {segments.early[0].message}" if segments.early else "it is empty"
         raise LakeError(f"{uri}: no record of a Waymo segment in {size} bytes ({reason})")
-    return SourceIndex(uri, size, _version(info), dict(segments.records), dict(segments.bad))
+    return SourceIndex(
+        uri,
+        size,
+        _version(info),
+        dict(segments.records),
+        dict(segments.bad),
+        {segment: f"{checksum:08x}" for segment, checksum in checksums.items()},
+        cut_off_at,
+    )
 
 
 def plan_segments(indexes: Iterable[SourceIndex]) -> list[SegmentPlan]:
@@ -148,7 +174,9 @@ def plan_segments(indexes: Iterable[SourceIndex]) -> list[SegmentPlan]:
         for segment, found in index.records.items():
             records[segment] += found
             bad[segment] += index.bad.get(segment, [])
-            sources[segment].append(SourceFile(index.uri, index.bytes, index.version, len(found)))
+            checksum = index.checksums.get(segment, "")
+            source = SourceFile(index.uri, index.bytes, index.version, len(found), checksum, index.cut_off_at)
+            sources[segment].append(source)
     return [
         SegmentPlan(
             segment,

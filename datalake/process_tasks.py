@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-from datalake.attempt import attempt
+from datalake.task import attempt
 
 Item = TypeVar("Item")
 

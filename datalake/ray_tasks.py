@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from datalake.attempt import attempt
+from datalake.task import attempt
 
 Item = TypeVar("Item")
 

@@ -1,6 +1,7 @@
 """A table that is added to a lake after its build, segment by segment: what somebody computed from its pictures.
 
-    <lake>/_side/<table>/<split>/<segment>.json   created only if absent: the commit of the table's part for a segment
+    <lake>/_side/<table>/<split>/<segment>.json   created only if absent: the commit of the table's part for a segment;
+                                                  `.<n>.json` for the segment's commit number n
     <lake>/<split>/<table>/<segment>-<attempt>.parquet
 
 It has one row for each row of `image`, and its row groups are in step with that table's chunks. As in the rest of the
@@ -12,10 +13,10 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from datalake.attempt import begin_attempt, end_attempt
 from datalake.commit import (
     ATTEMPT,
     Commit,
@@ -223,8 +225,9 @@ def write_side_segment(
     Raises LakeError where the groups are not in step with the segment, or the other attempt was of another origin.
     Whatever happens, the lake has all of the part or none.
     """
-    attempt = uuid.uuid4().hex[:16]
-    name = data_file_name(base.split, origin.table, base.segment, attempt)
+    commit_object = _commit_name(origin.table, base)
+    attempt = begin_attempt(store, base.split, base.segment, [origin.table], commit_object)
+    name = attempt.file_names[origin.table]
     sink = store.sink(name)
     paths = {field.name: _leaf(field) for field in schema}
     # Numbers with a fraction hardly repeat: a dictionary is lost on them, equal high bytes side by side are not.
@@ -247,7 +250,7 @@ def write_side_segment(
             split=base.split,
             segment=base.segment,
             base_attempt=base.attempt,
-            attempt=attempt,
+            attempt=attempt.attempt,
             created_at=now(),
             origin=origin,
             file=DataFile(rows, sink.size, sink.sha256),
@@ -255,13 +258,17 @@ def write_side_segment(
         content = json.dumps(commit.to_json(), separators=(",", ":")).encode() + b"\n"
         # Until it is known that the commit does not exist its file must stay; a vacuum sweeps it then.
         keep = True
-        won = keep = store.create(_commit_name(origin.table, base.split, base.segment), content)
+        won = keep = store.create(commit_object, content)
     finally:
         if not keep:
             sink.discard()
             writer.close()
             store.delete(name)
+            end_attempt(store, attempt)
     if won:
+        # A record that stays would be swept; it must not make a failure of a part that is committed.
+        with suppress(OSError):
+            end_attempt(store, attempt)
         return commit
     (winner,) = read_side_commits(store, origin.table, [base])
     if winner is not None:
@@ -273,7 +280,7 @@ def read_side_commits(store: Store, table: str, bases: Sequence[Commit]) -> list
     """Return the commit of the table's part for each segment, None where there is none."""
 
     def read(base: Commit) -> SideCommit | None:
-        name = _commit_name(table, base.split, base.segment)
+        name = _commit_name(table, base)
         where = f"{store.url}/{name}"
         try:
             commit = SideCommit.from_json(load_json(store.read(name), where), where)
@@ -288,9 +295,9 @@ def read_side_commits(store: Store, table: str, bases: Sequence[Commit]) -> list
         return list(pool.map(read, bases))
 
 
-def list_side_tables(store: Store, folder: str = _FOLDER) -> list[str]:
-    """Return the names of the side tables that have a commit or, below the folder of a split, a file."""
-    return [name for name in store.folders(folder) if _TABLE_NAME.fullmatch(name)]
+def list_side_tables(store: Store) -> list[str]:
+    """Return the names of the side tables that have a commit."""
+    return [name for name in store.folders(_FOLDER) if _TABLE_NAME.fullmatch(name)]
 
 
 def side_commits_folder(table: str, split: str) -> str:
@@ -298,8 +305,8 @@ def side_commits_folder(table: str, split: str) -> str:
     return f"{_FOLDER}/{table}/{split}"
 
 
-def _commit_name(table: str, split: str, segment: str) -> str:
-    return f"{side_commits_folder(table, split)}/{segment}.json"
+def _commit_name(table: str, base: Commit) -> str:
+    return f"{side_commits_folder(table, base.split)}/{base.name.rsplit('/', 1)[-1]}"
 
 
 def _check_table_name(table: str) -> None:

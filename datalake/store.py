@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,7 @@ _CLIENT_ATTEMPTS = 5
 # s3fs would keep ten, fewer than a loader has reads in flight.
 _CONNECTIONS = 64
 _EXCLUSIVE = {"s3", "s3a", "gs", "gcs", "memory"}
+_TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.json\.[0-9a-f]{32}\.tmp")
 
 
 class UnknownOutcomeError(StoreError):
@@ -188,6 +190,25 @@ class Store:
         """Return the size of object `name` in bytes; raises FileNotFoundError."""
         return int(self._ask(lambda: self.fs.size(self.path(name)), "read", name))
 
+    def age(self, name: str) -> float | None:
+        """Return how many seconds ago object `name` was last written, None where there is none."""
+        try:
+            info = self._ask(lambda: self.fs.info(self.path(name)), "read", name)
+        except FileNotFoundError:
+            return None
+        return time.time() - _modified(info)
+
+    def is_linked(self, name: str) -> bool:
+        """Return whether object `name`, or a folder on the way to it from the root, is a symbolic link.
+
+        What it stands for may lie outside of this store, and be somebody else's.
+        """
+        if not self.is_local:
+            return False
+        path = Path(self.path(name))
+        below_root = [path, *list(path.parents)[: name.count("/")]]
+        return any(each.is_symlink() for each in below_root)
+
     def delete(self, name: str) -> None:
         """Delete object `name`; one that is gone already is fine."""
         try:
@@ -209,13 +230,21 @@ class Store:
 
     def folders(self, folder: str = "") -> list[str]:
         """Return the names of the folders directly below `folder`, or below the root."""
+        return [name for name, kind in self._entries(folder) if kind == "directory"]
+
+    def entries(self) -> list[str]:
+        """Return the names of all that lies directly below the root, folders included."""
+        return [name for name, _ in self._entries("")]
+
+    def _entries(self, folder: str) -> list[tuple[str, str]]:
         path = self.path(folder) if folder else self.root
         try:
-            entries = self._ask_once(lambda: self._patient_fs.ls(path, detail=True), "list", folder)
+            found = self._ask_once(lambda: self._patient_fs.ls(path, detail=True), "list", folder)
         except FileNotFoundError:
             return []
-        names = [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory"]
-        return sorted(names)
+        # Some tools leave an object of no bytes in the folder's own name.
+        paths = [(entry["name"].rstrip("/"), entry["type"]) for entry in found]
+        return sorted((name.rsplit("/", 1)[-1], kind) for name, kind in paths if self.is_local or name != path)
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """Yield the bytes of object `name` in blocks of a few MB."""
@@ -392,6 +421,11 @@ def _file_system(url: str, attempts: int) -> tuple[Any, str]:
     return fs, path
 
 
+def is_temporary(name: str) -> bool:
+    """Return whether a file's name is one that `create` takes on a local disk for a JSON object that is still to be."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def _is_whole(piece: Range, answer: Any) -> bool:
     return not isinstance(answer, Exception) and len(answer) == piece.stop - piece.start
 
@@ -414,6 +448,7 @@ def _list_local(folder: Path, now: float) -> dict[Path, float]:
 
 def _create_local(path: Path, data: bytes) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
+    # As `is_temporary` knows it.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as stream:

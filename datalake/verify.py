@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 
-from datalake.commit import Commit, DataFile, LakeError, commit_name
+from datalake.commit import Commit, DataFile, LakeError
 from datalake.lake import Lake, read_commits
 from datalake.ranges import RangeReader, open_parquet
 from datalake.schema import TABLES
@@ -31,7 +31,7 @@ def verify(lake: Lake) -> Iterator[tuple[Commit, list[str]]]:
 
 def _problems(lake: Lake, commit: Commit) -> Iterator[str]:
     store = lake.store
-    name = commit_name(commit.split, commit.segment)
+    name = commit.name
     try:
         if read_commits(store, [name])[0] != commit:
             yield f"{store.url}/{name}: differs from snapshot {lake.snapshot}"

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datalake.commit import DataFile, data_file_name
+from datalake.attempt import Attempt, end_attempt
+from datalake.commit import DataFile
 from datalake.schema import TABLES
 from datalake.store import Sink, Store
 from datalake.waymo.frame import CAMERAS
@@ -53,9 +54,9 @@ class SegmentWriter:
     exception inside the `with` block gives them up.
     """
 
-    def __init__(self, store: Store, split: str, segment: str, attempt: str) -> None:
+    def __init__(self, store: Store, attempt: Attempt) -> None:
         self._store = store
-        self._names = {table: data_file_name(split, table, segment, attempt) for table in TABLES}
+        self._attempt = attempt
         self._sinks: dict[str, Sink] = {}
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._rows = dict.fromkeys(TABLES, 0)
@@ -102,17 +103,18 @@ class SegmentWriter:
         self._kept = True
 
     def discard(self) -> None:
-        """Close and delete every file."""
+        """Close and delete every file, and end the attempt."""
         for table, sink in self._sinks.items():
             sink.discard()
             if table in self._writers:
                 self._writers[table].close()
-            self._store.delete(self._names[table])
+            self._store.delete(self._attempt.file_names[table])
+        end_attempt(self._store, self._attempt)
 
     def _open(self, table: str) -> None:
         schema, encodings = TABLES[table], _ENCODINGS.get(table, {})
         paths = {name: _leaf(schema.field(name)) for name in schema.names}
-        self._sinks[table] = self._store.sink(self._names[table])
+        self._sinks[table] = self._store.sink(self._attempt.file_names[table])
         self._writers[table] = pq.ParquetWriter(
             self._sinks[table],
             schema,

@@ -49,6 +49,8 @@ class BuildLake:
     points: PointMode = "quantised"
     # A segment fails when a larger share of its records is quarantined, whole or in part.
     max_quarantined: float = 0.1
+    # Build segments also of files that end inside a record, such as downloads that broke off.
+    allow_truncated: bool = False
     # Unreferenced files younger than this many hours may belong to a running build, and are kept.
     grace_hours: float = 24.0
     # Build in processes of this machine, one for each CPU, without Ray.
@@ -68,6 +70,7 @@ def run(config: BuildLake, console: Console) -> int:
         cameras=tuple(camera for camera in ALL_CAMERAS if camera in config.cameras),
         points=config.points,
         max_quarantined=config.max_quarantined,
+        allow_truncated=config.allow_truncated,
     )
     with nullcontext() if config.local else cluster(), ProgressBar(console) as bar:
         report = build_lake(
@@ -109,6 +112,10 @@ def summary(report: BuildReport, wall_s: float) -> Table:
     present = len(report.skipped) + sum(segment.outcome == "present" for segment in report.segments)
     table = Table(title=f"snapshot {report.snapshot}", show_header=False, title_justify="left")
     table.add_row("segments", f"{len(built):,} committed, {present:,} there before, {len(report.failures):,} failed")
+    if superseding := sum(segment.superseding for segment in built):
+        table.add_row("superseding", f"{superseding:,} segments that were there before, of sources that have changed")
+    if incomplete := sum(segment.incomplete for segment in built):
+        table.add_row("incomplete", f"{incomplete:,} segments of sources that end inside a record")
     table.add_row("frames", f"{frames:,} in {wall_s:,.1f} s ({frames / wall_s:,.1f} frames/s)")
     table.add_row("points", f"{points:,}")
     table.add_row("bytes in", f"{bytes_in:,}")

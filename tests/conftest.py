@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import threading
 import uuid
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from datalake.lake import Lake
+from datalake.lake import Lake, open_lake
 from datalake.synthetic import DriveConfig, write_drives
 from tests.drives import DRIVE_CAMERAS, DRIVE_FRAMES, DRIVE_SEGMENTS, build_drives
 
@@ -117,6 +118,7 @@ def drive_lake(drive_sources: list[str], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-def own_lake(drive_sources: list[str], tmp_path: Path) -> Lake:
+def own_lake(drive_lake: Lake, tmp_path: Path) -> Lake:
     """The same lake, for one test to damage."""
-    return build_drives(drive_sources, str(tmp_path / "lake"))
+    shutil.copytree(drive_lake.store.root, tmp_path / "lake")
+    return open_lake(str(tmp_path / "lake"))

@@ -14,7 +14,7 @@ from datalake.store import Store
 from tests.frames import write_frames
 
 # Tests of bad input want to see every row, not a failed segment.
-LENIENT = BuildConfig(max_quarantined=1.0)
+LENIENT = BuildConfig(max_quarantined=1.0, allow_truncated=True)
 
 
 @dataclass(frozen=True)

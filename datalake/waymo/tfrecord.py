@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import google_crc32c
@@ -48,12 +48,23 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A stretch of `length` bytes from `offset` in which no record can be read, and why."""
+    """A stretch of `length` bytes from `offset` in which no record can be read, and why.
+
+    cut_off: the file ends inside a record that begins here: what is missing was never written, or never arrived
+    """
 
     index: int
     offset: int
     length: int
     reason: str
+    cut_off: bool = False
+
+
+class _Damage(NamedTuple):
+    """Why there is no record at an offset, and whether that is because the file ends."""
+
+    reason: str
+    cut_off: bool = False
 
 
 def masked_crc32c(data: bytes) -> int:
@@ -123,6 +134,13 @@ class RecordFile:
             raise RecordError(f"payload of {slot.length} bytes fails its CRC32C")
         return payload
 
+    def stated_checksum(self, slot: Slot) -> bytes:
+        """Return the checksum that a record states of its payload, as its four bytes; the payload is not read.
+
+        Right behind `slots` has given the slot it costs no request, but for the last of a file.
+        """
+        return self.read_range(slot.end - FOOTER_BYTES, FOOTER_BYTES)
+
     def slots(self) -> Iterator[Slot | Gap]:
         """Walk the file: a `Slot` for each record whose header is intact, a `Gap` for what lies between.
 
@@ -134,30 +152,32 @@ class RecordFile:
         while offset < self.size:
             found = self._slot_at(index, offset)
             if isinstance(found, Slot) and not self._follows(found.end) and not self._is_sound(found):
-                found = "record is shorter than its stated length, or fails its CRC32C before a damaged record"
+                found = _Damage("record is shorter than its stated length, or fails its CRC32C before a damaged record")
             if isinstance(found, Slot):
                 yield found
                 offset = found.end
             else:
                 start, offset = offset, self._next_header(offset + 1)
-                yield Gap(index, start, offset - start, found)
+                yield Gap(index, start, offset - start, found.reason, found.cut_off and offset == self.size)
             index += 1
 
-    def _slot_at(self, index: int, offset: int) -> Slot | str:
+    def _slot_at(self, index: int, offset: int) -> Slot | _Damage:
         """Return the slot whose header stands at `offset`, or why there is none."""
-        if all(at != offset for at, _ in self._peeks):
-            self._peeks.append((offset, self.read_range(offset, HEADER_BYTES + PEEK_BYTES)))
+        # With it comes the footer of the record before.
+        start = max(0, offset - FOOTER_BYTES)
+        if all(at != start for at, _ in self._peeks):
+            self._peeks.append((start, self.read_range(start, offset - start + HEADER_BYTES + PEEK_BYTES)))
         header = self.read_range(offset, HEADER_BYTES)
         if len(header) < HEADER_BYTES:
-            return f"file ends inside a record header ({len(header)} of {HEADER_BYTES} bytes)"
+            return _Damage(f"file ends inside a record header ({len(header)} of {HEADER_BYTES} bytes)", cut_off=True)
         length, expected = struct.unpack("<QI", header)
         if masked_crc32c(header[:8]) != expected:
-            return "record length fails its CRC32C"
+            return _Damage("record length fails its CRC32C")
         if length > MAX_PAYLOAD_BYTES:
-            return f"record claims {length} bytes, more than the {MAX_PAYLOAD_BYTES} that any frame can have"
+            return _Damage(f"record claims {length} bytes, more than the {MAX_PAYLOAD_BYTES} that any frame can have")
         slot = Slot(index, offset, length)
         if slot.end > self.size:
-            return f"record of {length} bytes is cut off by the end of the file"
+            return _Damage(f"record of {length} bytes is cut off by the end of the file", cut_off=True)
         return slot
 
     def _follows(self, offset: int) -> bool:

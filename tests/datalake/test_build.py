@@ -92,10 +92,24 @@ def test_flipped_bit_in_a_record_quarantines_it_alone(tmp_path: Path, position: 
     assert "CRC32C" in row["message"]
 
 
-def test_cut_file_quarantines_its_last_record(tmp_path: Path) -> None:
+def test_segment_of_a_file_that_ends_inside_a_record_is_not_committed(tmp_path: Path) -> None:
+    records = _records(3)
+    source = write_bytes(tmp_path / "source", b"".join(records)[:-100])
+    (plan,) = plan_files([source])
+    report = build_segment(plan, str(tmp_path / "lake"), BuildConfig(max_quarantined=1.0))
+    assert report.outcome == "failed"
+    at = len(records[0]) + len(records[1])
+    assert report.reason.startswith(f"{source} ends inside the record that begins at byte {at}, as a download does")
+    assert Store(str(tmp_path / "lake")).listing("_commits") == {}
+
+
+def test_cut_file_quarantines_its_last_record_where_that_is_allowed(tmp_path: Path) -> None:
     data = b"".join(_records(3))
     built = build_files(str(tmp_path / "lake"), [write_bytes(tmp_path / "source", data[:-100])])
     assert built.timestamps == _times(0, 1)
+    (commit,) = built.lake.commits
+    assert not commit.is_complete
+    assert commit.sources[0].cut_off_at == sum(len(record) for record in _records(2))
     ((scope, stage, message),) = built.faults
     assert (scope, stage) == ("record", "framing")
     assert "cut off" in message
@@ -331,15 +345,18 @@ def test_source_that_is_gone_is_an_os_error_and_leaves_nothing(tmp_path: Path) -
     assert Store(str(tmp_path / "lake")).listing("") == {}
 
 
-def test_source_that_was_cut_since_it_was_planned_is_quarantined(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["cut", "grown"])
+def test_segment_of_a_source_that_was_written_since_it_was_planned_is_not_committed(
+    tmp_path: Path, change: str
+) -> None:
     path = tmp_path / "source"
     source = write_frames(path, make_frames(3))
     (plan,) = plan_files([source])
-    path.write_bytes(path.read_bytes()[:-50])
-    store = Store(str(tmp_path / "lake"))
-    prepare_lake(store, "quantised")
-    report = build_segment(plan, store.url, LENIENT)
-    assert (report.outcome, report.frames, report.quarantined) == ("committed", 2, 1)
+    data = path.read_bytes()
+    path.write_bytes(data[:-50] if change == "cut" else data + _records(1)[0])
+    report = build_segment(plan, str(tmp_path / "lake"), LENIENT)
+    assert report.outcome == "failed"
+    assert f"and had {len(data)} when it was indexed: somebody is writing it" in report.reason
 
 
 @pytest.mark.parametrize("kind", ["disk", "s3"])

@@ -102,10 +102,22 @@ def test_a_damaged_file_counts_as_none_and_is_replaced(tmp_path: Path, damage: s
 def test_what_a_killed_process_left_is_swept_when_room_is_made(tmp_path: Path) -> None:
     cache = RangeCache(str(tmp_path), max_bytes=5_000)
     cache.put("a", content(1))
-    (tmp_path / "dead.tmp").write_bytes(bytes(4_000))
+    (tmp_path / f"{'0a' * 20}.tmp").write_bytes(bytes(4_000))
     for number in range(10):
         cache.put(str(number), content(number))
-    assert not (tmp_path / "dead.tmp").exists()
+    assert not (tmp_path / f"{'0a' * 20}.tmp").exists()
+
+
+def test_files_of_others_in_the_folder_are_never_deleted(tmp_path: Path) -> None:
+    others = [tmp_path / name for name in ("notes.tmp", "000001.jpg", f"{'0a' * 20}.jpg", "folder")]
+    for path in others[:-1]:
+        path.write_bytes(bytes(4_000))
+        os.utime(path, (0, 0))
+    others[-1].mkdir()
+    cache = RangeCache(str(tmp_path), max_bytes=5_000)
+    for number in range(10):
+        cache.put(str(number), content(number))
+    assert all(path.exists() for path in others)
 
 
 def test_a_lost_account_is_made_again(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,6 +36,39 @@ def test_commit_comes_back_from_its_json() -> None:
     assert Commit.from_json(_json(), "here") == COMMIT
 
 
+# As 09e13cd wrote it.
+OLD = {
+    "split": "train",
+    "segment": "segment_a",
+    "attempt": "0123456789abcdef",
+    "created_at": "2026-01-01T00:00:00+00:00",
+    "points_mode": "quantised",
+    "cameras": ["FRONT", "SIDE_LEFT"],
+    "sources": [{"uri": "file:///a.tfrecord", "bytes": 10, "version": "1.5", "records": 3}],
+    "frames": 3,
+    "points": 200,
+    "quarantined": 1,
+    "chunks": ["1414", "14"],
+    "files": {table: {"rows": 1, "bytes": 2, "sha256": "ab"} for table in TABLES},
+    "schema_version": 1,
+}
+
+
+def test_commit_of_before_there_were_later_ones_is_read() -> None:
+    assert Commit.from_json(OLD, "here") == COMMIT
+
+
+def test_commit_that_supersedes_nothing_is_one_that_the_code_before_reads() -> None:
+    assert _json() == OLD
+
+
+def test_superseding_commit_comes_back_from_its_json() -> None:
+    source = SourceFile("file:///a.tfrecord", 10, "1.5", 3, "00c0ffee", 7)
+    commit = replace(COMMIT, sources=(source,), number=2, supersedes=("_commits/train/segment_a.json",))
+    assert Commit.from_json(json.loads(json.dumps(commit.to_json())), "here") == commit
+    assert (commit.name, commit.is_complete) == ("_commits/train/segment_a.2.json", False)
+
+
 def test_file_name_has_split_table_segment_and_attempt() -> None:
     assert COMMIT.file_name("image") == "train/image/segment_a-0123456789abcdef.parquet"
 
@@ -64,6 +98,11 @@ def test_file_name_has_split_table_segment_and_attempt() -> None:
         ("sources", None),
         ("sources", [{"uri": "a"}]),
         ("chunks", None),
+        ("number", -1),
+        ("number", "1"),
+        ("supersedes", ["_commits/train/segment_b.json"]),
+        ("supersedes", ["_commits/train/../x.json"]),
+        ("supersedes", 1),
         ("unknown", 1),
     ],
     ids=str,

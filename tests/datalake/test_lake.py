@@ -192,6 +192,47 @@ def test_commit_under_the_name_of_another_segment_is_refused(tmp_path: Path) -> 
         publish_snapshot(store)
 
 
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A place where nothing is yet, on each kind of store."""
+    return Store(str(tmp_path / "place") if request.param == "disk" else request.getfixturevalue("s3_lake"))
+
+
+def test_a_place_that_holds_anything_else_is_no_target(place: Store) -> None:
+    place.write("train/image/000001.jpg", b"somebody's")
+    with pytest.raises(LakeError, match="holds train but no lake"):
+        prepare_lake(place, "quantised")
+    assert list(place.listing("")) == ["train/image/000001.jpg"]
+
+
+def test_a_place_beside_others_is_a_target(place: Store) -> None:
+    place.write("train/a", b"somebody's")
+    beside = Store(f"{place.url}/lake")
+    prepare_lake(beside, "quantised")
+    assert read_points_mode(beside) == "quantised"
+
+
+def test_an_empty_folder_is_a_target(tmp_path: Path) -> None:
+    prepare_lake(Store(str(tmp_path)), "quantised")
+    assert [path.name for path in tmp_path.iterdir()] == ["_lake.json"]
+
+
+def test_what_a_builder_left_that_was_killed_at_its_first_object_is_in_nobody_s_way(tmp_path: Path) -> None:
+    (tmp_path / f"._lake.json.{'0123456789abcdef' * 2}.tmp").write_bytes(b"{")
+    prepare_lake(Store(str(tmp_path)), "quantised")
+
+
+def test_a_lake_that_another_builder_begins_meanwhile_is_joined(tmp_path: Path) -> None:
+    class Overtaken(Store):
+        def entries(self) -> list[str]:
+            values = {"schema_version": SCHEMA_VERSION, "points_mode": "quantised"}
+            self.write("_lake.json", json.dumps(values).encode())
+            self.write("_attempts/train/a.json", b"{}")
+            return super().entries()
+
+    prepare_lake(Overtaken(str(tmp_path)), "quantised")
+
+
 def test_lake_keeps_the_way_it_stores_points(tmp_path: Path) -> None:
     store = _empty_lake(tmp_path)
     prepare_lake(store, "quantised")
@@ -252,8 +293,8 @@ def test_whole_lake_on_s3(s3_lake: str, tmp_path: Path) -> None:
 def test_source_on_s3_is_versioned_by_its_etag(s3_lake: str, tmp_path: Path) -> None:
     write_frames(tmp_path / "source.tfrecord", make_frames(1))
     store = Store(s3_lake)
+    prepare_lake(store, "quantised")
     store.write("sources/a.tfrecord", (tmp_path / "source.tfrecord").read_bytes())
     (plan,) = plan_files([f"{s3_lake}/sources/a.tfrecord"])
-    prepare_lake(store, "quantised")
     assert build_segment(plan, s3_lake, BuildConfig()).outcome == "committed"
     assert plan.sources[0].version == store.fs.info(store.path("sources/a.tfrecord"))["ETag"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from datalake.lake import Lake
+from tests.datalake.test_vacuum import leave_attempt
 from tests.drives import DRIVE_FRAMES, DRIVE_SEGMENTS
 
 
@@ -40,12 +42,23 @@ def test_verify_ends_with_1_where_a_file_is_damaged(own_lake: Lake) -> None:
 
 
 def test_vacuum_deletes_only_without_dry_run(own_lake: Lake) -> None:
-    left = Path(own_lake.store.path(f"train/image/{own_lake.commits[0].segment}-0123456789abcdef.parquet"))
-    left.write_bytes(b"left behind")
-    assert "1 files would be deleted" in datalake("vacuum", "--lake", own_lake.store.url, "--dry-run").stdout
-    assert left.exists()
-    assert "1 files deleted" in datalake("vacuum", "--lake", own_lake.store.url).stdout
-    assert not left.exists()
+    *files, _ = leave_attempt(own_lake, own_lake.commits[0].segment)
+    assert "2 files would be deleted" in datalake("vacuum", "--lake", own_lake.store.url, "--dry-run").stdout
+    assert all(path.exists() for path in files)
+    assert "2 files deleted" in datalake("vacuum", "--lake", own_lake.store.url).stdout
+    assert not any(path.exists() for path in files)
+
+
+def test_vacuum_of_a_folder_that_is_no_lake_is_refused_in_one_line(tmp_path: Path) -> None:
+    picture = tmp_path / "train/image/000001.jpg"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"somebody's")
+    os.utime(picture, (0, 0))
+    done = datalake("vacuum", "--lake", str(tmp_path))
+    assert done.returncode == 2
+    assert "no lake here" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert picture.read_bytes() == b"somebody's"
 
 
 def test_show_draws_the_frame_with_its_points_in_colour(drive_lake: Lake, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -17,7 +18,7 @@ import pytest
 from datalake.chunk import SegmentFiles
 from datalake.commit import Commit, LakeError
 from datalake.lake import Lake, open_lake
-from datalake.schema import IMAGE
+from datalake.schema import IMAGE, SCHEMA_VERSION
 from datalake.side_table import (
     Origin,
     SideCommit,
@@ -181,8 +182,12 @@ def test_rows_out_of_step_are_not_committed(lake: Lake) -> None:
 
 
 def test_a_file_whose_commit_may_exist_is_kept(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unanswered(_: Store, name: str, __: bytes) -> bool:
-        raise UnknownOutcomeError(name)
+    create = Store.create
+
+    def unanswered(store: Store, name: str, data: bytes) -> bool:
+        if name.startswith("_side/"):
+            raise UnknownOutcomeError(name)
+        return create(store, name, data)
 
     monkeypatch.setattr(Store, "create", unanswered)
     with pytest.raises(UnknownOutcomeError):
@@ -205,28 +210,62 @@ def test_a_commit_that_is_none_is_named(lake: Lake) -> None:
         read_side_commits(lake.store, TABLE, lake.commits)
 
 
+def test_a_superseding_build_of_a_segment_has_a_part_of_its_own(lake: Lake) -> None:
+    old = lake.commits[0]
+    new = replace(old, number=1, attempt="f" * 16, supersedes=(old.name,))
+    for base in (old, new):
+        assert write_side_segment(lake.store, base, ORIGIN, SCHEMA, groups(lake, old)) is not None
+    found = read_side_commits(lake.store, TABLE, [old, new])
+    assert [part and part.base_attempt for part in found] == [old.attempt, new.attempt]
+
+
+def leave_attempt(lake: Lake, segment: str, age_s: float, table: str = TABLE) -> list[str]:
+    """Leave the file and the record of an attempt that was killed; return their names."""
+    names = [f"train/{table}/{segment}-0123456789abcdef.parquet", f"_attempts/train/{segment}-0123456789abcdef.json"]
+    values = {
+        "split": "train",
+        "segment": segment,
+        "attempt": "0123456789abcdef",
+        "tables": [table],
+        "commit": f"_side/{table}/train/{segment}.json",
+        "schema_version": SCHEMA_VERSION,
+    }
+    for name, content in zip(names, (b"left behind", json.dumps(values).encode()), strict=True):
+        lake.store.write(name, content)
+        os.utime(lake.store.path(name), (time.time() - age_s,) * 2)
+    return names
+
+
 def test_vacuum_keeps_committed_parts_and_what_may_still_be_written(lake: Lake) -> None:
     write_all(lake)
     write(lake, lake.commits[0], replace(ORIGIN, table="teacher_other"))
-    path = Path(lake.store.path(f"train/teacher_other/{lake.commits[1].segment}-0123456789abcdef.parquet"))
-    path.write_bytes(b"of a running attempt")
+    leave_attempt(lake, lake.commits[1].segment, GRACE_S / 2, table="teacher_other")
     assert list_side_tables(lake.store) == ["teacher_other", "teacher_test"]
     assert unreferenced(lake.store, "train") == []
 
 
 def test_vacuum_removes_what_dead_attempts_left(lake: Lake) -> None:
     write(lake, lake.commits[0])
-    lost = f"train/{TABLE}/{lake.commits[0].segment}-0123456789abcdef.parquet"
-    dead = f"train/{TABLE}/{lake.commits[1].segment}-0123456789abcdef.parquet"
-    unfinished = f"_side/{TABLE}/train/.x.json.1234.tmp"
-    then = time.time() - 2 * GRACE_S
-    for name in (lost, dead, unfinished):
-        lake.store.write(name, b"left behind")
-    for name in (dead, unfinished):
-        os.utime(lake.store.path(name), (then, then))
     # A loser needs no grace: its segment is committed.
-    assert vacuum(lake.store, "train") == sorted([lost, dead, unfinished])
+    lost, _ = leave_attempt(lake, lake.commits[0].segment, 0)
+    dead = leave_attempt(lake, lake.commits[1].segment, 2 * GRACE_S)
+    unfinished = f"_side/{TABLE}/train/.x.json.{'0123456789abcdef' * 2}.tmp"
+    lake.store.write(unfinished, b"left behind")
+    os.utime(lake.store.path(unfinished), (time.time() - 2 * GRACE_S,) * 2)
+    assert sorted(vacuum(lake.store, "train")) == sorted([lost, *dead, unfinished])
     assert len(files_of(lake)) == 1
+
+
+def test_a_part_that_is_committed_or_given_up_leaves_no_record(lake: Lake) -> None:
+    def failing() -> Iterator[pa.RecordBatch]:
+        yield next(groups(lake, lake.commits[1]))
+        raise RuntimeError("the teacher failed")
+
+    write(lake, lake.commits[0])
+    write(lake, lake.commits[0])
+    with pytest.raises(RuntimeError):
+        write_side_segment(lake.store, lake.commits[1], ORIGIN, SCHEMA, failing())
+    assert lake.store.listing("_attempts") == {}
 
 
 def test_verify_finds_a_flipped_bit(lake: Lake) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datalake.attempt import Attempt
 from datalake.convert import frame_rows
 from datalake.schema import QUARANTINE, TABLES
 from datalake.store import Store
@@ -20,6 +21,7 @@ from datalake.writer import SegmentWriter
 from tests.frames import make_frame
 
 _ATTEMPT = "0123456789abcdef"
+_RECORD = Attempt("train", "segment_a", _ATTEMPT, tuple(TABLES), "_commits/train/segment_a.json")
 _ALL = frozenset(camera for camera in CAMERAS if camera)
 _NOTHING = pa.RecordBatch.from_pylist([], QUARANTINE)
 _SHARED = tuple(table for table in TABLES if table != "quarantine")
@@ -42,7 +44,7 @@ def _uneven_frames() -> list[Any]:
 
 
 def _write(store: Store, frames: list[Any]) -> SegmentWriter:
-    with SegmentWriter(store, "train", "segment_a", _ATTEMPT) as writer:
+    with SegmentWriter(store, _RECORD) as writer:
         for frame in frames:
             writer.append(_rows(frame))
         writer.finish(_NOTHING)
@@ -106,7 +108,7 @@ def test_chunks_name_the_camera_of_each_image_row(tmp_path: Path) -> None:
 
 def test_finish_reports_rows_size_and_checksum_of_what_lies_there(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    with SegmentWriter(store, "train", "segment_a", _ATTEMPT) as writer:
+    with SegmentWriter(store, _RECORD) as writer:
         writer.append(_rows(make_frame()))
         files = writer.finish(_NOTHING)
     assert set(files) == set(TABLES)
@@ -138,7 +140,7 @@ def test_error_deletes_every_file(kind: str, request: pytest.FixtureRequest, tmp
     store = Store(str(tmp_path) if kind == "disk" else request.getfixturevalue("s3_lake"))
 
     def fail() -> None:
-        with SegmentWriter(store, "train", "segment_a", _ATTEMPT) as writer:
+        with SegmentWriter(store, _RECORD) as writer:
             for index in range(9):
                 writer.append(_rows(make_frame(index)))
             raise RuntimeError("the source is gone")
@@ -159,7 +161,7 @@ def test_files_that_are_kept_survive_an_error(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
 
     def fail() -> None:
-        with SegmentWriter(store, "train", "segment_a", _ATTEMPT) as writer:
+        with SegmentWriter(store, _RECORD) as writer:
             writer.append(_rows(make_frame()))
             writer.finish(_NOTHING)
             writer.keep()

@@ -6,6 +6,7 @@ import random
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -204,6 +205,44 @@ def test_last_record_that_is_cut_off_is_a_gap(tmp_path: Path) -> None:
     assert isinstance(gap, Gap)
     assert "cut off" in gap.reason
     assert (gap.offset, gap.length) == (66, 40)
+
+
+@pytest.mark.parametrize(
+    ("data", "cut_off"),
+    [
+        (frame_record(b"B" * 50)[:40], True),
+        (frame_record(b"B" * 50)[:-1], True),
+        (frame_record(b"B" * 50)[:5], True),
+        (frame_record(b"B" * 50)[:40] + frame_record(b"C"), False),
+        (b"\xff" + frame_record(b"B" * 50)[1:], False),
+        (bytes(100), False),
+    ],
+    ids=["payload", "footer", "header", "in the middle", "damaged length", "zeros"],
+)
+def test_file_that_ends_inside_a_record_is_told_from_one_that_is_damaged(
+    tmp_path: Path, data: bytes, cut_off: bool
+) -> None:
+    (gap,) = [found for found, _ in _walk(tmp_path / "file", frame_record(b"A" * 50) + data) if isinstance(found, Gap)]
+    assert (gap.offset, gap.cut_off) == (66, cut_off)
+
+
+def test_stated_checksums_are_those_of_the_payloads_and_cost_one_request_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    payloads = [bytes([65 + index]) * 50_000 for index in range(4)]
+    path.write_bytes(b"".join(frame_record(payload) for payload in payloads))
+    with RecordFile(str(path)) as file:
+        stream, asked = file._stream, []
+
+        def read(length: int) -> bytes:
+            asked.append(length)
+            return bytes(stream.read(length))
+
+        monkeypatch.setattr(file, "_stream", SimpleNamespace(seek=stream.seek, close=stream.close, read=read))
+        slots = [(found, file.stated_checksum(found)) for found in file.slots() if isinstance(found, Slot)]
+    assert len(asked) == len(payloads) + 1
+    assert [stated for _, stated in slots] == [struct.pack("<I", masked_crc32c(payload)) for payload in payloads]
 
 
 def test_record_cut_short_in_the_middle_does_not_swallow_the_next(tmp_path: Path) -> None:
