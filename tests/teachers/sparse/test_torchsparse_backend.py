@@ -100,7 +100,6 @@ def test_the_conventions_of_2_1_are_translated(seed: int) -> None:
 
 def test_2_1_does_not_round_to_tf32_unless_torch_may(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake_torchsparse.backends, "allow_tf32", True)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     features, coordinates, kernels = arguments(0, torch.device("cpu"))
     TorchsparseGrid(fake_torchsparse, coordinates).convolve(features, kernels[0], 1, SUBMANIFOLD)
     assert fake_torchsparse.backends.allow_tf32 is False
