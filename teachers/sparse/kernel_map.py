@@ -70,11 +70,7 @@ def submanifold_map(level: Level, stride: int, size: int) -> KernelMap:
 
 def strided_map(level: Level, stride: int, size: int) -> tuple[Level, KernelMap]:
     """Return the coarser level that blocks of `size`³ voxels make, in ascending order, and the map that leads there."""
-    fine = level.coordinates
-    coarse = fine.clone()
-    coarse[:, 1:] = torch.div(fine[:, 1:], stride * size, rounding_mode="floor") * (stride * size)
-    keys, parent = torch.unique(pack(coarse), return_inverse=True)
-    index = kernel_index(size, (fine[:, 1:] - coarse[:, 1:]) // stride)
+    coarse, parent, index = coarser_level(level, stride, size)
     inputs = index.argsort(stable=True)
     counts = torch.bincount(index, minlength=size**3).tolist()
     kernel_map = KernelMap(
@@ -83,6 +79,19 @@ def strided_map(level: Level, stride: int, size: int) -> tuple[Level, KernelMap]
         groups=tuple(enumerate(counts)),
         identity=None,
         input_rows=len(level),
-        output_rows=len(keys),
+        output_rows=len(coarse),
     )
-    return Level(unpack(keys), keys, None), kernel_map
+    return coarse, kernel_map
+
+
+def coarser_level(level: Level, stride: int, size: int) -> tuple[Level, Tensor, Tensor]:
+    """Return the level that blocks of `size`³ voxels make, in ascending order, and where the N finer voxels lie in it.
+
+    Of each voxel: int64 [N], the row of its block, and int64 [N], the kernel index of its place in there.
+    """
+    fine = level.coordinates
+    coarse = fine.clone()
+    coarse[:, 1:] = torch.div(fine[:, 1:], stride * size, rounding_mode="floor") * (stride * size)
+    keys, parent = torch.unique(pack(coarse), return_inverse=True)
+    index = kernel_index(size, (fine[:, 1:] - coarse[:, 1:]) // stride)
+    return Level(unpack(keys), keys, None), parent, index
