@@ -50,6 +50,7 @@ from training.errors import TrainingError
 from training.fingerprint import check_same_run
 from training.precision import uses_bfloat16
 from training.run_dir import RunDir
+from training.run_lock import run_lock
 
 _CELL_MEAN_SAMPLES = 200
 _ON_ONE_GPU = 6
@@ -181,7 +182,8 @@ def work(job: Job) -> dict[str, float]:
     torch.set_num_threads(job.threads)
     silent = Console(file=sys.stderr, quiet=True)
     syllabus = plan_training(job.config, silent, lambda *_: None)
-    trained = train_worker(syllabus, Distributed(device=device_of(job.config.device)))
+    with run_lock(job.config.out):
+        trained = train_worker(syllabus, Distributed(device=device_of(job.config.device)))
     figures = {
         **_examined(job),
         "training/seconds": trained.seconds,

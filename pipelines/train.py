@@ -51,6 +51,7 @@ from training.errors import TrainingError
 from training.loop import Trained, TrainInputs, train
 from training.objective import Batch
 from training.run_dir import RunDir
+from training.run_lock import run_lock
 
 # The distillation methods by the names that --distill takes, each built from what was found out before the training.
 DISTILLATION_METHODS: dict[str, Callable[[Syllabus], DistillationMethod]] = {
@@ -147,6 +148,11 @@ def teacher_of(syllabus: Syllabus, name: str, device: torch.device | str) -> Tea
 
 def run(config: Train, console: Console) -> int:
     """Train, print a closing line, and return the exit status 0."""
+    with run_lock(absolute(config.out)):
+        return _run(config, console)
+
+
+def _run(config: Train, console: Console) -> int:
     with ProgressBar(console) as bar:
         syllabus = plan_training(config, console, bar.update)
     if config.workers:

@@ -34,6 +34,7 @@ from teachers.training.lidar_course import SpvcnnTrainConfig, train_spvcnn
 from teachers.training.mask_course import MaskRcnnTrainConfig, train_mask_rcnn
 from training.distributed import Distributed
 from training.errors import TrainingError
+from training.run_lock import run_lock
 
 TeacherName = Literal["spvcnn", "mask_rcnn"]
 
@@ -77,7 +78,7 @@ def run(config: TrainTeachers, console: Console) -> int:
     lake = open_lake(absolute(config.lake), config.snapshot)
     out = absolute(config.out)
     for name in (config.teacher,) if config.teacher else ("spvcnn", "mask_rcnn"):
-        with ProgressBar(console) as bar:
+        with run_lock(f"{out}/{name}"), ProgressBar(console) as bar:
             data = teacher_data(lake, config, points=name == "spvcnn", progress=bar.update)
             context = RunContext(
                 folder=f"{out}/{name}",
