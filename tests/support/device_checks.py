@@ -167,10 +167,10 @@ def student_step(
     objective = build_objective(config).train()
     other = copy.deepcopy(objective).to(device)
     with proposals(objective) as kept:
-        total, theirs = losses_of(objective, batch_of(samples, targets, _CPU))
+        total, theirs = losses_of(objective, batch_of(objective, samples, targets, _CPU))
     total.backward()
     with exact_float32(), proposals(other, kept[0]):
-        total, ours = losses_of(other, batch_of(samples, targets, device))
+        total, ours = losses_of(other, batch_of(other, samples, targets, device))
         total.backward()
     cosine, where = _least_cosine(other, objective)
     return [
@@ -189,10 +189,10 @@ def bfloat16_step(
     objective = build_objective(config).train().to(device)
     other = copy.deepcopy(objective)
     with exact_float32(), proposals(objective) as kept:
-        total, exact = losses_of(objective, batch_of(samples, targets, device))
+        total, exact = losses_of(objective, batch_of(objective, samples, targets, device))
         total.backward()
     with proposals(other, kept[0]):
-        total, rounded = losses_of(other, batch_of(samples, targets, device), bfloat16=True)
+        total, rounded = losses_of(other, batch_of(other, samples, targets, device), bfloat16=True)
     total.backward()
     one, two = (torch.cat([gradient.flatten() for gradient in _gradients(module)]) for module in (other, objective))
     return [
@@ -264,7 +264,7 @@ def repeated_step(
     gradients = []
     for _ in range(2):
         objective = build_objective(config).train().to(device)
-        total, _ = losses_of(objective, batch_of(samples, targets, device))
+        total, _ = losses_of(objective, batch_of(objective, samples, targets, device))
         total.backward()
         gradients.append(torch.cat([gradient.flatten() for gradient in _gradients(objective)]))
     return [Check(name="one step twice: gradient", value=relative(*gradients), most=1e-3)]

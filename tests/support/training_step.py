@@ -5,34 +5,38 @@ The one module of these that knows it: where the training changes, this follows,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from datalake.lake import Lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
 from student.config import BranchSpec, StudentConfig
 from student.detector import Student
-from student.training.augment import Augmentation
-from student.training.folder import RunFolder
-from student.training.lesson import Lesson, LossWeights, Material
-from student.training.loop import LoopConfig, Plan, train
-from student.training.material import picture_generator, prepare
-from student.training.world import World
+from student.distillation.batch import DetectionBatch
+from student.distillation.imitation import Imitation, ImitationConfig
+from student.distillation.objective import DetectionObjective, LossWeights
+from student.layers import memory_format
+from student.proposals import Proposals
 from teachers.card import read_card
 from teachers.classroom import Classroom, LocalClassroom
 from teachers.lidar import ARCHITECTURE, SpvnasTeacher
 from teachers.load import load_teacher
 from teachers.sparse.choice import BackendName
 from teachers.target import Target
+from training.distributed import Distributed
+from training.generators import Chance
+from training.loop import LoopConfig, TrainInputs, train
+from training.objective import Batch, Loss
+from training.optimizer import OptimizerConfig
 from training.precision import Precision
+from training.run_dir import RunDir
 
 # What the loop is called with after each step: steps done, and what it logged.
 OnStep = Callable[[int, Mapping[str, float]], None]
@@ -85,10 +89,10 @@ class KeptAnswers:
     def __init__(self, pool: Classroom, batches: Sequence[Sequence[Sample]]) -> None:
         self._targets = {batch[0].key: targets for batch, targets in pool.follow(batches)}
 
-    def follow(self, batches: Any) -> Iterator[tuple[Sequence[Sample], dict[str, Target]]]:
+    def teach(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, dict[str, Target]]]:
         """Yield each batch with what was said of it."""
         for batch in batches:
-            yield batch, self._targets[batch[0].key]
+            yield batch, self._targets[batch.samples[0].key]
 
 
 def targets_of(pool: Classroom, samples: Sequence[Sample]) -> dict[str, Target]:
@@ -97,18 +101,24 @@ def targets_of(pool: Classroom, samples: Sequence[Sample]) -> dict[str, Target]:
     return targets
 
 
-def build_objective(config: StudentConfig, seed: int = 0) -> Lesson:
+def build_objective(config: StudentConfig, seed: int = 0) -> DetectionObjective:
     """Return an untrained student with its losses, always the same, on the CPU."""
     torch.manual_seed(seed)
     shares = {spec.name: torch.ones(spec.channels) for spec in config.branches if spec.kind == "classes"}
-    return Lesson(Student(config), LossWeights(), shares)
+    return DetectionObjective(Student(config), LossWeights(), {"imitation": Imitation(ImitationConfig(), shares)})
 
 
-def batch_of(samples: Sequence[Sample], targets: Mapping[str, Target], device: torch.device, step: int = 0) -> Material:
-    """Return the samples, all labelled, as a training step on the device gets them; chance is the step's."""
-    generators = [picture_generator(0, step, place) for place in range(len(samples))]
+def batch_of(
+    objective: DetectionObjective,
+    samples: Sequence[Sample],
+    targets: Mapping[str, Target],
+    device: torch.device,
+    step: int = 0,
+) -> DetectionBatch:
+    """Return the samples, all labelled, as a training step of the objective on the device gets them."""
     moved = {name: _moved(target, device) for name, target in targets.items()}
-    return prepare(samples, len(samples), moved, generators, Augmentation(), device)
+    chance = Chance(0, step, tuple(range(len(samples))))
+    return objective.collate(Batch(samples, len(samples), 0), moved, chance)
 
 
 def _moved(target: Target, device: torch.device) -> Target:
@@ -116,35 +126,40 @@ def _moved(target: Target, device: torch.device) -> Target:
     return Target(target.keys, target.values.to(device), target.valid.to(device), confidence)
 
 
-def losses_of(objective: Lesson, batch: Material, *, bfloat16: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+def losses_of(
+    objective: DetectionObjective, batch: DetectionBatch, *, bfloat16: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the sum to descend, and each loss without its weight."""
-    with torch.autocast(batch.pictures.device.type, torch.bfloat16, enabled=bfloat16):
-        total, losses = objective(batch, 0.0)
-    return total, losses
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bfloat16):
+        losses: dict[str, Loss] = objective(batch, 0.0)
+    total = torch.stack([loss.weight * loss.value for loss in losses.values()]).sum()
+    return total, {name: loss.value for name, loss in losses.items()}
 
 
 @contextmanager
-def proposals(objective: Lesson, given: Any | None = None) -> Iterator[list[Any]]:
+def proposals(objective: DetectionObjective, given: Any | None = None) -> Iterator[list[Any]]:
     """Yield a list that gets what the proposal network hands on in each pass of the block, on the CPU.
 
     given: handed on in its place: rounding may let another proposal survive, and then the heads' losses are of others
     """
     kept: list[Any] = []
+    network = objective.student.rpn
+    propose = network.propose
 
-    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-        found, losses = output
-        kept.append(_to(found, torch.device("cpu")))
-        return None if given is None else (_to(given, next(iter(losses.values())).device), losses)
+    def replaced(*arguments: Any) -> Any:
+        found = propose(*arguments)
+        kept.append(_moved_proposals(found, torch.device("cpu")))
+        return found if given is None else _moved_proposals(given, found.boxes.device)
 
-    handle = objective.student.rpn.register_forward_hook(hook)
+    network.propose = replaced  # type: ignore[method-assign,assignment]
     try:
         yield kept
     finally:
-        handle.remove()
+        del network.propose
 
 
-def _to(tree: Any, device: torch.device) -> Any:
-    return tree_map(lambda leaf: leaf.detach().to(device) if isinstance(leaf, Tensor) else leaf, tree)
+def _moved_proposals(found: Proposals, device: torch.device) -> Proposals:
+    return Proposals(*(getattr(found, item.name).detach().to(device) for item in fields(found)))
 
 
 def in_turn(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
@@ -154,7 +169,7 @@ def in_turn(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
 
 
 def train_in_memory(
-    objective: Lesson,
+    objective: DetectionObjective,
     samples: Sequence[Sample],
     folder: Path,
     device: torch.device,
@@ -174,26 +189,31 @@ def train_in_memory(
     batches = in_turn(samples, batch)
     logged: list[dict[str, float]] = []
 
-    def from_step(step: int) -> Iterator[list[Sample]]:
+    def from_step(step: int) -> Iterator[Batch]:
         while True:
-            yield batches[step % len(batches)]
+            samples = batches[step % len(batches)]
             step += 1
+            yield Batch(samples, len(samples), step)
 
     def record(step: int, values: Mapping[str, float]) -> None:
         logged.append(dict(values))
         on_step(step, values)
 
-    plan = Plan(
-        batches=from_step,
-        labelled=batch,
-        unlabelled=0,
-        classroom=pool,  # type: ignore[arg-type]  # answers that are kept follow as a classroom does
-        seed=0,
-        identity={},
-    )
-    loop = LoopConfig(steps=steps, muon=muon, precision=precision, checkpoint_every=checkpoint_every)
+    inputs = TrainInputs(batches=from_step, labelled=batch, teach=None if pool is None else pool.teach, fingerprint={})
+    loop = LoopConfig(steps=steps, precision=precision, checkpoint_every=checkpoint_every)
+    optimizer = OptimizerConfig(muon_lr_factor=muon)
+    layout = memory_format(objective.student.config.norm, device)
+    objective = objective.to(device).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     with suppress(EnoughError):
-        train(objective, loop, plan, RunFolder(str(folder)), world=World(device=device), progress=record)
+        train(
+            objective,
+            loop,
+            optimizer,
+            inputs,
+            RunDir(str(folder)),
+            distributed=Distributed(device=device),
+            on_step=record,
+        )
     return logged
 
 
