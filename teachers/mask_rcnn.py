@@ -32,7 +32,7 @@ from teachers.spvnas.state_dict_adapter import CheckpointError
 from teachers.target import Target
 from teachers.training.overheard import Overheard
 from teachers.training.precision import uses_bfloat16
-from teachers.transfer import on_device
+from teachers.transfer import joined_on_device, on_device
 
 ARCHITECTURE = "mask_rcnn"
 _COCO_CATEGORIES = 91  # as torchvision counts them, with background and gaps
@@ -310,7 +310,7 @@ def _scaled(network: MaskRCNN, samples: Sequence[Sample], device: torch.device) 
     if len({sample.image.shape for sample in samples}) > 1:
         images: ImageList = transform([sample.image.to(device).float() / 255 for sample in samples])[0]
         return images
-    pictures = on_device(torch.stack([sample.image for sample in samples]), device).float() / 255
+    pictures = joined_on_device([sample.image[None] for sample in samples], device).float() / 255
     height, width = pictures.shape[-2:]
     scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
     pictures = interpolate(
