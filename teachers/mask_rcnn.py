@@ -21,6 +21,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
 from datalake.sample import Sample
+from teachers.batched_boxes import batch_boxes
 from teachers.card import TeacherCard, TeacherError, read_card, read_weights
 from teachers.class_map import ClassMap, class_map
 from teachers.classes import CAMERA_TO_MASK, COCO_LABELS, COCO_TO_TYPE, MASK_CLASSES
@@ -157,6 +158,7 @@ class MaskRcnnTeacher:
             )
         self.card = card
         self.network = network.eval().requires_grad_(False)
+        batch_boxes(network)
         numbers = [0 if name is None else MASK_CLASSES.index(name) for name in _config(card).meaning]
         self._class_of_label = torch.tensor(numbers)
 
