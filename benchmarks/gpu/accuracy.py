@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.command import run_command
 from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.throughput import Setting, students_at_once
 from benchmarks.gpu.workplace import Workplace
 from pipelines.classrooms import answer_ahead, look_at_points, read_cards
 from pipelines.curriculum import Frames
 from student.config import StudentConfig
-from tests.support.data import ROOT
 
 # The arms of the ablation, and the names of their figures.
 ARMS = ("none", "classroom")
@@ -93,8 +90,7 @@ def _ablate(
     sizes, out = place.sizes, place.scratch / f"study-{preset}"
     jobs = len(ARMS) * len(seeds)
     width, height = sizes.image_size
-    command = [
-        sys.executable, "-m", "pipelines.ablate",
+    arguments = [
         "--train.lake", str(place.scratch / "drives"), "--train.out", str(out),
         "--train.teachers", *(f"{name}={url}" for name, url in place.teachers.items()),
         "--train.image-size", str(width), str(height), "--train.batch", str(batch), "--train.device", str(place.device),
@@ -103,7 +99,7 @@ def _ablate(
         *(["--train.min-anchor-recall", "0"] if place.dry else []), *words,
     ]  # fmt: skip
     began = time.time()
-    status, output = _bounded(command, rows.left_s - 5)
+    status, output = run_command("pipelines.ablate", arguments, rows.left_s - 5)
     took_s = time.time() - began
     found = _results(out)
     for arm in ARMS:
@@ -121,26 +117,6 @@ def _ablate(
         rows.add(f"{preset} study", error=f"ended with {status} after {took_s:.0f} s: {output[-300:]}", output=output)
     else:
         rows.add(f"{preset} study", took_s=round(took_s, 1), students=jobs)
-
-
-def _bounded(command: Sequence[str], most_s: float) -> tuple[int, str]:
-    """Run a command, and end it and all that it started when the time is up; return its status and its output's end."""
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=max(1.0, most_s))
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        output += f"\nended: its {most_s:.0f} s were up"
-    return process.returncode, output[-4000:]
 
 
 def _results(out: Path) -> dict[str, dict[str, dict[str, float]]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +18,7 @@ from torchvision.io import decode_jpeg
 from torchvision.transforms.functional import resize
 
 from benchmarks.gpu.card import wait
+from benchmarks.gpu.command import run_command
 from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.workplace import Workplace
 from benchmarks.samples import read_jpegs
@@ -23,6 +26,8 @@ from datalake.lake import Lake
 from tests.support.training_step import stream_of
 
 _BATCH = 16
+# What a training logs of its speed.
+_TOLD = ("images_per_second", "wait/data", "wait/teachers")
 
 # From JPEGs and a width and height to pictures of that size.
 Decoder = Callable[[list[bytes], tuple[int, int]], Any]
@@ -51,6 +56,10 @@ def measure_loading(place: Workplace, rows: Rows) -> None:
                 sizes.loader_s + 2,
                 partial(_loader, full_size, place, points=points, threads=thread, workers=worker),
             )
+    batch = sizes.batches[len(sizes.batches) // 2]
+    for teachers in ((), tuple(place.teachers)):
+        name = f"train.py, {' '.join(teachers) or 'no teachers'} B{batch}"
+        rows.attempt(name, 15, partial(_whole_training, place, teachers, batch, rows.left_s / 2))
     jpegs = list(read_jpegs(full_size, ("FRONT",)).values())[:_BATCH]
     decoders: dict[str, Decoder] = {
         "Pillow scaling while it decodes": _pillow,
@@ -60,6 +69,25 @@ def measure_loading(place: Workplace, rows: Rows) -> None:
         decoders["nvJPEG"] = partial(_torchvision, device=device)
     for name, decode in decoders.items():
         rows.attempt(f"decoding, {name}", 2, partial(_decoding, decode, jpegs, place))
+
+
+def _whole_training(place: Workplace, teachers: Sequence[str], batch: int, most_s: float) -> Mapping[str, Any]:
+    """`pipelines/train.py` from the lake on, as users run it: pictures a second, and what it waited for."""
+    sizes, out = place.sizes, place.scratch / f"whole-{len(teachers)}"
+    named = [f"{name}={place.teachers[name]}" for name in teachers] or ["none"]
+    status, output = run_command(
+        "pipelines.train",
+        [
+            "--lake", str(place.scratch / "drives"), "--out", str(out), "--teachers", *named, "--batch", str(batch),
+            "--image-size", *map(str, sizes.image_size), "--device", str(place.device),
+            "--loop.steps", str(sizes.warmup + sizes.timed), *(["--min-anchor-recall", "0"] if place.dry else []),
+        ],
+        most_s,
+    )  # fmt: skip
+    if status:
+        raise RuntimeError(f"train.py ended with {status}: {output[-300:]}")
+    lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()][sizes.warmup :]
+    return {name: statistics.median(line[name] for line in lines) for name in _TOLD}
 
 
 def _named(kind: str, points: bool, threads: int, workers: int) -> str:

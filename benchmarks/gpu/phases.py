@@ -33,7 +33,7 @@ from tests.pipelines.small_teachers import admit_ignorance, write_teachers
 
 # The phases in their order, and their shares of the budget; each may also use what those before left. The paper's
 # student has no share of its own: it gets what is left at the end, or all if it is the only one chosen.
-PHASES = {"card": 4, "correctness": 18, "throughput": 28, "loading": 8, "accuracy": 42, "paper": 0}
+PHASES = {"card": 4, "correctness": 18, "throughput": 27, "loading": 14, "accuracy": 37, "paper": 0}
 _MEASURE: dict[str, Callable[[Workplace, Rows], None]] = {
     "card": measure_card,
     "correctness": check_device,

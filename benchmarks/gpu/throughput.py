@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.autograd.profiler_util import EventList
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.profiler import ProfilerActivity, profile
@@ -297,12 +298,14 @@ def counted(events: EventList) -> dict[str, Any]:
     Waits are the calls in which the host waits for the device. Profiling itself waits once at its end.
     """
     calls: Counter[str] = Counter()
-    kernels: Counter[str] = Counter()
+    kernels: dict[str, float] = defaultdict(float)
     launched = 0
     for event in events:
-        if str(event.device_type).endswith("CUDA"):
-            kernels[event.name] += event.device_time
-            launched += 1
+        if event.device_type == DeviceType.CUDA:
+            # Ranges that torch names span the kernels in them.
+            if not event.is_user_annotation:
+                kernels[event.name] += event.time_range.elapsed_us()
+                launched += 1
         elif event.name.startswith(("cuda", "cu")):
             calls[event.name] += 1
     return {
@@ -312,8 +315,12 @@ def counted(events: EventList) -> dict[str, Any]:
         "device_events": launched,
         "device_ms": sum(kernels.values()) / 1000,
         "calls": dict(calls.most_common(12)),
-        "longest": [{"name": name[:90], "ms": time_us / 1000} for name, time_us in kernels.most_common(12)],
+        "longest": [{"name": name[:90], "ms": time_us / 1000} for name, time_us in _longest(kernels)],
     }
+
+
+def _longest(kernels: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(kernels.items(), key=lambda item: -item[1])[:12]
 
 
 def _activities(device: torch.device) -> list[ProfilerActivity]:

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export.passes import move_to_device_pass
 
 from datalake.sample import Sample
 from student.config import StudentConfig, StudentError
-from student.export import PROGRAM_FILE, compare, export_student
+from student.export import compare, export_student, load_program
 from teachers.sparse.choice import BackendName
 from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN
@@ -283,7 +282,7 @@ def exported_program(
     pictures = [sample.image for sample in samples[:4]]
     try:
         on_cpu = export_student(student, str(folder / "export"), pictures)
-        program = move_to_device_pass(torch.export.load(folder / "export" / PROGRAM_FILE), str(device)).module()
+        program = load_program(str(folder / "export"), device)
         with exact_float32():
             moved = compare(student.to(device), program, [picture.to(device) for picture in pictures])
     except StudentError as error:

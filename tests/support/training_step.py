@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from datalake.lake import Lake
-from datalake.loader import LoaderConfig, SampleStream
+from datalake.loader import SampleStream
 from datalake.sample import Sample
+from pipelines.curriculum import Frames
 from student.config import BranchSpec, StudentConfig
 from student.detector import Student
 from student.distillation.batch import DetectionBatch
@@ -226,7 +227,5 @@ def stream_of(
     lake: Lake, split: str, image_size: tuple[int, int], batch: int, *, points: bool, threads: int = 1
 ) -> SampleStream:
     """Return the endless shuffled samples of the FRONT camera as a training reads them."""
-    settings = LoaderConfig(
-        split=split, cameras=("FRONT",), image_size=image_size, points=points, global_batch=batch, threads=threads
-    )
-    return SampleStream(lake, settings, epochs=None)
+    frames = Frames(lake=lake, split=split, cameras=("FRONT",), image_size=image_size, points=points, threads=threads)
+    return frames.stream(batch, shuffle=True)
