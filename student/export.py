@@ -6,7 +6,8 @@
 
 The program needs torch, and torchvision imported for its operators, and no teacher. It is written for a CPU; for a GPU
 
-    exported = torch.export.passes.move_to_device_pass(torch.export.load("student.pt2"), "cuda")
+    from torch.export.passes import move_to_device_pass
+    exported = move_to_device_pass(torch.export.load("student.pt2"), "cuda")
 
 moves its weights, constants and whatever it makes as it goes; `exported.module()` then takes pictures that lie there.
 """

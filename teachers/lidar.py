@@ -29,7 +29,7 @@ from teachers.spvnas.teacher import LidarTeacher, load_network, read_net_config
 from teachers.spvnas.voxels import voxelise
 from teachers.statistics import standardise
 from teachers.target import Target
-from teachers.transfer import on_device
+from teachers.transfer import joined_on_device
 
 ARCHITECTURE = "spvcnn"
 _TOP = LASERS.index("TOP")
@@ -156,7 +156,7 @@ class SpvnasTeacher:
         device = next(self.network.parameters()).device
         frames = {_frame(sample): lidar.points for sample, lidar in zip(samples, lidars, strict=True)}
         counts = tuple(points.shape[1] for points in frames.values())
-        points = on_device(torch.cat(list(frames.values()), 1), device)
+        points = joined_on_device(list(frames.values()), device, 1)
         voxels = voxelise(waymo_points(points), counts, self.network.config.voxel_m)
         starts = dict(zip(frames, accumulate(counts, initial=0), strict=False))
         return _Answer(starts, voxels.voxel, self._lidar.ask(voxels))

@@ -21,6 +21,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
 from datalake.sample import Sample
+from teachers.batched_boxes import batch_boxes
 from teachers.card import TeacherCard, TeacherError, read_card, read_weights
 from teachers.class_map import ClassMap, class_map
 from teachers.classes import CAMERA_TO_MASK, COCO_LABELS, COCO_TO_TYPE, MASK_CLASSES
@@ -31,7 +32,7 @@ from teachers.spvnas.checkpoint import read_state_dict
 from teachers.spvnas.state_dict_adapter import CheckpointError
 from teachers.target import Target
 from teachers.training.overheard import Overheard
-from teachers.transfer import on_device
+from teachers.transfer import joined_on_device, on_device
 from training.precision import uses_bfloat16
 
 ARCHITECTURE = "mask_rcnn"
@@ -157,6 +158,7 @@ class MaskRcnnTeacher:
             )
         self.card = card
         self.network = network.eval().requires_grad_(False)
+        batch_boxes(network)
         numbers = [0 if name is None else MASK_CLASSES.index(name) for name in _config(card).meaning]
         self._class_of_label = torch.tensor(numbers)
 
@@ -310,7 +312,7 @@ def _scaled(network: MaskRCNN, samples: Sequence[Sample], device: torch.device) 
     if len({sample.image.shape for sample in samples}) > 1:
         images: ImageList = transform([sample.image.to(device).float() / 255 for sample in samples])[0]
         return images
-    pictures = on_device(torch.stack([sample.image for sample in samples]), device).float() / 255
+    pictures = joined_on_device([sample.image[None] for sample in samples], device).float() / 255
     height, width = pictures.shape[-2:]
     scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
     pictures = interpolate(

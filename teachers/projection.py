@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from datalake.sample import Lidar
-from teachers.transfer import on_device
+from teachers.transfer import joined_on_device, on_device
 
 # Between surfaces that lie further apart than this a cell could belong to either.
 _APART_M, _APART_SHARE = 2.0, 0.5
@@ -43,12 +43,11 @@ class Projections:
         starts: the number of the first point of each picture's frame
         """
         counts = torch.tensor([len(lidar.pixel_point) for lidar in lidars])
-        point = torch.cat([lidar.pixel_point.long() + start for lidar, start in zip(lidars, starts, strict=True)])
-        seen = torch.cat([torch.cat([lidar.pixel_uv for lidar in lidars], 1),
-                          torch.cat([lidar.pixel_depth_m for lidar in lidars])[None]])  # fmt: skip
+        point = [lidar.pixel_point.long() + start for lidar, start in zip(lidars, starts, strict=True)]
+        uv = joined_on_device([lidar.pixel_uv for lidar in lidars], device, 1)
+        depth_m = joined_on_device([lidar.pixel_depth_m for lidar in lidars], device)
         picture = torch.arange(len(lidars)).repeat_interleave(counts)
-        seen = on_device(seen, device)
-        return Projections(on_device(point, device), on_device(picture, device), seen[:2], seen[2], tuple(sizes))
+        return Projections(joined_on_device(point, device), on_device(picture, device), uv, depth_m, tuple(sizes))
 
 
 def cell_points(shown: Projections, grid: tuple[int, int], *, dilate: bool = False) -> Tensor:

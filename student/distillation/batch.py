@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datalake.sample import Objects, Sample
 from student.augmentation import Augmentation, lit, mirrored_objects, mirrored_target
+from student.transfer import host_buffer
 from teachers.target import Target
 from training.generators import Chance
 
@@ -47,9 +48,16 @@ def collate(
     generators = chance.generators()
     drawn = torch.stack([torch.rand(3, generator=generator) for generator in generators])
     mirror = drawn[:, 0] < augmentation.mirror
-    light = 1 + augmentation.light * (2 * drawn[:, 1:] - 1)
-    images: Tensor = torch.stack([sample.image for sample in samples]).to(device).float() / 255
-    images = torch.where(mirror[:, None, None, None].to(device), images.flip(-1), images)
+    # All that is drawn goes to the device in one copy, the images in another, and nobody waits for either.
+    packed = host_buffer(drawn.shape, drawn.dtype, device)
+    packed[:, 0] = mirror
+    packed[:, 1:] = 1 + augmentation.light * (2 * drawn[:, 1:] - 1)
+    there = packed.to(device, non_blocking=True)
+    mirror_there, light = there[:, 0] > 0, there[:, 1:]
+    stacked = host_buffer((len(samples), *samples[0].image.shape), torch.uint8, device)
+    torch.stack([sample.image for sample in samples], out=stacked)
+    images: Tensor = stacked.to(device, non_blocking=True).float() / 255
+    images = torch.where(mirror_there[:, None, None, None], images.flip(-1), images)
     width = images.shape[-1]
     return DetectionBatch(
         lit(images, light),
@@ -57,7 +65,7 @@ def collate(
             mirrored_objects(sample.objects, width) if mirrored else sample.objects
             for sample, mirrored in zip(samples[:labelled], mirror.tolist(), strict=False)
         ],
-        {name: mirrored_target(target, mirror) for name, target in targets.items()},
+        {name: mirrored_target(target, mirror_there) for name, target in targets.items()},
         generators[:labelled],
         chance,
     )

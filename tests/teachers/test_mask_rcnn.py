@@ -65,19 +65,32 @@ class Scripted(nn.Module):
         super().__init__()
         self.anchor = nn.Parameter(torch.zeros(1))
         self.transform = GeneralizedRCNNTransform(64, 96, [0.0] * 3, [1.0] * 3)
-        self.found, self.pictures = found, list[Tensor]()
+        self.rpn, self.roi_heads = Proposals(), Heads(found)
+        self.pictures = list[Tensor]()
 
     def backbone(self, pictures: Tensor) -> dict[str, Tensor]:
         """Return no features."""
         self.pictures += pictures
         return {}
 
-    def rpn(self, images: ImageList, features: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+
+class Proposals(nn.Module):
+    """The part that proposes boxes, and here does not."""
+
+    def forward(self, images: ImageList, features: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Return no proposals."""
         assert len(images.tensors)
         return [], features
 
-    def roi_heads(
+
+class Heads(nn.Module):
+    """The part that decides."""
+
+    def __init__(self, found: list[tuple[int, float, tuple[slice, slice]]]) -> None:
+        super().__init__()
+        self.found = found
+
+    def forward(
         self, _features: dict[str, Tensor], _proposals: list[Tensor], sizes: list[tuple[int, int]]
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Return labels, scores, boxes and masks for each picture."""
