@@ -23,7 +23,7 @@ from rich.console import Console
 from pipelines import ablate
 from pipelines.demo import Demo, build, teach
 from pipelines.settings import Train
-from student.training.loop import LoopConfig
+from training.loop import LoopConfig
 
 _LIDAR_R2 = "imitation/spvcnn/R2"
 _LEAST_R2, _LEAST_ABOVE_SHUFFLED = 0.35, 0.15

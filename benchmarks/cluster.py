@@ -35,8 +35,9 @@ from datalake.lake import Lake, list_commits, open_lake, read_commits, read_poin
 from datalake.store import Store
 from datalake.synthetic import DriveConfig, write_drives
 from datalake.verify import verify
-from student.training.checkpoint import HISTORY_FILE, load_checkpoint
-from student.training.folder import RunFolder
+from training.checkpoint import load_checkpoint
+from training.metrics_log import HISTORY_FILE
+from training.run_dir import RunDir
 
 _ROOT = Path(__file__).resolve().parents[1]
 _HEAD = "127.0.0.1"
@@ -478,7 +479,7 @@ def _steps(out: Path) -> int:
 
 
 def _checkpoint(out: Path) -> int:
-    checkpoint = load_checkpoint(RunFolder(str(out)))
+    checkpoint = load_checkpoint(RunDir(str(out)))
     return checkpoint.step if checkpoint else 0
 
 

@@ -26,9 +26,9 @@ from datalake.waymo.tfrecord import RecordFile, Slot, write_records
 from pipelines.curriculum import Frames
 from pipelines.settings import Train
 from pipelines.train import run as run_training
+from student.checkpoint import read_student
 from student.examination import examine
-from student.training.checkpoint import read_student
-from student.training.loop import LoopConfig
+from training.loop import LoopConfig
 
 _DATA = Path(__file__).resolve().parents[2] / "shared/data"
 _PARTS = {"train": range(100), "val": range(110, 130)}

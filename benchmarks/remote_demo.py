@@ -26,7 +26,7 @@ from rich.console import Console
 
 from benchmarks.faulty_store import Faults, FaultyStore, moto_server
 from datalake.lake import Lake, open_lake
-from student.training.checkpoint import read_student
+from student.checkpoint import read_student
 
 _ROOT = Path(__file__).resolve().parents[1]
 _BUCKET = "demo"

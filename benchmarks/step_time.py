@@ -35,11 +35,13 @@ from datalake.synthetic import DriveConfig, simulate_segment
 from datalake.waymo.protos import dataset_pb2
 from student.config import BranchSpec, StudentConfig
 from student.detector import Student
+from student.distillation.batch import DetectionBatch
+from student.distillation.objective import DetectionObjective, LossWeights
 from student.layers import memory_format
 from student.proposals import anchor_generator
-from student.training.lesson import Lesson, LossWeights, Material
-from student.training.material import picture_generator
 from student.trunk import ClassroomTrunk
+from training.generators import Chance
+from training.objective import Loss
 from training.precision import uses_bfloat16
 
 _LIMIT = 1.3
@@ -136,31 +138,32 @@ def run(options: Options, console: Console) -> int:
     pictures, objects = labelled_pictures(options.batch)
     config = StudentConfig(branches=_BRANCHES)
     bfloat16 = uses_bfloat16("auto", torch.device("cpu"))
-    lesson = Lesson(Student(config), LossWeights(), {})
-    lesson.train()
+    objective = DetectionObjective(Student(config), LossWeights(), {})
+    objective.train()
     peer = build_peer(config, (pictures.shape[2], pictures.shape[3])).train()
     as_floats = [picture.float() / 255 for picture in pictures]
     targets = [{"boxes": one.boxes, "labels": one.classes} for one in objects]
 
     def ours(number: int) -> Tensor:
-        generators = [picture_generator(0, number, place) for place in range(len(pictures))]
+        chance = Chance(0, number, tuple(range(len(pictures))))
+        batch = DetectionBatch(pictures, objects, {}, chance.generators(), chance)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            total, _ = lesson(Material(pictures, objects, {}, generators), 0.0)
-        return total
+            losses: dict[str, Loss] = objective(batch, 0.0)
+        return torch.stack([loss.weight * loss.value for loss in losses.values()]).sum()
 
     def theirs(_number: int) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             losses = peer(as_floats, targets)
         return torch.stack(list(losses.values())).sum()
 
-    steps = {"student": step_of(list(lesson.parameters()), ours), "peer": step_of(list(peer.parameters()), theirs)}
+    steps = {"student": step_of(list(objective.parameters()), ours), "peer": step_of(list(peer.parameters()), theirs)}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(options.steps):
         for name, step in steps.items():
             seconds[name].append(step(number))
     medians = {name: statistics.median(values[2:]) for name, values in seconds.items()}
     ratio = medians["student"] / medians["peer"]
-    sizes = {"student": _millions(lesson), "peer": _millions(peer)}
+    sizes = {"student": _millions(objective), "peer": _millions(peer)}
     for name in steps:
         console.print(
             f"{name:>8}: {medians[name] * 1000:,.0f} ms a step of {options.batch}, {sizes[name]:.2f} M weights"

@@ -40,14 +40,15 @@ from datalake.writer import SegmentWriter
 from pipelines.cluster import cluster
 from student.config import BranchSpec, StudentConfig
 from student.detector import Student
-from student.training.lesson import Lesson, LossWeights, Material
-from student.training.material import picture_generator
+from student.distillation.batch import DetectionBatch
+from student.distillation.objective import DetectionObjective, LossWeights
 from teachers.mask_rcnn import build_network
 from teachers.spvnas.network import SPVCNN
 from teachers.spvnas.scan import Scan
 from teachers.spvnas.teacher import LidarTeacher
-from teachers.training.lidar_course import LidarCourse
-from teachers.training.mask_course import MaskCourse
+from teachers.training.lidar_course import SpvcnnTrainConfig
+from teachers.training.mask_course import MaskRcnnTrainConfig
+from training.generators import Chance
 
 _LAKE, _SOURCE = "s3://lakes/lake", "s3://lakes/source.tfrecord"
 # What a student sees (width, height), as in the paper.
@@ -235,26 +236,26 @@ def _student(batch: int = 6, steps: int = 5) -> tuple[float, float]:
     """Return the CPU seconds of a training step per picture, without teachers, and the number of weights."""
     torch.manual_seed(0)
     pictures, objects = labelled_pictures(batch)
-    lesson = Lesson(Student(StudentConfig(branches=_BRANCHES)), LossWeights(), {}).train()
-    optimiser = torch.optim.AdamW(lesson.parameters(), lr=1e-4)
+    objective = DetectionObjective(Student(StudentConfig(branches=_BRANCHES)), LossWeights(), {}).train()
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4)
 
     def step(number: int) -> None:
-        generators = [picture_generator(0, number, place) for place in range(batch)]
-        optimiser.zero_grad(set_to_none=True)
-        total, _ = lesson(Material(pictures, objects, {}, generators), 0.0)
-        total.backward()
-        optimiser.step()
+        chance = Chance(0, number, tuple(range(batch)))
+        optimizer.zero_grad(set_to_none=True)
+        losses = objective(DetectionBatch(pictures, objects, {}, chance.generators(), chance), 0.0)
+        torch.stack([loss.weight * loss.value for loss in losses.values()]).sum().backward()
+        optimizer.step()
 
     step(0)
     seconds = [cpu_s(lambda number=number: step(number)) for number in range(1, steps)]  # type: ignore[misc]
-    return statistics.median(seconds) / batch, float(sum(weight.numel() for weight in lesson.parameters()))
+    return statistics.median(seconds) / batch, float(sum(weight.numel() for weight in objective.parameters()))
 
 
 @torch.no_grad()
 def _mask() -> float:
     """Return the CPU seconds of the default mask teacher's network for one picture."""
     torch.manual_seed(0)
-    network = build_network(MaskCourse().network).eval()
+    network = build_network(MaskRcnnTrainConfig().network).eval()
     pictures, _ = labelled_pictures(1)
     network([pictures[0].float() / 255])
     return cpu_s(lambda: network([pictures[0].float() / 255]), rounds=3)
@@ -263,6 +264,6 @@ def _mask() -> float:
 def _lidar(frame: Frame) -> float:
     """Return the CPU seconds of the default lidar teacher's network for one full-size frame."""
     torch.manual_seed(0)
-    teacher = LidarTeacher(SPVCNN(LidarCourse().network(), "plain"))
+    teacher = LidarTeacher(SPVCNN(SpvcnnTrainConfig().network(), "plain"))
     scan = Scan.from_waymo(frame.points)
     return cpu_s(lambda: teacher.predict([scan]))

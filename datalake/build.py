@@ -19,8 +19,8 @@ from datalake.lake import now, write_commit
 from datalake.plan import BadRecord, RecordRef, SegmentPlan
 from datalake.schema import QUARANTINE, TABLES, PointMode
 from datalake.store import Store
-from datalake.waymo.frame import CAMERAS, Fault, Frame
-from datalake.waymo.parse import FrameError, parse_frame
+from datalake.waymo.frame import CAMERAS, Fault, Frame, FrameError
+from datalake.waymo.parse import parse_frame
 from datalake.waymo.tfrecord import RecordError, RecordFile
 from datalake.writer import SegmentWriter
 

@@ -39,11 +39,13 @@ class SampleOptions:
     image_size: (width, height) to resize everything to, or None for the size of the record
     points: read the lidar tables
     panoptic: read and decode the panoptic labels
+    lasers: numbers of the lasers whose points are kept; empty: all
     """
 
     image_size: tuple[int, int] | None
     points: bool
     panoptic: bool
+    lasers: frozenset[int] = frozenset()
 
     @property
     def columns(self) -> dict[str, list[str]]:
@@ -63,12 +65,15 @@ class SegmentFiles:
         self._remote: dict[str, RangeTable] = {}
         self._fetched: dict[int, dict[str, tuple[list[Range], list[bytes]]]] = {}
         self._opening = threading.Lock()
+        self._reading = threading.Lock()
         self._failure: OSError | None = None
 
     def read(self, group: int, columns: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
         """Return columns, by table, of one row group: numpy arrays for numbers, Arrow arrays for everything else."""
         if self._lake.store.is_local:
-            found = {table: self._read_local(table, group, names) for table, names in columns.items()}
+            # An open Parquet file has one position: several threads read several segments, not one.
+            with self._reading:
+                found = {table: self._read_local(table, group, names) for table, names in columns.items()}
         else:
             found = self._read_remote(group, columns)
         return {
@@ -127,11 +132,15 @@ class SegmentFiles:
 
 @dataclass(frozen=True, slots=True)
 class _Cloud:
-    """One frame's points, as `Lidar` has them: made once, shared by the samples of all its cameras."""
+    """One frame's points, as `Lidar` has them: made once, shared by the samples of all its cameras.
+
+    row: int32 [P], where each of the record's points is now, -1 for one that was left out; None where all are kept
+    """
 
     points: torch.Tensor
     laser: torch.Tensor
     semantic_class: torch.Tensor | None
+    row: NDArray[np.int32] | None
 
 
 class Chunk:
@@ -155,7 +164,7 @@ class Chunk:
         for row, key in enumerate(zip(label["timestamp_us"].tolist(), label["camera"].to_pylist(), strict=True)):
             self._labels.setdefault(key, []).append(row)
         if options.points:
-            self._clouds = _read_clouds(tables["point"])
+            self._clouds = _read_clouds(tables["point"], options.lasers)
             self._seen = {name: _rows(lists) for name, lists in tables["depth"].items()}
 
     def sample(self, row: int) -> Sample:
@@ -205,16 +214,20 @@ class Chunk:
 
     def _lidar(self, row: int, timestamp_us: int, scale: tuple[float, float]) -> Lidar:
         cloud = self._clouds[timestamp_us]
+        seen = {name: rows[row] for name, rows in self._seen.items()}
+        if cloud.row is not None:
+            moved = cloud.row[seen["point"]]
+            seen = {name: values[moved >= 0] for name, values in (seen | {"point": moved}).items()}
         # A projection names a pixel; its centre is half a pixel further, and that is what scales.
-        axes = zip((self._seen["u"][row], self._seen["v"][row]), scale, strict=True)
+        axes = zip((seen["u"], seen["v"]), scale, strict=True)
         uv = [(pixel + np.float32(0.5)) * np.float32(factor) for pixel, factor in axes]
         return Lidar(
             points=cloud.points,
             laser=cloud.laser,
             semantic_class=cloud.semantic_class,
-            pixel_point=_tensor(self._seen["point"][row]),
+            pixel_point=_tensor(seen["point"]),
             pixel_uv=torch.from_numpy(np.stack(uv)),
-            pixel_depth_m=_tensor(self._seen["depth_m"][row]),
+            pixel_depth_m=_tensor(seen["depth_m"]),
         )
 
     def _panoptic(self, row: int, size: tuple[int, int]) -> Panoptic | None:
@@ -226,17 +239,23 @@ class Chunk:
         return Panoptic(torch.from_numpy((code // divisor).astype(np.uint8)), torch.from_numpy(code % divisor))
 
 
-def _read_clouds(point: dict[str, Any]) -> dict[int, _Cloud]:
-    """Return the points of each frame of the chunk, by its time."""
+def _read_clouds(point: dict[str, Any], lasers: frozenset[int]) -> dict[int, _Cloud]:
+    """Return the points of each frame of the chunk, by its time; of these lasers alone, if any are named."""
     columns = {name: _rows(point[name]) for name in _COLUMNS["point"] if name != "timestamp_us"}
     clouds = {}
     for frame, timestamp_us in enumerate(point["timestamp_us"].tolist()):
-        values = [columns[name][frame] for name in ("x_m", "y_m", "z_m", "intensity")]
-        semantic = columns["semantic_class"][frame]
+        rows = {name: values[frame] for name, values in columns.items()}
+        row = None
+        if lasers:
+            kept = np.isin(rows["laser"], list(lasers))
+            row = np.where(kept, kept.cumsum(dtype=np.int32) - 1, -1)
+            rows = {name: None if values is None else values[kept] for name, values in rows.items()}
+        semantic = rows["semantic_class"]
         clouds[timestamp_us] = _Cloud(
-            points=torch.from_numpy(np.stack(values)),
-            laser=_tensor(columns["laser"][frame]),
+            points=torch.from_numpy(np.stack([rows[name] for name in ("x_m", "y_m", "z_m", "intensity")])),
+            laser=_tensor(rows["laser"]),
             semantic_class=None if semantic is None else _tensor(semantic),
+            row=row,
         )
     return clouds
 

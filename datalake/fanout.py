@@ -1,46 +1,29 @@
-"""A build over many processes: Ray runs one task per source to index it, then one task per segment.
+"""A build over many workers: one task per source to index it, then one task per segment.
 
-This is the only place of the package that knows Ray; everything that it calls runs without.
+Where tasks run is given: on a Ray cluster (`datalake.ray_tasks`) or in processes of this machine
+(`datalake.process_tasks`). Plan, commits, report, quarantine and retries are the same.
 """
 
 from __future__ import annotations
 
-import errno
 import itertools
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
-
-import ray
-from ray.exceptions import RayError, RayTaskError
+from typing import Any
 
 from datalake.build import BuildConfig, SegmentReport, build_segment
-from datalake.commit import Commit, LakeError, check_split_name, commit_name
+from datalake.commit import Commit, check_split_name, commit_name
 from datalake.lake import list_commits, newest_commits, prepare_lake, publish_snapshot, read_commits
 from datalake.plan import SegmentPlan, SourceIndex, index_source, list_sources, plan_segments
-from datalake.retry import UnavailableError, explain
+from datalake.ray_tasks import run_on_ray
 from datalake.revision import file_name, is_built, obstacle
 from datalake.store import Store
 from datalake.vacuum import GRACE_S, vacuum
 
-Item = TypeVar("Item")
-
-# A task whose worker dies (killed, out of memory, node lost) is run again.
-_RETRIES = 3
-# A store that fails is asked again after these pauses; what will not change by waiting is not.
-_BACKOFF_S = (1.0, 4.0, None)
-# A lake's store was asked often enough when it is called unavailable.
-_PERMANENT = (
-    UnavailableError,
-    FileNotFoundError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    FileExistsError,
-)
-_PERMANENT_CODES = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+# From a function and calls of it, as (item, arguments), to (item, result) or (item, exception) as they finish. The
+# exception is what `attempt` returns, or says that whoever ran the task is gone; a bug in a task is raised.
+RunTasks = Callable[[Callable[..., Any], Iterable[tuple[Any, tuple[Any, ...]]]], Iterator[tuple[Any, Any]]]
 
 
 @dataclass(slots=True)
@@ -78,21 +61,23 @@ def build_lake(
     grace_s: float = GRACE_S,
     index: Callable[[str], SourceIndex] = index_source,
     build: Callable[[SegmentPlan, str, BuildConfig], SegmentReport] = build_segment,
+    run: RunTasks = run_on_ray,
 ) -> BuildReport:
     """Build every segment of `sources` that the lake does not have, and publish a snapshot.
 
     Of a segment that it has, but not as the sources are now, a new build supersedes the old.
 
     index, build: what a task does with a source, and with a segment
+    run: where the tasks run; on Ray, which must be initialised then, or in processes
 
-    Ray must be initialised. Raises LakeError where nothing can be built at all (no source, another schema
+    Raises LakeError where nothing can be built at all (no source, another schema
     version or point mode); every other failure is one line of the report, and the rest goes on.
     """
     check_split_name(config.split)
     store = Store(lake_url)
     prepare_lake(store, config.points)
     report = BuildReport()
-    plans = plan_segments(_index(list_sources(sources), index, report, notify))
+    plans = plan_segments(_index(list_sources(sources), index, run, report, notify))
     unread = list(report.failures)
     if not config.allow_truncated:
         unread += sorted({source.uri for plan in plans for source in plan.sources if source.cut_off_at is not None})
@@ -121,7 +106,7 @@ def build_lake(
             # Names of commits may be taken by segments that are called like them.
             number = next(n for n in itertools.count() if commit_name(config.split, plan.segment, n) not in listed)
             todo.append(replace(plan, number=number, supersedes=tuple(commit.name for commit in earlier)))
-    _build([(plan, (plan, store.url, config)) for plan in todo], build, report, notify)
+    _build([(plan, (plan, store.url, config)) for plan in todo], build, run, report, notify)
     planned = {plan.segment: plan for plan in todo}
     lost = [planned[one.segment] for one in report.segments if one.outcome == "present"]
     # Somebody else was faster, perhaps with other files.
@@ -139,10 +124,11 @@ def build_lake(
 def _index(
     uris: Sequence[str],
     index: Callable[[str], SourceIndex],
+    run: RunTasks,
     report: BuildReport,
     notify: Callable[[Progress], None],
 ) -> Iterator[SourceIndex]:
-    for done, (uri, result) in enumerate(_run(index, [(uri, (uri,)) for uri in uris]), start=1):
+    for done, (uri, result) in enumerate(run(index, [(uri, (uri,)) for uri in uris]), start=1):
         if isinstance(result, SourceIndex):
             yield result
         else:
@@ -153,13 +139,14 @@ def _index(
 def _build(
     calls: Sequence[tuple[SegmentPlan, tuple[SegmentPlan, str, BuildConfig]]],
     build: Callable[[SegmentPlan, str, BuildConfig], SegmentReport],
+    run: RunTasks,
     report: BuildReport,
     notify: Callable[[Progress], None],
 ) -> None:
     total, done = sum(len(plan.records) for plan, _ in calls), 0
     notify(Progress("build", 0, total))
     # Long segments first: the last tasks to finish are then short ones.
-    for plan, result in _run(build, sorted(calls, key=lambda call: -len(call[0].records))):
+    for plan, result in run(build, sorted(calls, key=lambda call: -len(call[0].records))):
         if isinstance(result, SegmentReport):
             report.segments.append(result)
             if result.outcome == "failed":
@@ -179,52 +166,6 @@ def _may_hold_more(plan: SegmentPlan, unread: Sequence[str]) -> str | None:
     if all(plan.segment in file_name(source.uri) for source in plan.sources):
         unread = [uri for uri in unread if plan.segment in file_name(uri)]
     return unread[0] if unread else None
-
-
-def _run(function: Callable[..., Any], calls: Iterable[tuple[Item, tuple[Any, ...]]]) -> Iterator[tuple[Item, Any]]:
-    """Yield (item, result) or (item, exception) as the calls finish, with about two under way per CPU."""
-    task = ray.remote(attempt).options(num_cpus=1, max_retries=_RETRIES)
-    window = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    remaining = iter(calls)
-    running: dict[ray.ObjectRef, Item] = {}
-    while True:
-        for item, arguments in itertools.islice(remaining, window - len(running)):
-            running[task.remote(function, *arguments)] = item
-        if not running:
-            return
-        ray.wait(list(running), num_returns=1)
-        # To wait takes time for each that is under way. On thousands of CPUs the driver keeps up only because it then
-        # takes all that have finished, not one.
-        finished, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
-        for reference in finished:
-            item = running.pop(reference)
-            try:
-                yield item, ray.get(reference)
-            except RayTaskError:
-                raise
-            except RayError as error:
-                yield item, error
-
-
-def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what `function` returns, or what it says of its input or its store; a store gets a few chances.
-
-    Exceptions of other kinds are bugs, and pass.
-    """
-    for delay_s in _BACKOFF_S:
-        try:
-            return function(*arguments)
-        except LakeError as error:
-            return error
-        except Exception as error:
-            # Of the sources' clients some errors are no OSError.
-            told = error if isinstance(error, OSError) else explain(error, "read the sources", "several attempts")
-            if not isinstance(told, OSError):
-                raise
-            if delay_s is None or isinstance(error, _PERMANENT) or told.errno in _PERMANENT_CODES:
-                return told
-            time.sleep(delay_s)
-    raise AssertionError("the last attempt returns")
 
 
 def _one_line(error: BaseException) -> str:

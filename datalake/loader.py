@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -27,12 +28,15 @@ from datalake.chunk import Chunk, SampleOptions, SegmentFiles
 from datalake.commit import LakeError
 from datalake.lake import Lake
 from datalake.order import epoch_order, share
+from datalake.packed_batch import PackedBatch
 from datalake.sample import Sample
-from datalake.waymo.frame import CAMERAS
+from datalake.waymo.frame import CAMERAS, LASERS
 
-# What is read from a disk, and decoded, before it is asked for, to keep the threads busy.
+# What is read from a disk, and decoded for each thread, before it is asked for, to keep the threads busy.
 _CHUNKS_AHEAD = 2
 _PICTURES_AHEAD = 2
+# One thread makes chunks for so many that decode pictures of them.
+_DECODERS_A_READER = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,9 @@ class LoaderConfig:
     shuffle: a new random order every epoch; otherwise the lake's own order
     streams: how many chunks are mixed at a time, all of them in memory (see `datalake.order`); where there are
         fewer, all are
-    threads: how many pictures each process decodes at once; unlike worker processes, threads copy nothing
+    lasers: whose points are wanted, e.g. ("TOP",); all where empty
+    threads: how many pictures each process decodes at once; unlike worker processes, threads copy nothing. At least a
+        batch of the rank is decoded ahead
     reads: how many chunks of a remote lake each process asks for at once, ahead of their turn: a chunk takes a round
         trip to the store, and has about eight pictures. So many are in memory beside the `streams`
     """
@@ -53,6 +59,7 @@ class LoaderConfig:
     image_size: tuple[int, int] | None = None
     points: bool = True
     panoptic: bool = False
+    lasers: tuple[str, ...] = ()
     global_batch: int = 8
     shuffle: bool = True
     seed: int = 0
@@ -87,6 +94,8 @@ class SampleStream(IterableDataset[Sample]):
         )
         total = len(self._rows)
         self.epoch_samples = total // config.global_batch * config.global_batch if config.shuffle else total
+        if unknown := sorted(set(config.lasers) - set(LASERS[1:])):
+            raise LakeError(f"unknown lasers: {', '.join(unknown)}; there are {', '.join(LASERS[1:])}")
         if config.reads < 1:
             raise LakeError(f"Expected at least 1 read at once, got: {config.reads}")
         if config.global_batch % world_size:
@@ -102,16 +111,30 @@ class SampleStream(IterableDataset[Sample]):
             )
 
     def loader(self, workers: int = 0) -> DataLoader[list[Sample]]:
-        """Return a DataLoader whose batches are lists of this rank's samples, in order."""
+        """Return a DataLoader whose batches are lists of this rank's samples, in order.
+
+        workers: processes that make whole batches ahead, two each; 0: threads of this process alone
+        """
         return DataLoader(
             cast(IterableDataset[list[Sample]], self),
-            batch_size=self.config.global_batch // self.world_size,
+            batch_size=self._rank_batch,
             num_workers=workers,
-            collate_fn=list,
+            collate_fn=PackedBatch if workers else list,
             worker_init_fn=die_with_parent,
-            # fsspec's remote stores own threads, which a forked process would not have.
-            multiprocessing_context="spawn" if workers and not self.lake.store.is_local else None,
+            multiprocessing_context=self._start_method() if workers else None,
         )
+
+    @property
+    def _rank_batch(self) -> int:
+        return self.config.global_batch // self.world_size
+
+    def _start_method(self) -> str | None:
+        """Return how worker processes begin; None: as the platform has it."""
+        # fsspec's remote stores own threads, which a forked process would not have.
+        if not self.lake.store.is_local:
+            return "spawn"
+        # Nor would it have the threads of CUDA, but perhaps the locks that these held.
+        return "forkserver" if torch.cuda.is_initialized() else None
 
     def __iter__(self) -> Iterator[Sample]:
         info = get_worker_info()
@@ -138,11 +161,12 @@ class SampleStream(IterableDataset[Sample]):
     def _read(self, samples: NDArray[np.int64]) -> Iterator[Sample]:
         """Yield samples in order; a chunk is in memory from its first to its last sample, a file likewise.
 
-        One thread reads the next chunks while others decode the next pictures of the present ones. What it reads of a
-        remote lake, yet others have asked for before: they only wait, and may be many.
+        Some threads read the next chunks while others decode the next pictures of the present ones. What they read of a
+        remote lake, yet others have asked for before: those only wait, and may be many.
         """
         config = self.config
-        options = SampleOptions(config.image_size, config.points, config.panoptic)
+        lasers = frozenset(LASERS.index(name) for name in config.lasers)
+        options = SampleOptions(config.image_size, config.points, config.panoptic, lasers)
         places = list(zip(self._segment[samples].tolist(), self._group[samples].tolist(), strict=True))
         upcoming = list(dict.fromkeys(places))
         samples_left, chunks_left = Counter(places), Counter(segment for segment, _ in upcoming)
@@ -161,7 +185,7 @@ class SampleStream(IterableDataset[Sample]):
             if place[0] not in files:
                 files[place[0]] = SegmentFiles(self.lake, self._commits[place[0]])
             fetched = None if self.lake.store.is_local else fetchers.submit(fetch, place)
-            chunks[place] = reader.submit(read, place, fetched)
+            chunks[place] = readers.submit(read, place, fetched)
 
         def decode(chunk: Future[Chunk], row: int) -> Sample:
             return chunk.result().sample(row)
@@ -182,9 +206,11 @@ class SampleStream(IterableDataset[Sample]):
             return sample
 
         ahead = _CHUNKS_AHEAD if self.lake.store.is_local else max(_CHUNKS_AHEAD, config.reads)
+        # Whoever takes batches finds the next one ready.
+        pictures_ahead = max(_PICTURES_AHEAD * config.threads, self._rank_batch)
         with (
             ThreadPoolExecutor(config.reads) as fetchers,
-            ThreadPoolExecutor(1) as reader,
+            ThreadPoolExecutor(-(-config.threads // _DECODERS_A_READER)) as readers,
             ThreadPoolExecutor(config.threads) as decoders,
         ):
             try:
@@ -196,14 +222,14 @@ class SampleStream(IterableDataset[Sample]):
                         if (following := next(queue, None)) is not None:
                             submit(following)
                     decoding.append((place, decoders.submit(decode, chunks[place], row)))
-                    if len(decoding) > _PICTURES_AHEAD * config.threads:
+                    if len(decoding) > pictures_ahead:
                         yield finish()
                 while decoding:
                     yield finish()
             finally:
-                for pool in (fetchers, reader, decoders):
+                for pool in (fetchers, readers, decoders):
                     pool.shutdown(wait=False, cancel_futures=True)
-                for pool in (fetchers, reader, decoders):
+                for pool in (fetchers, readers, decoders):
                     pool.shutdown()
                 for opened in files.values():
                     opened.close()

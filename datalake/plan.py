@@ -15,8 +15,9 @@ import google_crc32c
 from google.protobuf.message import DecodeError
 
 from datalake.commit import LakeError, SourceFile
-from datalake.waymo.parse import FrameError, check_segment_name
+from datalake.waymo.frame import FrameError
 from datalake.waymo.protos import dataset_pb2
+from datalake.waymo.segment_name import check_segment_name
 from datalake.waymo.tfrecord import HEADER_BYTES, PEEK_BYTES, Gap, RecordError, RecordFile, Slot
 from datalake.waymo.wire import WireError, peek_frame
 

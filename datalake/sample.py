@@ -54,6 +54,22 @@ class Lidar:
     pixel_uv: torch.Tensor
     pixel_depth_m: torch.Tensor
 
+    def of_laser(self, number: int) -> Lidar:
+        """Return the points of one laser alone, in their order; the very same where there are no others."""
+        kept = self.laser == number
+        if bool(kept.all()):
+            return self
+        seen = kept[self.pixel_point.long()]
+        row = kept.cumsum(0, dtype=torch.int32) - 1
+        return Lidar(
+            points=self.points[:, kept],
+            laser=self.laser[kept],
+            semantic_class=None if self.semantic_class is None else self.semantic_class[kept],
+            pixel_point=row[self.pixel_point[seen].long()],
+            pixel_uv=self.pixel_uv[:, seen],
+            pixel_depth_m=self.pixel_depth_m[seen],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Panoptic:

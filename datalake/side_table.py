@@ -39,7 +39,8 @@ from datalake.lake import Lake, now
 from datalake.ranges import file_system, open_parquet
 from datalake.schema import SCHEMA_VERSION
 from datalake.store import Store
-from datalake.waymo.parse import FrameError, check_segment_name
+from datalake.waymo.frame import FrameError
+from datalake.waymo.segment_name import check_segment_name
 
 _PREFIX = "teacher_"
 _TABLE_NAME = re.compile(_PREFIX + r"[a-z0-9_]{1,56}")

@@ -37,22 +37,30 @@ from pipelines.progress import ProgressBar
 from pipelines.settings import Train, settings_of
 from pipelines.stop import stoppable
 from pipelines.syllabus import plan_training
-from pipelines.train import attend
+from pipelines.train import train_worker
+from student.checkpoint import read_student
 from student.config import StudentError
 from student.evaluation.imitation import CellMean
 from student.examination import examine
 from student.report.ablation import CLASSROOM, NONE, SHUFFLED, Results, fill_page, markdown
 from student.report.page import Page
-from student.training.checkpoint import CHECKPOINT_FILE, read_student
-from student.training.folder import RunFolder
-from student.training.world import World
 from teachers.card import TeacherError
-from teachers.training.checkpoint import check_identity
+from training.checkpoint import CHECKPOINT_FILE
+from training.distributed import Distributed
 from training.errors import TrainingError
+from training.fingerprint import check_same_run
 from training.precision import uses_bfloat16
+from training.run_dir import RunDir
 from training.run_lock import run_lock
 
 _CELL_MEAN_SAMPLES = 200
+_ON_ONE_GPU = 6
+
+
+def _at_a_time() -> int:
+    cores = os.cpu_count() or 1
+    # One student uses a fifth of a GPU, but two or three cores to feed it.
+    return max(1, min(_ON_ONE_GPU, cores // 3)) if torch.cuda.is_available() else cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +82,8 @@ class Ablate:
     rates: tuple[str, ...] = ()
     # The split to examine on.
     examined: str = "val"
-    # Students trained at a time, each on its share of the CPU's cores.
-    parallel: int = field(default_factory=lambda: 1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    # Students trained at a time, each on its share of the CPU's cores; they share the GPU if there is one.
+    parallel: int = field(default_factory=_at_a_time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,17 +136,17 @@ def jobs_of(study: Ablate) -> list[Job]:
     for fraction, count in zip(study.labelled_fractions, steps, strict=True):
         for seed in study.seeds:
             for arm in arms:
-                loop = replace(
-                    study.train.loop, steps=count, learning_rate=rates.get(arm, study.train.loop.learning_rate)
-                )
+                learning_rate = rates.get(arm, study.train.optimizer.learning_rate)
                 config = replace(
                     study.train,
                     out=f"{absolute(study.train.out)}/{_named(fraction)}/{arm}-{seed}",
                     seed=seed,
                     labelled_fraction=fraction,
-                    listen="none" if arm == NONE else "shuffled" if arm == SHUFFLED else "real",
-                    deaf_to=tuple(name for name in names if name != arm) if arm in names else (),
-                    loop=loop,
+                    distill=("none",) if arm == NONE else study.train.distill,
+                    targets="shuffled" if arm == SHUFFLED else "real",
+                    mute=tuple(name for name in names if name != arm) if arm in names else (),
+                    loop=replace(study.train.loop, steps=count),
+                    optimizer=replace(study.train.optimizer, learning_rate=learning_rate),
                 )
                 threads = max(1, (os.cpu_count() or 1) // study.parallel)
                 jobs.append(Job(arm=arm, fraction=fraction, config=config, examined=study.examined, threads=threads))
@@ -154,11 +162,13 @@ def finished(job: Job) -> dict[str, float] | None:
 
     Raises TrainingError where it was trained with other settings.
     """
-    folder = RunFolder(job.config.out)
+    folder = RunDir(job.config.out)
     if (done := folder.read(_kept(job))) is None:
         return None
     settings = settings_of(job.config, device_of(job.config.device))
-    check_identity(folder.place(CHECKPOINT_FILE), read_student(job.config.out)[1].identity, settings)
+    fingerprint = read_student(job.config.out)[1].fingerprint
+    # The student's architecture, which it has as well, follows from the settings.
+    check_same_run(folder.place(CHECKPOINT_FILE), {name: fingerprint.get(name) for name in settings}, settings)
     figures: dict[str, float] = json.loads(done)
     return figures
 
@@ -174,7 +184,7 @@ def work(job: Job) -> dict[str, float]:
     silent = Console(file=sys.stderr, quiet=True)
     syllabus = plan_training(job.config, silent, lambda *_: None)
     with run_lock(job.config.out):
-        trained = attend(syllabus, World(device=device_of(job.config.device)))
+        trained = train_worker(syllabus, Distributed(device=device_of(job.config.device)))
     figures = {
         **_examined(job),
         "training/seconds": trained.seconds,
@@ -183,9 +193,9 @@ def work(job: Job) -> dict[str, float]:
         "training/labelled_pictures": float(trained.steps * syllabus.labelled),
         "training/labelled_segments": float(len(syllabus.labelled_segments)),
         "training/segments": float(len(syllabus.labelled_segments | syllabus.unlabelled_segments)),
-        "training/learning_rate": job.config.loop.learning_rate,
+        "training/learning_rate": job.config.optimizer.learning_rate,
     }
-    RunFolder(job.config.out).write(_kept(job), json.dumps(figures, indent=1, allow_nan=False).encode())
+    RunDir(job.config.out).write(_kept(job), json.dumps(figures, indent=1, allow_nan=False).encode())
     return figures
 
 
@@ -260,7 +270,7 @@ def run(study: Ablate, console: Console) -> int:
     if not waiting:
         _write(out, results, study.examined)
     console.print(markdown(results), soft_wrap=True, markup=False, highlight=False)
-    console.print(RunFolder(out).place(f"report-{study.examined}.html"), soft_wrap=True, highlight=False)
+    console.print(RunDir(out).place(f"report-{study.examined}.html"), soft_wrap=True, highlight=False)
     return 0
 
 
@@ -275,7 +285,7 @@ def _ordered(jobs: Sequence[Job], found: Mapping[tuple[float, str, int], dict[st
 
 
 def _write(out: str, results: Results, split: str) -> None:
-    folder = RunFolder(out)
+    folder = RunDir(out)
     folder.write(f"ablation-{split}.json", json.dumps(results, indent=1, allow_nan=False).encode())
     folder.write(f"ablation-{split}.md", markdown(results).encode())
     page = Page(f"ClassroomNet: does listening help? Examined on {split}")

@@ -1,7 +1,8 @@
 """Build a lake from Waymo TFRecords: `python pipelines/build_lake.py --source GLOB --lake URL`.
 
 Runs by itself on this machine's cores, or unchanged as `ray job submit --working-dir . -- python
-pipelines/build_lake.py …` on a cluster. Run it again after any interruption: what is committed is skipped.
+pipelines/build_lake.py …` on a cluster. With `--local` it needs no Ray: its tasks run in processes of this machine. Run
+it again after any interruption: what is committed is skipped.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import tyro
@@ -19,6 +21,8 @@ from rich.table import Table
 from datalake.build import ALL_CAMERAS, BuildConfig
 from datalake.commit import LakeError
 from datalake.fanout import BuildReport, build_lake
+from datalake.process_tasks import run_in_processes
+from datalake.ray_tasks import run_on_ray
 from datalake.schema import PointMode
 from pipelines.cluster import cluster
 from pipelines.place import absolute
@@ -49,6 +53,8 @@ class BuildLake:
     allow_truncated: bool = False
     # Unreferenced files younger than this many hours may belong to a running build, and are kept.
     grace_hours: float = 24.0
+    # Build in processes of this machine, one for each CPU, without Ray.
+    local: bool = False
 
 
 def run(config: BuildLake, console: Console) -> int:
@@ -66,13 +72,14 @@ def run(config: BuildLake, console: Console) -> int:
         max_quarantined=config.max_quarantined,
         allow_truncated=config.allow_truncated,
     )
-    with cluster(), ProgressBar(console) as bar:
+    with nullcontext() if config.local else cluster(), ProgressBar(console) as bar:
         report = build_lake(
             config.source,
             absolute(config.lake),
             settings,
             lambda step: bar.update(step.stage, step.done, step.total, "files" if step.stage == "index" else "frames"),
             config.grace_hours * 3600,
+            run=run_in_processes if config.local else run_on_ray,
         )
     console.print(summary(report, time.monotonic() - started))
     for line in failures(report):

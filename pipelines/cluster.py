@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import ray
-
 from pipelines.place import cluster_address
 from pipelines.reaper import reaped
 
 # Ray's local clusters authenticate by token, which is right, and say so at every start, which is noise.
 _TOKEN_NOTICE = "ray._private.authentication.authentication_token_setup"
+
+
+class NoRayError(OSError):
+    """Ray is not installed, and what was asked for runs on it."""
 
 
 @contextmanager
@@ -25,7 +27,16 @@ def cluster() -> Iterator[None]:
 
     Under `ray job submit` (RAY_ADDRESS is set) the job's cluster is joined as it is. Otherwise a local one is
     started and stopped: a bare `ray.init()` might join a cluster that died and wait for it for ever.
+
+    Raises NoRayError where Ray is not installed.
     """
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise NoRayError(
+            "this runs on Ray, which is not installed: pip install 'ray[data,train]', or stay in processes of this"
+            " machine (build_lake.py --local, train.py --workers 0)"
+        ) from error
     # Ray would have its own way to end a driver.
     stop = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:

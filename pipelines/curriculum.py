@@ -19,6 +19,8 @@ from teachers.card import TeacherCard, TeacherError
 
 # Chunks that are mixed at a time, at least.
 _STREAMS = 64
+# Whose points the lidar teacher looks at: the others need not be carried along.
+_LASERS = ("TOP",)
 # A labelled picture that is seen so often teaches little more; others may take its place (benchmarks/classroom.md).
 _ENOUGH_VISITS = 20
 
@@ -57,6 +59,7 @@ class Frames:
             cameras=self.cameras,
             image_size=self.image_size,
             points=self.points,
+            lasers=_LASERS,
             panoptic=panoptic,
             global_batch=batch,
             shuffle=shuffle,
@@ -100,15 +103,25 @@ def spare_places(batch: int, steps: int, labelled: int, workers: int = 1) -> int
 
 
 def mixed_batches(
-    labelled: Frames, labelled_batch: int, unlabelled: Frames | None, unlabelled_batch: int, rank: int, world_size: int
+    labelled: Frames,
+    labelled_batch: int,
+    unlabelled: Frames | None,
+    unlabelled_batch: int,
+    rank: int,
+    world_size: int,
+    data_workers: int = 0,
 ) -> Callable[[int], Iterator[list[Sample]]]:
     """Return a function from a step to this rank's batches from there on: labelled samples first, then the others.
 
     labelled_batch, unlabelled_batch: samples per step over all ranks
+    data_workers: processes that read each of the two kinds, among which the threads of `Frames` are shared; 0: this
+        process reads. The batches are the same
     """
 
     def batches(frames: Frames, batch: int, step: int) -> Iterable[Sequence[Sample]]:
-        loader = frames.stream(batch, shuffle=True, rank=rank, world_size=world_size, step=step).loader()
+        frames = replace(frames, threads=-(-frames.threads // max(1, data_workers)))
+        stream = frames.stream(batch, shuffle=True, rank=rank, world_size=world_size, step=step)
+        loader = stream.loader(data_workers)
         # A loader draws a number when it starts; not from the generator that the student's weights come from.
         loader.generator = torch.Generator()
         return loader

@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from datalake.commit import LakeError
 from datalake.fanout import BuildReport, build_lake
 from datalake.info import print_info
 from datalake.lake import Lake, open_lake
+from datalake.process_tasks import run_in_processes
+from datalake.ray_tasks import run_on_ray
 from datalake.show import save_frame
 from datalake.synthetic import DriveConfig, write_drives
 from datalake.verify import verify
@@ -40,17 +43,18 @@ from pipelines.classrooms import answer_ahead, look_at_points, read_cards
 from pipelines.cluster import cluster
 from pipelines.curriculum import Frames
 from pipelines.device import device_of
+from pipelines.place import cluster_address
 from pipelines.progress import ProgressBar
 from pipelines.settings import Train
 from pipelines.stop import stoppable
 from pipelines.train_teachers import TeacherName, TrainTeachers
 from student.config import StudentConfig, StudentError
 from student.report.page import Page
-from student.training.folder import RunFolder
-from student.training.loop import LoopConfig
 from teachers.card import CARD_FILE, WEIGHTS_FILE, TeacherError
 from teachers.remembered import remembered_total
 from training.errors import TrainingError
+from training.loop import LoopConfig
+from training.run_dir import RunDir
 
 # Splits are of whole segments, and from different seeds: no street is in two of them. Teachers learn on segments that
 # the student never sees; else they would pass labels on.
@@ -150,7 +154,9 @@ def build(config: Demo, lake_url: str, console: Console) -> bool:
     complete = True
     with ProgressBar(console) as bar:
         drives_of = {split: _simulate(config, drives, split, bar) for split in _SEEDS}
-    with cluster():
+    # As a Ray job it builds on the cluster; by itself in processes, which are there at once.
+    on_ray = cluster_address() is not None
+    with cluster() if on_ray else nullcontext():
         for split, sources in drives_of.items():
             settings = BuildConfig(split=split, cameras=config.cameras)
             with ProgressBar(console) as bar:
@@ -162,6 +168,7 @@ def build(config: Demo, lake_url: str, console: Console) -> bool:
                     lambda step, bar=bar: bar.update(  # type: ignore[misc]
                         step.stage, step.done, step.total, "files" if step.stage == "index" else "frames"
                     ),
+                    run=run_on_ray if on_ray else run_in_processes,
                 )
             console.print(summary(report, time.monotonic() - begun))
             for name, reason in sorted(report.failures.items()):
@@ -215,7 +222,7 @@ def _published(name: str, folder: Path, config: Demo) -> str:
     """Return where the demo's student finds a teacher: trainings of teachers need a local folder, readers do not."""
     if config.store is None:
         return str(folder)
-    place = RunFolder(f"{config.place}/teachers/{name}")
+    place = RunDir(f"{config.place}/teachers/{name}")
     for file in (WEIGHTS_FILE, CARD_FILE):
         place.write(file, (folder / file).read_bytes())
     return place.url

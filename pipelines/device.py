@@ -8,8 +8,10 @@ import torch
 
 from teachers.card import TeacherError
 
-# One thread decodes and scales some 75 pictures of full size a second (`benchmarks/scale.md`).
-_BESIDE_A_GPU = 4
+# One thread decodes and scales some 75 pictures of full size a second (`benchmarks/scale.md`); more than so many wait
+# for each other. The process that trains, and what it started, keep some cores.
+_BESIDE_A_GPU = 12
+_KEPT_CORES = 4
 
 
 def device_of(name: str) -> torch.device:
@@ -36,4 +38,5 @@ def decoding_threads(device: torch.device) -> int:
 
     A GPU must not wait for pictures; the cores of a CPU have the network itself to do.
     """
-    return min(_BESIDE_A_GPU, os.cpu_count() or 1) if device.type == "cuda" else 1
+    cores = os.cpu_count() or 1
+    return max(1, min(_BESIDE_A_GPU, cores - _KEPT_CORES)) if device.type == "cuda" else 1

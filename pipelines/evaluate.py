@@ -11,9 +11,7 @@ The run's segments, and those that the teachers were trained on, must not be exa
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import json
-import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +33,7 @@ from pipelines.curriculum import Frames, check_splits, check_strangers
 from pipelines.device import decoding_threads, device_of
 from pipelines.place import absolute
 from pipelines.progress import ProgressBar
+from student.checkpoint import read_student
 from student.config import StudentError
 from student.detector import Student
 from student.evaluation.imitation import CellMean
@@ -44,12 +43,14 @@ from student.layers import memory_format
 from student.report.comparisons import comparisons
 from student.report.evaluation import Evaluation, write_report
 from student.report.page import Page
-from student.training.checkpoint import HISTORY_FILE, Checkpoint, read_student
-from student.training.folder import RunFolder
 from teachers.card import TeacherCard, TeacherError
 from teachers.classroom import Classroom
+from training.checkpoint import Checkpoint
 from training.errors import TrainingError
+from training.metrics_log import HISTORY_FILE
 from training.precision import uses_bfloat16
+from training.run_dir import RunDir
+from training.versions import installed_versions
 
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 # The page shows a few of these, those with the most labels.
@@ -111,7 +112,7 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
     Raises LakeError, TeacherError or StudentError where that cannot be, or the figures would mean nothing.
     """
     checkpoint_url = absolute(config.checkpoint).rstrip("/")
-    out = RunFolder(absolute(config.out) if config.out is not None else f"{checkpoint_url}/evaluation")
+    out = RunDir(absolute(config.out) if config.out is not None else f"{checkpoint_url}/evaluation")
     student, checkpoint = read_student(checkpoint_url)
     lake = open_lake(absolute(config.lake))
     named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
@@ -126,7 +127,7 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
     device = device_of(config.device)
     frames = replace(frames, threads=decoding_threads(device))
     # As in the training, where this device can.
-    bfloat16 = bool(checkpoint.identity.get("bfloat16")) and uses_bfloat16("auto", device)
+    bfloat16 = bool(checkpoint.fingerprint.get("bfloat16")) and uses_bfloat16("auto", device)
     classroom = None
     if named:
         remember = Path(absolute(config.remember)) if config.remember else None
@@ -159,7 +160,7 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
         examination=examination,
         figures={**examination.figures, **exported},
         settings=_settings(checkpoint, named, how),
-        history=_history(RunFolder(checkpoint_url), checkpoint.step),
+        history=_history(RunDir(checkpoint_url), checkpoint.step),
         class_names={name: card.class_names for name, card in cards.items() if card.kind == "classes"},
         unheard=frozenset(name for name in named if _learned_from(checkpoint, name) is None),
     )
@@ -167,10 +168,10 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
         "figures": evaluation.figures,
         "samples": examination.samples,
         "checkpoint": {"url": checkpoint_url, "step": checkpoint.step, "seconds": checkpoint.seconds},
-        "identity": checkpoint.identity,
+        "fingerprint": checkpoint.fingerprint,
         "examined": how,
         "teachers": {name: {"url": named[name], "weights_sha256": card.weights_sha256} for name, card in cards.items()},
-        "versions": _versions(),
+        "versions": installed_versions(_PACKAGES),
     }
     out.write(METRICS_FILE, (json.dumps(metrics, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
     write_report(out.place(REPORT_FILE), f"ClassroomNet: {checkpoint_url.rpartition('/')[2]}", evaluation, more)
@@ -230,7 +231,7 @@ def _check(
 
 def _check_unseen(config: Evaluate, checkpoint: Checkpoint, lake: Lake, console: Console) -> None:
     """Raise LakeError where the student was trained on a segment that it is to be examined on."""
-    url, snapshot, split = (checkpoint.identity.get(name) for name in ("lake", "snapshot", "split"))
+    url, snapshot, split = (checkpoint.fingerprint.get(name) for name in ("lake", "snapshot", "split"))
     if not isinstance(url, str) or not isinstance(snapshot, int) or not isinstance(split, str):
         raise StudentError(
             f"{config.checkpoint}: the checkpoint does not say which lake, snapshot and split it was trained on, so"
@@ -252,10 +253,10 @@ def _check_unseen(config: Evaluate, checkpoint: Checkpoint, lake: Lake, console:
 
 def _learned_from(checkpoint: Checkpoint, teacher: str) -> object:
     """Return the checksum of the weights of the teacher of that name in the training; None where it was not heard."""
-    return checkpoint.identity.get(f"teacher.{teacher}")
+    return checkpoint.fingerprint.get(f"teacher.{teacher}")
 
 
-def _export(config: Evaluate, student: Student, frames: Frames, out: RunFolder) -> dict[str, float]:
+def _export(config: Evaluate, student: Student, frames: Frames, out: RunDir) -> dict[str, float]:
     """Write the student by itself, checked on a few pictures of the split; return the check's figures."""
     batches, _ = _batches(replace(frames, points=False), replace(config, samples=_EXPORT_PICTURES))
     return export_student(student, out.url, [sample.image for batch in batches for sample in batch]).figures()
@@ -302,7 +303,7 @@ def _frames(config: Evaluate, checkpoint: Checkpoint, lake: Lake, points: bool, 
     asked: dict[str, Any] = {"cameras": config.cameras, "image_size": config.image_size}
     for name, value in asked.items():
         try:
-            trained = ast.literal_eval(str(checkpoint.identity[name]))
+            trained = ast.literal_eval(str(checkpoint.fingerprint[name]))
         except (KeyError, ValueError, SyntaxError) as error:
             raise StudentError(
                 f"{config.checkpoint}: the checkpoint does not say with which {name} the student was trained; train it"
@@ -323,7 +324,7 @@ def _listed(values: Sequence[object]) -> str:
     return ", ".join(map(str, values))
 
 
-def _history(folder: RunFolder, steps: int) -> list[dict[str, float]]:
+def _history(folder: RunDir, steps: int) -> list[dict[str, float]]:
     """Return the log of the steps that the checkpoint has done; a run that goes on has logged more, if half a line."""
     lines = (folder.read(HISTORY_FILE) or b"").decode().split("\n")[:-1]
     return [row for row in map(json.loads, lines) if row["step"] < steps]
@@ -339,13 +340,9 @@ def _settings(checkpoint: Checkpoint, named: Mapping[str, str], how: Mapping[str
         "pictures": f"{width} x {height}, {', '.join(how['cameras'])}, {how['batch']} at once",
         "computed on": f"{how['device']}, {'bfloat16' if how['bfloat16'] else 'float32'}",
         **{f"teacher {name}": url for name, url in named.items()},
-        **{f"trained with {name}": str(value) for name, value in sorted(checkpoint.identity.items())},
-        **{f"version of {name}": version for name, version in _versions().items()},
+        **{f"trained with {name}": str(value) for name, value in sorted(checkpoint.fingerprint.items())},
+        **{f"version of {name}": version for name, version in installed_versions(_PACKAGES).items()},
     }
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
 def _described(device: torch.device) -> str:

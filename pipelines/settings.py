@@ -12,14 +12,17 @@ from datalake.lake import Lake, open_lake
 from pipelines.classrooms import parse_teachers, read_cards
 from pipelines.curriculum import Frames, labelled_segments, spare_places
 from pipelines.place import absolute
-from student.config import Feed, Preset
-from student.training.lesson import LossWeights
-from student.training.loop import LoopConfig
-from teachers.training.checkpoint import Plain
-from teachers.training.loop import identity_of
+from student.augmentation import Augmentation
+from student.config import Feed, Preset, StudentError
+from student.distillation.controls import Targets
+from student.distillation.imitation import ImitationConfig
+from student.distillation.objective import LossWeights
+from training.fingerprint import Plain, flatten
+from training.loop import LoopConfig
+from training.optimizer import OptimizerConfig
 from training.precision import uses_bfloat16
 
-Listen = Literal["real", "shuffled", "none"]
+Method = Literal["imitation", "none"]
 Anchors = Literal["fitted", "paper"]
 
 # What does not decide about the result: where things are kept and who does the work.
@@ -34,6 +37,7 @@ _INDIFFERENT = {
     "max_failures",
     "teachers_in",
     "teacher_gpus",
+    "loop.checkpoint_every",
 }
 
 
@@ -47,11 +51,13 @@ class Train:
     out: str
     # Teachers as NAME=FOLDER, or none alone.
     teachers: tuple[str, ...] = ("none",)
-    # Whether the student hears its teachers. Controls: `shuffled` gives each picture what they say of another, `none`
-    # keeps their branches but no teacher is asked.
-    listen: Listen = "real"
+    # Distillation methods by which the student learns from its teachers, or none alone: their branches stay, but no
+    # teacher is asked.
+    distill: tuple[Method, ...] = ("imitation",)
+    # What the methods get. Controls: `shuffled` gives each picture the targets of another, `random` drawn ones.
+    targets: Targets = "real"
     # Teachers who are not asked, though the student has a branch for them.
-    deaf_to: tuple[str, ...] = ()
+    mute: tuple[str, ...] = ()
     # The student's architecture.
     preset: Preset = "classroom"
     # Pixels per cell on which the default student imitates.
@@ -101,9 +107,15 @@ class Train:
     # Where this process trains: cpu, cuda, cuda:1 …; by default on the GPU if there is one. Workers of Ray Train take
     # a GPU each where the cluster has them, unless this is cpu.
     device: str = "auto"
-    # How much each loss counts.
+    # How much each loss of detection counts.
     weights: LossWeights = field(default_factory=LossWeights)
-    # How long and how fast.
+    # How much imitation counts.
+    imitation: ImitationConfig = field(default_factory=ImitationConfig)
+    # What happens to the pictures.
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    # How fast.
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    # How long, and in which number format.
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     @property
@@ -120,12 +132,22 @@ class Train:
         )
 
     @property
-    def heard(self) -> dict[str, str]:
+    def methods(self) -> tuple[str, ...]:
+        """The distillation methods that are on; imitation is where there is a teacher.
+
+        Raises StudentError where `none` stands beside others, or a method is named twice.
+        """
+        if ("none" in self.distill and len(self.distill) > 1) or len(set(self.distill)) < len(self.distill):
+            raise StudentError(f"--distill {' '.join(self.distill)}: expected different methods, or none alone")
+        return () if "none" in self.distill or not parse_teachers(self.teachers) else self.distill
+
+    @property
+    def active_teachers(self) -> dict[str, str]:
         """Name -> folder of the teachers who are asked."""
-        if self.listen == "none":
+        if "imitation" not in self.methods:
             return {}
         named = parse_teachers(self.teachers)
-        return {name: absolute(url) for name, url in named.items() if name not in self.deaf_to}
+        return {name: absolute(url) for name, url in named.items() if name not in self.mute}
 
     @property
     def tables(self) -> dict[str, str | None]:
@@ -158,7 +180,7 @@ class Train:
     def unlabelled_places(self, lake: Lake) -> int:
         """Return how many pictures of a batch go without labels."""
         with_labels, without = self.segments(lake)
-        if not self.heard or not without:
+        if not self.active_teachers or not without:
             return 0
         if self.unlabelled is not None:
             return self.unlabelled
@@ -167,9 +189,9 @@ class Train:
 
     def identity(self, lake: Lake) -> dict[str, Plain]:
         """Return what decides about the result: settings, branches, teachers' weights and the lake's snapshot."""
-        kept = {name: value for name, value in identity_of(self.located).items() if name not in _INDIFFERENT}
+        kept = {name: value for name, value in flatten(self.located).items() if name not in _INDIFFERENT}
         named = read_cards(parse_teachers(self.located.teachers))
-        heard = {f"teacher.{name}": named[name].weights_sha256 for name in self.heard}
+        heard = {f"teacher.{name}": named[name].weights_sha256 for name in self.active_teachers}
         return {
             **kept,
             **heard,

@@ -26,9 +26,9 @@ from pipelines.place import absolute
 from pipelines.settings import Train
 from student.anchors import AnchorReport, anchor_recall, fit_anchors
 from student.config import AnchorShapes, BranchSpec, StudentConfig, StudentError
-from student.imitation import balanced_weights
-from student.training.world import World
+from student.distillation.imitation import balanced_weights
 from teachers.card import TeacherError
+from training.distributed import Distributed
 
 # torchvision's own, which the paper took: made for pictures of 1333 pixels.
 _PAPER_ANCHORS = AnchorShapes(sizes=((32,), (64,), (128,), (256,)), ratios=(0.5, 1.0, 2.0))
@@ -43,6 +43,7 @@ class Syllabus:
     """All that a worker needs to know; found out once, before the first step.
 
     teachers: name -> folder of those who are asked
+    methods: names of the distillation methods that are on
     class_weights: of each teacher of classes
     labelled, unlabelled: pictures per step over all workers; segments of either kind
     """
@@ -51,6 +52,7 @@ class Syllabus:
     snapshot: int
     student: StudentConfig
     teachers: dict[str, str]
+    methods: tuple[str, ...]
     class_weights: dict[str, Tensor]
     labelled: int
     unlabelled: int
@@ -68,12 +70,10 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
     named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
     cards = read_cards(named)
     check_strangers(cards, lake, [config.split])
-    if unknown := sorted(set(config.deaf_to) - named.keys()):
-        raise TeacherError(
-            f"--deaf-to {unknown[0]}: expected one of the teachers {', '.join(named) or '(there is none)'}"
-        )
-    if config.listen == "shuffled" and not config.heard:
-        raise StudentError("--listen shuffled: expected teachers, whose answers are given to the wrong pictures")
+    if unknown := sorted(set(config.mute) - named.keys()):
+        raise TeacherError(f"--mute {unknown[0]}: expected one of the teachers {', '.join(named) or '(there is none)'}")
+    if config.targets != "real" and not config.active_teachers:
+        raise StudentError(f"--targets {config.targets}: expected teachers whose targets are replaced")
     with_labels, without = config.segments(lake)
     unlabelled = config.unlabelled_places(lake)
     _check_batch(config, lake, unlabelled, with_labels, without)
@@ -94,8 +94,9 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
         config=config,
         snapshot=lake.snapshot,
         student=student,
-        teachers=config.heard,
-        class_weights=_survey(config, lake, grid, console, progress) if config.heard else {},
+        teachers=config.active_teachers,
+        methods=config.methods,
+        class_weights=_survey(config, lake, grid, console, progress) if config.active_teachers else {},
         labelled=config.batch - unlabelled,
         unlabelled=unlabelled,
         labelled_segments=with_labels,
@@ -113,11 +114,11 @@ def _check_batch(
         (config.batch - unlabelled, "labelled pictures (--batch less --unlabelled)", with_labels),
         (unlabelled, "pictures without labels (--unlabelled)", without),
     ):
-        World(size=max(1, config.workers)).share(share, what)
+        Distributed(size=max(1, config.workers)).share(share, what)
         if share:
             config.frames(lake, points=False, segments=segments).stream(share, shuffle=True)
-    if config.listen == "shuffled" and config.batch // max(1, config.workers) < 2:
-        raise StudentError("--listen shuffled: a worker needs two pictures, to give one what is said of the other")
+    if config.targets == "shuffled" and config.batch // max(1, config.workers) < 2:
+        raise StudentError("--targets shuffled: a worker needs two pictures, to give one the targets of the other")
 
 
 def _check_posts(config: Train, lake: Lake, grid: tuple[int, int]) -> None:
@@ -128,11 +129,12 @@ def _check_posts(config: Train, lake: Lake, grid: tuple[int, int]) -> None:
         raise TeacherError("--teacher-gpus: only with --teachers-in actors; in its process a teacher shares the GPU")
     height, width = grid
     for name, cached_as in config.tables.items():
-        if name not in config.heard:
+        if name not in config.active_teachers:
             raise TeacherError(
-                f"--cached {name}: expected one of the teachers who are asked, {', '.join(config.heard) or '(nobody)'}"
+                f"--cached {name}: expected one of the teachers who are asked,"
+                f" {', '.join(config.active_teachers) or '(nobody)'}"
             )
-        cached = open_cached(config.heard[name], cached_as, lake, config.split)
+        cached = open_cached(config.active_teachers[name], cached_as, lake, config.split)
         if (cached.grid, cached.image_size) != (grid, config.image_size):
             raise TeacherError(
                 f"--cached {name}: the lake has its answers for pictures of {_by(cached.image_size)} pixels on a grid"
@@ -172,7 +174,7 @@ def _survey(
 ) -> dict[str, Tensor]:
     """Check each teacher on a few pictures and say how well it does; return the class weights of those of classes."""
     device = device_of(config.device)
-    frames = config.frames(lake, points=look_at_points(read_cards(config.heard).values()))
+    frames = config.frames(lake, points=look_at_points(read_cards(config.active_teachers).values()))
     stream = frames.stream(config.batch, shuffle=True, panoptic=True)
     wanted = min(_SURVEY, stream.epoch_samples)
     batches: list[list[Sample]] = []
@@ -181,7 +183,7 @@ def _survey(
         progress("survey", min(len(batches) * config.batch, wanted), wanted, "pictures")
         if len(batches) * config.batch >= wanted:
             break
-    for name, seen in examine_teachers(config.heard, batches, grid, device).items():
+    for name, seen in examine_teachers(config.active_teachers, batches, grid, device).items():
         figures = ", ".join(f"{figure} {seen.figures[figure]:.2f}" for figure in _TOLD if figure in seen.figures)
         answers = f"answers for {seen.valid_share:.0%} of the cells"
         console.print(
@@ -190,5 +192,5 @@ def _survey(
             highlight=False,
         )
     remember = Path(config.remember) if config.remember else None
-    shares = class_shares(open_classroom(config.heard, grid, device, remember), batches)
+    shares = class_shares(open_classroom(config.active_teachers, grid, device, remember), batches)
     return {name: balanced_weights(share) for name, share in shares.items()}

@@ -13,7 +13,6 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -30,9 +29,10 @@ from pipelines.place import absolute
 from pipelines.progress import ProgressBar
 from teachers.card import TeacherCard, TeacherError, TrainingData
 from teachers.confusion import Confusion
-from teachers.training.lessons import Lessons, Room
-from teachers.training.lidar_course import LidarCourse, hold_lidar_course
-from teachers.training.mask_course import MaskCourse, hold_mask_course
+from teachers.training.lessons import RunContext, TeacherData
+from teachers.training.lidar_course import SpvcnnTrainConfig, train_spvcnn
+from teachers.training.mask_course import MaskRcnnTrainConfig, train_mask_rcnn
+from training.distributed import Distributed
 from training.errors import TrainingError
 from training.run_lock import run_lock
 
@@ -45,7 +45,7 @@ class TrainTeachers:
 
     # The lake: a local path, s3:// or gs://.
     lake: str
-    # The teachers go into folders below this local folder.
+    # The teachers go into folders below this one: a local folder or any fsspec URL.
     out: str
     # Train this one only.
     teacher: TeacherName | None = None
@@ -64,44 +64,41 @@ class TrainTeachers:
     # Seed of weights, order and augmentation.
     seed: int = 0
     # Processes that read samples ahead; 0: none but the training's own.
-    workers: int = 0
+    data_workers: int = 0
     # Where to train: cpu, cuda, cuda:1 …; by default on the GPU if there is one.
     device: str = "auto"
     # How SPVCNN is trained.
-    spvcnn: LidarCourse = field(default_factory=LidarCourse)
+    spvcnn: SpvcnnTrainConfig = field(default_factory=SpvcnnTrainConfig)
     # How Mask R-CNN is trained.
-    mask_rcnn: MaskCourse = field(default_factory=MaskCourse)
+    mask_rcnn: MaskRcnnTrainConfig = field(default_factory=MaskRcnnTrainConfig)
 
 
 def run(config: TrainTeachers, console: Console) -> int:
     """Train, print each teacher's figures, and return the exit status 0."""
     lake = open_lake(absolute(config.lake), config.snapshot)
-    out = Path(absolute(config.out))
-    if "://" in config.out:
-        raise TrainingError(f"--out {config.out}: checkpoints need a local folder; copy the teachers from there")
-    device = device_of(config.device)
+    out = absolute(config.out)
     for name in (config.teacher,) if config.teacher else ("spvcnn", "mask_rcnn"):
-        with run_lock(str(out / name)), ProgressBar(console) as bar:
-            lessons = lessons_of(lake, config, points=name == "spvcnn", progress=bar.update)
-            room = Room(
-                folder=out / name,
-                device=device,
+        with run_lock(f"{out}/{name}"), ProgressBar(console) as bar:
+            data = teacher_data(lake, config, points=name == "spvcnn", progress=bar.update)
+            context = RunContext(
+                folder=f"{out}/{name}",
                 seed=config.seed,
-                identity=_identity(config, lake),
+                fingerprint=_fingerprint(config, lake),
                 progress=bar.update,
+                distributed=Distributed(device=device_of(config.device)),
             )
             if name == "spvcnn":
-                card, confusion = hold_lidar_course(config.spvcnn, lessons, room)
+                card, confusion = train_spvcnn(config.spvcnn, data, context)
             else:
-                card, confusion = hold_mask_course(config.mask_rcnn, lessons, room)
+                card, confusion = train_mask_rcnn(config.mask_rcnn, data, context)
         console.print(summary(card, confusion))
-        console.print(f"{out / name}", soft_wrap=True, highlight=False)
+        console.print(context.folder, soft_wrap=True, highlight=False)
     return 0
 
 
-def lessons_of(
+def teacher_data(
     lake: Lake, config: TrainTeachers, *, points: bool, progress: Callable[[str, int, int, str], None]
-) -> Lessons:
+) -> TeacherData:
     """Return the samples to train and to examine on. Raises LakeError or TrainingError where the splits do not do.
 
     points: read what the lidar teacher needs; otherwise what the mask teacher needs
@@ -124,13 +121,13 @@ def lessons_of(
         return SampleStream(lake, settings, start=start, epochs=epochs)
 
     def samples(split: str, *, start: int = 0, epochs: int | None = None) -> Iterator[Sample]:
-        loader = stream(split, start=start, epochs=epochs).loader(config.workers)
+        loader = stream(split, start=start, epochs=epochs).loader(config.data_workers)
         # A loader draws a number when it starts. From torch's own generator that would shift a resumed run's numbers.
         loader.generator = torch.Generator()
         for batch in loader:
             yield from batch
 
-    def examination() -> Iterator[Sample]:
+    def evaluation() -> Iterator[Sample]:
         total = min(examined, config.eval_samples)
         for number, sample in enumerate(itertools.islice(samples(config.eval_split, epochs=1), total), 1):
             yield sample
@@ -144,10 +141,10 @@ def lessons_of(
         )
     # Both are looked at now: a missing camera is not to be found out after the training.
     examined = stream(config.eval_split, start=0, epochs=1).epoch_samples
-    return Lessons(
+    return TeacherData(
         endless=lambda start: samples(config.train_split, start=start),
         epoch_samples=stream(config.train_split, start=0, epochs=1).epoch_samples,
-        examination=examination,
+        evaluation=evaluation,
         data=TrainingData(
             lake=lake.store.url,
             snapshot=lake.snapshot,
@@ -175,7 +172,7 @@ def _length(card: TeacherCard) -> str:
     return f"{card.figures['training/steps']:,.0f} steps in {card.figures['training/seconds']:,.0f} s"
 
 
-def _identity(config: TrainTeachers, lake: Lake) -> dict[str, str | int | float | bool | None]:
+def _fingerprint(config: TrainTeachers, lake: Lake) -> dict[str, str | int | float | bool | None]:
     return {
         "lake": lake.store.url,
         "snapshot": lake.snapshot,

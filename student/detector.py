@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.image_list import ImageList
 
 from datalake.sample import Objects
 from student.backbone import Backbone, Features
 from student.config import StudentConfig, StudentError
 from student.detections import Detections
-from student.heads import DepthRoIHeads
+from student.heads import DepthRoIHeads, RoIPredictions, RoIs
+from student.labels import labels_on
 from student.layers import memory_format
-from student.proposals import build_proposal_network
+from student.proposals import ProposalNetwork, Proposals
+from student.sampling import draw_keys
 
 # Of the lake's pictures, roughly; any fixed numbers near them would do.
 _MEAN, _DEVIATION = 0.45, 0.25
@@ -35,16 +36,33 @@ class Answer:
     said: dict[str, Tensor]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DetectorOutput:
+    """What one training pass of the detector computed for B images.
+
+    losses: `objectness`, `rpn_box`, `classification`, `box` and `depth`, scalars, means over the labelled images
+    features: of all images
+    proposals: of the labelled images, before any is sampled
+    rois: the proposals and labelled boxes that were sampled of each labelled image
+    predictions: what the box head says of them
+    """
+
+    losses: dict[str, Tensor]
+    features: Features
+    proposals: Proposals
+    rois: RoIs
+    predictions: RoIPredictions
+
+
 class Student(nn.Module):
     """A Faster R-CNN with a depth head, whose backbone imitates teachers (paper, section 3)."""
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.config = config
-        self.level_names = [str(level) for level in range(config.levels)]
         self.backbone = Backbone(config)
-        self.rpn = build_proposal_network(config)
-        self.heads = DepthRoIHeads(config, self.level_names)
+        self.rpn = ProposalNetwork(config)
+        self.heads = DepthRoIHeads(config)
 
     def features(self, pictures: Tensor) -> Features:
         """Return the features of pictures uint8 or float32 within 0 … 1 [B, 3, H, W].
@@ -73,35 +91,46 @@ class Student(nn.Module):
         facing = {id(layer.weight) for layer in (entrance, *answers)}
         return [weight for weight in self.parameters() if weight.ndim > 1 and id(weight) not in facing]
 
-    def detection_losses(
+    def training_output(
+        self, images: Tensor, labels: Sequence[Objects], generators: Sequence[torch.Generator]
+    ) -> DetectorOutput:
+        """Return what is computed of images [B, 3, H, W] (see `features`) in a training step, with detection's losses.
+
+        labels: of the first of the images; what follows has none. Boxes without an area teach nothing
+        generators: one for each labelled image, which decides the anchors and proposals that are looked at
+        """
+        return self.detection_output(self.features(images), (images.shape[-2], images.shape[-1]), labels, generators)
+
+    def detection_output(
         self,
         features: Features,
         image_size: tuple[int, int],
         labels: Sequence[Objects],
         generators: Sequence[torch.Generator],
-    ) -> dict[str, Tensor]:
-        """Return `objectness`, `proposal`, `classification`, `box` and `depth`, means over the labelled pictures.
-
-        labels: of the first pictures in `features`; what follows has none. Boxes without an area teach nothing
-        generators: one for each labelled picture, which decides the anchors and proposals that are looked at
-        """
+    ) -> DetectorOutput:
+        """Return the same for features that are there already, of images of (height, width) pixels."""
         if not labels:
             raise StudentError("expected at least one labelled picture to learn detection from")
-        device = features.pyramid[0].device
-        levels = {name: level[: len(labels)] for name, level in zip(self.level_names, features.pyramid, strict=True)}
-        targets = []
-        for one in labels:
-            # Scaled down, a box may be as thin as rounding: the logarithm of its side would be infinite.
-            lost = (one.boxes[:, 2:] <= one.boxes[:, :2]).any(1)
-            values = {"boxes": one.boxes, "labels": one.classes, "depth_m": one.depth_m}
-            targets.append({name: value[~lost].to(device) for name, value in values.items()})
-        self.rpn.fg_bg_sampler.generators = self.heads.fg_bg_sampler.generators = generators
-        proposals, found = self.rpn(_image_list(len(labels), image_size, device), levels, targets)
-        return {
-            "objectness": found["loss_objectness"],
-            "proposal": found["loss_rpn_box_reg"],
-            **self.heads.losses(levels, proposals, image_size, targets),
+        levels = [level[: len(labels)] for level in features.pyramid]
+        device = levels[0].device
+        truth = labels_on(device, labels)
+        anchors = self.rpn.anchors(levels, image_size)
+        keys = draw_keys([len(anchors)] * len(labels), generators, device)
+        objectness, deltas = self.rpn(levels)
+        found, proposed = self.rpn.losses(objectness, deltas, anchors, truth, keys)
+        proposals = self.rpn.propose(objectness, deltas, anchors, levels, image_size)
+        keys = draw_keys(self.heads.candidates(proposals, truth), generators, device)
+        rois = self.heads.choose(proposals, truth, keys)
+        predictions = self.heads.predict(levels, rois)
+        losses = {
+            "objectness": found,
+            "rpn_box": proposed,
+            **self.heads.losses(predictions, rois, image_size),
         }
+        if not truth.finite:
+            # The loop names the sample of a loss that is not finite, on every worker.
+            losses["rpn_box"] = losses["rpn_box"] * torch.nan
+        return DetectorOutput(losses, features, proposals, rois, predictions)
 
     @torch.no_grad()
     def answer(self, pictures: Tensor) -> Answer:
@@ -110,15 +139,14 @@ class Student(nn.Module):
             raise StudentError("the student is in training mode; call eval() before it answers")
         features = self.features(pictures)
         image_size = (pictures.shape[-2], pictures.shape[-1])
-        levels = dict(zip(self.level_names, features.pyramid, strict=True))
-        proposals, _ = self.rpn(_image_list(len(pictures), image_size, pictures.device), levels)
-        return Answer(self.heads.detect(levels, proposals, image_size), proposals, features.said)
+        levels = features.pyramid
+        objectness, deltas = self.rpn(levels)
+        proposals = self.rpn.propose(objectness, deltas, self.rpn.anchors(levels, image_size), levels, image_size)
+        detections = self.heads.detect(levels, proposals, image_size)
+        counts = proposals.valid.sum(1).tolist()
+        each = [boxes[:count] for boxes, count in zip(proposals.boxes, counts, strict=True)]
+        return Answer(detections, each, features.said)
 
     def forward(self, pictures: Tensor) -> list[Detections]:
         """Return what is found in pictures [B, 3, H, W] (see `features`)."""
         return self.answer(pictures).detections
-
-
-def _image_list(count: int, image_size: tuple[int, int], device: torch.device) -> ImageList:
-    # Only the size is looked at; the pictures themselves are not carried along.
-    return ImageList(torch.empty(count, 0, *image_size, device=device), [image_size] * count)

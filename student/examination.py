@@ -15,11 +15,11 @@ from datalake.sample import Sample
 from student.config import StudentError
 from student.detections import Detections
 from student.detector import Answer, Student
+from student.distillation.imitation import object_cells
 from student.evaluation.depth import DepthScores
 from student.evaluation.detection import DetectionScores, PrecisionRecall
 from student.evaluation.imitation import ClassScores, RegressionScores
 from student.evaluation.proposals import ProposalRecall
-from student.imitation import object_cells
 from teachers.card import TeacherCard
 from teachers.classroom import Classroom
 from teachers.target import Target

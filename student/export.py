@@ -4,7 +4,12 @@
     <folder>/student.pt2             `torch.export.load("student.pt2").module()` takes a picture uint8 [1, 3, H, W] and
                                      returns boxes [N, 4], classes [N], scores [N] and depth_m [N]
 
-The program needs torch, and torchvision imported for its operators, and no teacher.
+The program needs torch, and torchvision imported for its operators, and no teacher. It is written for a CPU; for a GPU
+
+    from torch.export.passes import move_to_device_pass
+    exported = move_to_device_pass(torch.export.load("student.pt2"), "cuda")
+
+moves its weights, constants and whatever it makes as it goes; `exported.module()` then takes pictures that lie there.
 """
 
 from __future__ import annotations
@@ -20,12 +25,13 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.export.passes import move_to_device_pass
 
 from student.config import StudentConfig, StudentError
 from student.detections import CLASS_NAMES, Detections
 from student.detector import Student
 from student.program import DetectionProgram
-from student.training.folder import RunFolder
+from training.run_dir import RunDir
 
 WEIGHTS_FILE, PROGRAM_FILE = "student.safetensors", "student.pt2"
 # In the program's file, for those who have nothing but that.
@@ -33,6 +39,9 @@ ABOUT_FILE = "about.json"
 _CONFIG = "config"
 # Bytes at the beginning of a safetensors file that say how long its header is.
 _LENGTH = 8
+
+# Takes a picture uint8 [1, 3, H, W], returns boxes [N, 4], classes [N], scores [N] and depth_m [N].
+Program = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 _MOST_BOX_PX, _MOST_SCORE, _MOST_DEPTH_M = 1e-3, 1e-5, 1e-3
 
@@ -75,7 +84,7 @@ def export_student(student: Student, url: str, pictures: Sequence[Tensor]) -> Ex
         content = _program(own, (pictures[0].shape[-2], pictures[0].shape[-1]))
         program = torch.export.load(io.BytesIO(content)).module()
     check = compare(own, program, pictures)
-    folder = RunFolder(url)
+    folder = RunDir(url)
     folder.write(WEIGHTS_FILE, safetensors.torch.save(own.state_dict(), {_CONFIG: own.config.to_json()}))
     folder.write(PROGRAM_FILE, content)
     return check
@@ -86,7 +95,7 @@ def load_exported(url: str) -> Student:
 
     Raises StudentError where the file is missing or damaged, or its weights are not exactly its configuration's.
     """
-    folder = RunFolder(url)
+    folder = RunDir(url)
     where, content = folder.place(WEIGHTS_FILE), folder.read(WEIGHTS_FILE)
     if content is None:
         raise StudentError(f"{where}: no such file; give the folder that a student was exported to")
@@ -107,9 +116,25 @@ def load_exported(url: str) -> Student:
     return student.eval()
 
 
-def compare(
-    student: Student, program: Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]], pictures: Sequence[Tensor]
-) -> ExportCheck:
+def load_program(url: str, device: torch.device | str = "cpu") -> Program:
+    """Return the program in the folder at `url`, for pictures uint8 [1, 3, H, W] on `device`.
+
+    Raises StudentError where the file is missing or is not a program.
+    """
+    folder = RunDir(url)
+    where, content = folder.place(PROGRAM_FILE), folder.read(PROGRAM_FILE)
+    if content is None:
+        raise StudentError(f"{where}: no such file; give the folder that a student was exported to")
+    try:
+        exported = torch.export.load(io.BytesIO(content))
+    except Exception as error:  # torch raises whatever it stumbles over: RuntimeError, KeyError, BadZipFile …
+        problem = " ".join(str(error).split())
+        raise StudentError(f"{where}: not an exported program of this version of torch: {problem}") from error
+    program: Program = move_to_device_pass(exported, str(device)).module()
+    return program
+
+
+def compare(student: Student, program: Program, pictures: Sequence[Tensor]) -> ExportCheck:
     """Return how far the program's detections in pictures uint8 [3, H, W] are from the student's.
 
     Raises StudentError where they are not the same: as many, of the same classes, boxes within 0.001 pixels, scores

@@ -1,25 +1,34 @@
-"""What it is, where exactly, and how far: torchvision's RoI heads with a depth head."""
+"""What it is, where exactly, and how far: RoI heads with a depth head."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import clip_boxes_to_image
 
+from student.boxes import Weights, decode_boxes, encode_boxes, shorter_sides
 from student.config import StudentConfig
 from student.depth import decode_depth, encode_depth
 from student.detections import Detections
-from student.sampling import RepeatableSampler
+from student.labels import Labels
+from student.matching import match_boxes
+from student.pooling import LevelPool, rois_of
+from student.proposals import Proposals
+from student.sampling import sample
+from student.suppression import NOTHING, suppressed
 
-_CELLS = 7
 _POSITIVE_SHARE = 0.25
+_OBJECT_IOU = 0.5
 _BOX_BETA = 1 / 9
+_WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)
+_SUPPRESSING_IOU = 0.5
+_SHORTEST_PX = 1e-2
 _GEOMETRY = 6
-# Side of the boxes that level 4, stride 16, is made for; torchvision's 224 is made for pictures three times as wide.
-_CANONICAL_PX = 128
 
 
 class BoxPredictor(FastRCNNPredictor):
@@ -58,107 +67,167 @@ class DepthHead(nn.Module):
         return told
 
 
-class DepthRoIHeads(RoIHeads):
-    """Faster R-CNN's second stage (Ren et al. 2015) with a depth per class.
+@dataclass(frozen=True, slots=True, eq=False)
+class RoIs:
+    """S of the proposals and labelled boxes of each of B images, which the losses look at.
+
+    boxes: float32 [B, S, 4]
+    classes: int64 [B, S], 0 background; -1 where an image has too few boxes, and no loss belongs there
+    object_boxes: float32 [B, S, 4], the labelled box that each of them is to find, where its class is above 0
+    depth_m: float32 [B, S], how far away that is, NaN where it is not known
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    object_boxes: Tensor
+    depth_m: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoIPredictions:
+    """What the box head says of S RoIs of each of B images.
+
+    pooled: float [B, S, head_width], the features that all answers come from
+    logits: float32 [B, S, M] of the classes, with the background
+    deltas: float32 [B, S, 4M], the box of each class
+    """
+
+    pooled: Tensor
+    logits: Tensor
+    deltas: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """At most D objects in each of B images, the most confident first; a score of NOTHING where there is none.
+
+    boxes: float32 [B, D, 4]; classes: int64 [B, D]; scores: float32 [B, D]
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    scores: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        """Bool [B, D], where there is an object."""
+        return self.scores > NOTHING
+
+
+class DepthRoIHeads(nn.Module):
+    """Faster R-CNN's second stage (Ren et al. 2015) with a depth per class, all images of a batch at once.
 
     Losses are divided by the fixed size of a sample, so that a picture's share does not depend on the others. The
     depth's is the mean over positive boxes with a known depth: a box without a lidar point teaches nothing.
     """
 
-    def __init__(self, config: StudentConfig, level_names: list[str]) -> None:
-        super().__init__(
-            MultiScaleRoIAlign(level_names, _CELLS, 2, canonical_scale=_CANONICAL_PX, canonical_level=4),
-            TwoMLPHead(config.width * _CELLS**2, config.head_width),
-            BoxPredictor(config.head_width, config.classes),
-            fg_iou_thresh=0.5,
-            bg_iou_thresh=0.5,
-            batch_size_per_image=config.roi_batch,
-            positive_fraction=_POSITIVE_SHARE,
-            bbox_reg_weights=None,
-            score_thresh=config.min_score,
-            nms_thresh=0.5,
-            detections_per_img=config.detections,
-        )
-        self.fg_bg_sampler = RepeatableSampler(config.roi_batch, _POSITIVE_SHARE)
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.pool = LevelPool(config.stride)
+        self.box_head = TwoMLPHead(config.width * self.pool.cells**2, config.head_width)
+        self.box_predictor = BoxPredictor(config.head_width, config.classes)
         self.depth_head = DepthHead(config)
+        self._size = config.roi_batch
+        self._min_score, self._most = config.min_score, config.detections
         self._depth_beta = 1.0 if config.preset == "paper" else 0.05
         self._max_depth_m = config.max_depth_m
 
-    def losses(
-        self,
-        features: dict[str, Tensor],
-        proposals: list[Tensor],
-        image_size: tuple[int, int],
-        targets: list[dict[str, Tensor]],
-    ) -> dict[str, Tensor]:
-        """Return the losses `classification`, `box` and `depth`, means over the pictures.
+    def candidates(self, proposals: Proposals, labels: Labels) -> list[int]:
+        """Return how many places for boxes of each image the losses choose from: keys are to be drawn for so many."""
+        return [proposals.boxes.shape[1] + max(1, count) for count in labels.counts]
 
-        targets: `boxes` float32 [M, 4], `labels` int64 [M] and `depth_m` float32 [M] of each picture
+    @torch.no_grad()
+    def choose(self, proposals: Proposals, labels: Labels, keys: Tensor) -> RoIs:
+        """Return a sample of the proposals and the labelled boxes.
+
+        keys: int64 [B, N], see `draw_keys`, for each of the image's `candidates`
         """
-        chosen, matched, labels, deltas = self.select_training_samples(proposals, targets)
-        pictures, classes = len(labels), torch.cat(labels)
-        pooled = self.box_head(self.box_roi_pool(features, chosen, [image_size] * pictures))
-        logits, regression = self.box_predictor(pooled)
-        positive = torch.where(classes > 0)[0]
-        rows = self.fg_bg_sampler.size * pictures
-        regression = regression.view(len(regression), -1, 4)[positive, classes[positive]]
-        box = smooth_l1_loss(regression, torch.cat(deltas)[positive], beta=_BOX_BETA, reduction="sum")
+        boxes = torch.cat([proposals.boxes, labels.boxes], 1)
+        matches = match_boxes(labels.boxes, labels.valid, boxes, high=_OBJECT_IOU, low=_OBJECT_IOU)
+        label = torch.where(torch.cat([proposals.valid, labels.valid], 1), matches.label, -1)
+        drawn = sample(label, keys, self._size, _POSITIVE_SHARE)
+        index = matches.index.gather(1, drawn.index)
+        positive = (label.gather(1, drawn.index) > 0) & drawn.valid
+        return RoIs(
+            _rows(boxes, drawn.index),
+            torch.where(positive, labels.classes.gather(1, index), torch.where(drawn.valid, 0, -1)),
+            _rows(labels.boxes, index),
+            labels.depth_m.gather(1, index),
+        )
+
+    def predict(self, levels: Sequence[Tensor], rois: RoIs) -> RoIPredictions:
+        """Return what the box head says of the RoIs of the images of levels [B, C, h, w]."""
+        pooled = self.box_head(self.pool(levels, rois_of(rois.boxes)))
+        logits, deltas = self.box_predictor(pooled)
+        shape = rois.classes.shape
+        return RoIPredictions(pooled.view(*shape, -1), logits.view(*shape, -1), deltas.view(*shape, -1))
+
+    def losses(self, predictions: RoIPredictions, rois: RoIs, image_size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return the losses `classification`, `box` and `depth`, means over the images."""
+        logits, deltas = predictions.logits.flatten(0, 1), predictions.deltas
+        classes, images = rois.classes, len(rois.classes)
+        rows = self._size * images
+        positive, column = classes > 0, classes.clamp(min=0)
+        told = deltas.view(*classes.shape, -1, 4).gather(2, column[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
+        truth = encode_boxes(rois.object_boxes, rois.boxes, _WEIGHTS)
+        # Taken out before anything is computed from them: of what is not an object's there may be no logarithm.
+        told, truth = (torch.where(positive[..., None], values, 0.0) for values in (told, truth))
+        box = smooth_l1_loss(told, truth, beta=_BOX_BETA, reduction="sum")
         return {
-            "classification": cross_entropy(logits, classes, reduction="sum") / rows,
+            "classification": cross_entropy(logits, classes.flatten(), ignore_index=-1, reduction="sum") / rows,
             "box": box / rows,
-            "depth": self._depth_loss(pooled, chosen, matched, labels, image_size, targets),
+            "depth": self._depth_loss(predictions.pooled.flatten(0, 1), rois, image_size),
         }
 
-    def _depth_loss(
-        self,
-        pooled: Tensor,
-        chosen: list[Tensor],
-        matched: list[Tensor],
-        labels: list[Tensor],
-        image_size: tuple[int, int],
-        targets: list[dict[str, Tensor]],
-    ) -> Tensor:
-        depth_m = torch.cat(
-            [
-                target["depth_m"][rows]
-                if len(target["depth_m"])
-                else target["depth_m"].new_full((len(rows),), torch.nan)
-                for target, rows in zip(targets, matched, strict=True)
-            ]
-        )
-        classes = torch.cat(labels)
-        # How many boxes of its own picture each row shares the picture's part of the mean with.
-        counts = [
-            int(((one > 0) & depth.isfinite()).sum())
-            for one, depth in zip(labels, depth_m.split([len(one) for one in labels]), strict=True)
-        ]
-        shares = torch.cat(
-            [depth_m.new_full((len(one),), 1 / max(1, count)) for one, count in zip(labels, counts, strict=True)]
-        )
-        known = torch.where((classes > 0) & depth_m.isfinite())[0]
-        told = self.depth_head(pooled[known], torch.cat(chosen)[known], image_size)
-        told = told.gather(1, classes[known, None])[:, 0]
-        truth = encode_depth(depth_m[known], self._max_depth_m)
-        error = smooth_l1_loss(told, truth, beta=self._depth_beta, reduction="none")
-        return (error * shares[known]).sum() / len(labels)
+    def _depth_loss(self, pooled: Tensor, rois: RoIs, image_size: tuple[int, int]) -> Tensor:
+        known = (rois.classes > 0) & rois.depth_m.isfinite()
+        told = self.depth_head(pooled, rois.boxes.flatten(0, 1), image_size).view(*known.shape, -1)
+        told = told.gather(2, rois.classes.clamp(min=0)[..., None])[..., 0]
+        truth = encode_depth(rois.depth_m, self._max_depth_m)
+        told, truth = (torch.where(known, values, 0.0) for values in (told, truth))
+        error = smooth_l1_loss(told, truth, beta=self._depth_beta, reduction="none").sum(1)
+        return (error / known.sum(1).clamp(min=1)).mean()
 
-    def detect(
-        self, features: dict[str, Tensor], proposals: list[Tensor], image_size: tuple[int, int]
-    ) -> list[Detections]:
-        """Return what is found in each picture. Depth is told of the final boxes, as masks are in Mask R-CNN."""
-        shapes = [image_size] * len(proposals)
-        logits, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, shapes)))
-        boxes, scores, classes = self.postprocess_detections(logits, regression, proposals, shapes)
-        pooled = self.box_head(self.box_roi_pool(features, boxes, shapes))
-        told = self.depth_head(pooled, torch.cat(boxes), image_size)
-        told = told.gather(1, torch.cat(classes)[:, None])[:, 0]
-        depths_m = decode_depth(told, self._max_depth_m).split([len(one) for one in boxes])
-        return [Detections(*found) for found in zip(boxes, classes, scores, depths_m, strict=True)]
+    def find(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> Found:
+        """Return the objects that the images of levels [B, C, h, w] show."""
+        shape = proposals.valid.shape
+        logits, deltas = self.box_predictor(self.box_head(self.pool(levels, rois_of(proposals.boxes))))
+        # One group for each class but the background, one box of each proposal in it: [B, M - 1, P].
+        boxes = decode_boxes(deltas.view(*shape, -1, 4), proposals.boxes[:, :, None], _WEIGHTS)
+        boxes = clip_boxes_to_image(boxes, image_size)[:, :, 1:].transpose(1, 2)
+        scores = logits.softmax(-1).view(*shape, -1)[..., 1:].transpose(1, 2)
+        usable = proposals.valid[:, None] & (scores > self._min_score) & (shorter_sides(boxes) >= _SHORTEST_PX)
+        scores = suppressed(boxes, torch.where(usable, scores, NOTHING), _SUPPRESSING_IOU).flatten(1)
+        best = scores.argsort(dim=1, descending=True, stable=True)[:, : min(self._most, scores.shape[1])]
+        classes = torch.div(best, shape[1], rounding_mode="floor") + 1
+        return Found(_rows(boxes.flatten(1, 2), best), classes, scores.gather(1, best))
+
+    def depths_m(self, levels: Sequence[Tensor], rois: Tensor, classes: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Return the depths [K] of rois [K, 5] of these classes [K], told of final boxes as Mask R-CNN tells masks."""
+        told: Tensor = self.depth_head(self.box_head(self.pool(levels, rois)), rois[:, 1:], image_size)
+        return decode_depth(told.gather(1, classes[:, None])[:, 0], self._max_depth_m)
+
+    def detect(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> list[Detections]:
+        """Return what is found in each image."""
+        found = self.find(levels, proposals, image_size)
+        counts = found.valid.sum(1).tolist()
+        boxes, classes, scores = (
+            torch.cat([one[:count] for one, count in zip(values, counts, strict=True)])
+            for values in (rois_of(found.boxes).view(*found.classes.shape, 5), found.classes, found.scores)
+        )
+        depths_m = self.depths_m(levels, boxes, classes, image_size)
+        each = zip(*(values.split(counts) for values in (boxes[:, 1:], classes, scores, depths_m)), strict=True)
+        return [Detections(*one) for one in each]
 
 
 def _geometry(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Return float32 [N, 6]: the boxes' edges as shares of the picture, and the logarithms of width and height."""
     height, width = image_size
-    shares = boxes.float() / boxes.new_tensor([width, height, width, height])
+    shares = torch.stack([boxes[:, 0::2].float() / width, boxes[:, 1::2].float() / height], 2).flatten(1)
     sizes = (shares[:, 2:] - shares[:, :2]).clamp(min=1e-3).log()
     return torch.cat([shares, sizes], 1)
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Return [B, N, 4], rows [B, N] of tables [B, M, 4]."""
+    return table.gather(1, index[..., None].expand(-1, -1, table.shape[2]))

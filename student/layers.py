@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import group_norm, interpolate
 
 from student.config import Norm
 
@@ -27,7 +30,31 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
         return nn.BatchNorm2d(channels)
     # A teacher may have any number of channels: 76 make four groups of nineteen.
     groups = next(n for n in range(max(1, channels // _CHANNELS_PER_GROUP), 0, -1) if channels % n == 0)
-    return nn.GroupNorm(groups, channels)
+    return GroupNorm(groups, channels)
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's, but on a GPU autocast does not make its input float32 first, nor all that follows it.
+
+    Sums are float32 within the kernel anyhow; parameters have the input's type, as CUDA wants it. A CPU's autocast
+    leaves group norms alone.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """Return the normalised [B, C, …], of the input's type."""
+        return self.as_input(input) if input.is_cuda else super().forward(input)
+
+    def as_input(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
+        """Return the same computed without autocast, with parameters of the input's type."""
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        with torch.autocast(input.device.type, enabled=False):
+            return group_norm(input, self.num_groups, weight, bias, self.eps)
+
+
+def twice_as_large(features: Tensor) -> Tensor:
+    """Return [B, C, 2h, 2w], each cell four times. On a GPU autocast would make float32 of it; copies need not be."""
+    with torch.autocast("cuda", enabled=False) if features.is_cuda else nullcontext():
+        return interpolate(features, scale_factor=2.0, mode="nearest")
 
 
 class StandardisedConv(nn.Conv2d):

@@ -3,41 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from student.transfer import host_buffer
 
-class RepeatableSampler:
-    """Draws anchors or proposals of each picture with that picture's own generator.
+# Bits of a key's lower half, the candidate's number.
+_NUMBER_BITS = 31
+# Above all keys.
+_FIRST = 1 << (2 * _NUMBER_BITS)
 
-    torchvision's sampler draws from the process' generator: what is drawn for a picture then depends on all pictures
-    before it, and two workers would not draw what one worker draws. Counts are torchvision's: at most
-    `size * positive_share` positives, filled up with negatives.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """S of the candidates of each of B images: positives first, then negatives.
+
+    index: int64 [B, S]
+    valid: bool [B, S]; False where an image has fewer candidates than are looked at
     """
 
-    def __init__(self, size: int, positive_share: float) -> None:
-        self.size, self._positives = size, int(size * positive_share)
-        self.generators: Sequence[torch.Generator] = ()
-
-    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return masks uint8 of the chosen positives (label ≥ 1) and negatives (0) of each picture; -1 is ignored."""
-        chosen = [self._draw(one, generator) for one, generator in zip(labels, self.generators, strict=True)]
-        return [positive for positive, _ in chosen], [negative for _, negative in chosen]
-
-    def _draw(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        positive = _some(torch.where(labels >= 1)[0], self._positives, generator)
-        negative = _some(torch.where(labels == 0)[0], self.size - len(positive), generator)
-        return _mask(labels, positive), _mask(labels, negative)
+    index: Tensor
+    valid: Tensor
 
 
-def _some(candidates: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    # The generator lives on the CPU, so that a GPU draws what a CPU draws.
-    order = torch.randperm(len(candidates), generator=generator)[:count]
-    return candidates[order.to(candidates.device)]
+def draw_keys(counts: Sequence[int], generators: Sequence[torch.Generator], device: torch.device) -> Tensor:
+    """Return keys int64 [B, max(counts)] on the device: one for each candidate of an image, from its own generator.
+
+    The generators are on the CPU. What is drawn for an image does not depend on the others, on the device, or on what
+    is a candidate in the end: whoever has the largest key is taken first. No two keys of an image are the same, which
+    devices would settle differently.
+    """
+    drawn = host_buffer((len(counts), max(counts)), torch.int32, device)
+    for row, count, generator in zip(drawn, counts, generators, strict=True):
+        row[:count].random_(generator=generator)
+        row[count:] = 0
+    keys = drawn.to(device, non_blocking=True).long() << _NUMBER_BITS
+    return keys | torch.arange(keys.shape[1], device=device)
 
 
-def _mask(labels: Tensor, chosen: Tensor) -> Tensor:
-    mask = torch.zeros_like(labels, dtype=torch.uint8)
-    mask[chosen] = 1
-    return mask
+def sample(label: Tensor, keys: Tensor, size: int, positive_share: float) -> Drawn:
+    """Return a sample of candidates: at most `size * positive_share` positives, filled up with negatives to `size`.
+
+    label: int64 [B, N], positive (1 or more), negative (0), or not a candidate (-1)
+    keys: int64 [B, N], see `draw_keys`
+
+    Counts are those of torchvision's BalancedPositiveNegativeSampler.
+    """
+    positives = torch.where(label >= 1, keys, -1).topk(min(int(size * positive_share), label.shape[1]), 1)
+    rank = torch.where(label == 0, keys, -1)
+    # Positives come before all negatives; where there are too few of them, the places are left as they are.
+    first = torch.where(positives.values >= 0, positives.values + _FIRST, rank.gather(1, positives.indices))
+    chosen = rank.scatter(1, positives.indices, first).topk(min(size, label.shape[1]), 1)
+    return Drawn(chosen.indices, chosen.values >= 0)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from student.config import StudentConfig
-from student.layers import ConvNorm, stage
+from student.layers import ConvNorm, stage, twice_as_large
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +77,7 @@ class ClassroomTrunk(nn.Module):
         up = sides[-1]
         ups = [up]
         for side in reversed(sides[:-1]):
-            up = side + interpolate(up, scale_factor=2.0, mode="nearest")
+            up = side + twice_as_large(up)
             ups.append(up)
         return View(self.smooth(ups.pop()), tuple(reversed(ups)))
 

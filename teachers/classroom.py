@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from datalake.sample import Sample, SampleKey
 from teachers.card import TeacherCard, TeacherError
 from teachers.target import SparseTarget, Target
 from teachers.teacher import Teacher
+from training.objective import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class Classroom(ABC):
         for name, answer in answers.items():
             if answer.keys != ticket.keys:
                 raise TeacherError(_mismatch(name, ticket, answer))
+            _check_classes(name, answer, self.cards[name])
         return {name: answer.to(self.device).to_dense() for name, answer in answers.items()}
 
     def follow(
@@ -105,6 +107,18 @@ class Classroom(ABC):
         finally:
             for _, ticket in waiting:
                 del self._asked[ticket]
+
+    def teach(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, dict[str, Target]]]:
+        """Yield each batch of a training with its targets, in order (see `follow`)."""
+        asked: deque[Batch] = deque()
+
+        def samples() -> Iterator[Sequence[Sample]]:
+            for batch in batches:
+                asked.append(batch)
+                yield batch.samples
+
+        for _, targets in self.follow(samples()):
+            yield asked.popleft(), targets
 
     def _next(self, waiting: deque[tuple[Sequence[Sample], Ticket]]) -> tuple[Sequence[Sample], dict[str, Target]]:
         batch, ticket = waiting.popleft()
@@ -151,6 +165,24 @@ def _question(sample: Sample) -> Sample:
     """Return the sample without the labels that nobody needs for looking at it: they would only travel."""
     lidar = sample.lidar and replace(sample.lidar, semantic_class=None)
     return replace(sample, panoptic=None, lidar=lidar)
+
+
+def _check_classes(name: str, answer: SparseTarget, card: TeacherCard) -> None:
+    """Raise TeacherError for a class number that the card has no class for: a GPU that looks it up ends the process.
+
+    Answers that lie on a GPU already were never anywhere but in this process, and looking at them would mean waiting.
+    """
+    values = answer.values
+    if card.kind != "classes" or values.device.type != "cpu" or not values.numel():
+        return
+    if (highest := int(values.max())) >= card.channels:
+        wrong = int((values[:, 0] == highest).nonzero()[0])
+        cell = wrong if answer.index is None else int(answer.index[wrong])
+        sample = answer.keys[cell // (answer.shape[2] * answer.shape[3])]
+        raise TeacherError(
+            f"teacher {name}: expected classes 0 … {card.channels - 1} by its card, got: {highest} of {sample};"
+            " the answer is damaged or of another teacher: delete it where answers are kept"
+        )
 
 
 def _mismatch(name: str, ticket: Ticket, answer: SparseTarget) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import fsspec
@@ -17,26 +18,33 @@ from datalake.waymo.frame import LASERS, Points
 from teachers.card import ChannelStatistics, TeacherCard, TeacherError, read_card, read_weights
 from teachers.classes import lidar_truth_table
 from teachers.confusion import Confusion
-from teachers.projection import cell_points, place
+from teachers.projection import Projections, cell_points, place
 from teachers.sparse.choice import BackendName
 from teachers.spvnas.classes import CLASSES
 from teachers.spvnas.config import NetworkConfig, ResidualConfig, StageConfig
 from teachers.spvnas.network import SPVCNN, PointPrediction
-from teachers.spvnas.scan import Scan
+from teachers.spvnas.scan import Scan, waymo_points
 from teachers.spvnas.state_dict_adapter import CheckpointError, adapt, load_strictly
 from teachers.spvnas.teacher import LidarTeacher, load_network, read_net_config
+from teachers.spvnas.voxels import voxelise
 from teachers.statistics import standardise
 from teachers.target import Target
+from teachers.transfer import joined_on_device
 
 ARCHITECTURE = "spvcnn"
 _TOP = LASERS.index("TOP")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _FrameAnswer:
-    """What the network says of one frame: of which of its P points (bool [P]), and the rows in `prediction`."""
+class _Answer:
+    """What the network says of the frames of some samples.
 
-    seen: Tensor
+    starts: the number of each frame's first TOP point among those of all frames
+    voxel: int64 [P], each point's row in `prediction`
+    """
+
+    starts: dict[tuple[str, int], int]
+    voxel: Tensor
     prediction: PointPrediction
 
 
@@ -112,21 +120,16 @@ class SpvnasTeacher:
 
         Raises TeacherError for a sample that was loaded without points.
         """
-        device = next(self.network.parameters()).device
-        answers = self._answers(samples)
-        values = torch.zeros(len(samples), self.card.channels, height, width, device=device)
-        valid = torch.zeros(len(samples), 1, height, width, dtype=torch.bool, device=device)
-        for i, sample in enumerate(samples):
-            answer = answers[_frame(sample)]
-            size = sample.image.shape[1], sample.image.shape[2]
-            shown = cell_points(
-                _moved(_lidar(sample), device), size, (height, width), seen=answer.seen, dilate=self.dilate
-            )
-            # The network's rows are the TOP points alone, in order; the last entry is for cells without a point.
-            row = torch.full((len(answer.seen) + 1,), -1, device=device)
-            row[:-1][answer.seen] = torch.arange(len(answer.prediction.features), device=device)
-            values[i], valid[i] = place(answer.prediction.features.float(), row[shown])
-        target = Target(tuple(sample.key for sample in samples), values, valid)
+        lidars = [_lidar(sample).of_laser(_TOP) for sample in samples]
+        answer = self._answer(samples, lidars)
+        sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
+        starts = [answer.starts[_frame(sample)] for sample in samples]
+        point = cell_points(
+            Projections.of(lidars, starts, sizes, answer.voxel.device), (height, width), dilate=self.dilate
+        )
+        # The last entry answers for the cells without a point.
+        row = torch.cat([answer.voxel, answer.voxel.new_tensor([-1])])[point]
+        target = Target(tuple(sample.key for sample in samples), *place(answer.prediction.features.float(), row))
         return target if self.card.statistics is None else standardise(target, self.card.statistics)
 
     def confusion(self, samples: Sequence[Sample]) -> Confusion:
@@ -134,22 +137,29 @@ class SpvnasTeacher:
         classes = len(self.card.class_names)
         truth_of = torch.tensor(lidar_truth_table(self.card.class_names))
         counts = Confusion.empty(classes)
-        frames = {_frame(sample): sample for sample in samples if _lidar(sample).semantic_class is not None}
-        for frame, answer in self._answers(list(frames.values())).items():
-            labels = _lidar(frames[frame]).semantic_class
-            if labels is not None:
-                truth = truth_of[labels[answer.seen.cpu()].long()]
-                counts += Confusion.of(truth, answer.prediction.logits.argmax(1).cpu(), classes)
+        labelled = [sample for sample in samples if _lidar(sample).semantic_class is not None]
+        frames = list({_frame(sample): sample for sample in labelled}.values())
+        if not frames:
+            return counts
+        lidars = [_lidar(sample).of_laser(_TOP) for sample in frames]
+        answer = self._answer(frames, lidars)
+        found = answer.prediction.logits.argmax(1)[answer.voxel].cpu()
+        for lidar, sample in zip(lidars, frames, strict=True):
+            if lidar.semantic_class is not None:
+                start = answer.starts[_frame(sample)]
+                truth = truth_of[lidar.semantic_class.long()]
+                counts += Confusion.of(truth, found[start : start + len(truth)], classes)
         return counts
 
-    def _answers(self, samples: Sequence[Sample]) -> dict[tuple[str, int], _FrameAnswer]:
+    def _answer(self, samples: Sequence[Sample], lidars: Sequence[Lidar]) -> _Answer:
+        """Return what the network says of the samples' TOP points, each frame's once."""
         device = next(self.network.parameters()).device
-        lidars = {_frame(sample): _lidar(sample) for sample in samples}
-        predictions = self._lidar.predict([scan_of(lidar) for lidar in lidars.values()])
-        return {
-            frame: _FrameAnswer((lidar.laser == _TOP).to(device), prediction)
-            for (frame, lidar), prediction in zip(lidars.items(), predictions, strict=True)
-        }
+        frames = {_frame(sample): lidar.points for sample, lidar in zip(samples, lidars, strict=True)}
+        counts = tuple(points.shape[1] for points in frames.values())
+        points = joined_on_device(list(frames.values()), device, 1)
+        voxels = voxelise(waymo_points(points), counts, self.network.config.voxel_m)
+        starts = dict(zip(frames, accumulate(counts, initial=0), strict=False))
+        return _Answer(starts, voxels.voxel, self._lidar.ask(voxels))
 
 
 def scan_of(lidar: Lidar) -> Scan:
@@ -185,15 +195,6 @@ def network_config(options: Mapping[str, Any]) -> NetworkConfig:
         return NetworkConfig(**{**options, "down": stages("down"), "up": stages("up")})
     except (KeyError, TypeError) as error:
         raise TeacherError(f"the card's options are not those of an SPVCNN: {error}") from error
-
-
-def _moved(lidar: Lidar, device: torch.device) -> Lidar:
-    return replace(
-        lidar,
-        pixel_point=lidar.pixel_point.to(device),
-        pixel_uv=lidar.pixel_uv.to(device),
-        pixel_depth_m=lidar.pixel_depth_m.to(device),
-    )
 
 
 def _frame(sample: Sample) -> tuple[str, int]:

@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import fsspec
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
 from datalake.sample import Sample
+from teachers.batched_boxes import batch_boxes
 from teachers.card import TeacherCard, TeacherError, read_card, read_weights
 from teachers.class_map import ClassMap, class_map
 from teachers.classes import CAMERA_TO_MASK, COCO_LABELS, COCO_TO_TYPE, MASK_CLASSES
 from teachers.confusion import Confusion
+from teachers.mask_grid import cell_pixels, masks_at
 from teachers.slim_mask_rcnn import slim_mask_rcnn
 from teachers.spvnas.checkpoint import read_state_dict
 from teachers.spvnas.state_dict_adapter import CheckpointError
 from teachers.target import Target
+from teachers.training.overheard import Overheard
+from teachers.transfer import joined_on_device, on_device
+from training.precision import uses_bfloat16
 
 ARCHITECTURE = "mask_rcnn"
 _COCO_CATEGORIES = 91  # as torchvision counts them, with background and gaps
 _PYRAMID_LEVELS = 5
+_FOUND = ("boxes", "labels", "scores", "masks")
 
 # What torchvision's COCO networks say, by label number: the class of masks, or None where it is not kept.
 COCO_MEANING = tuple(
@@ -149,6 +158,7 @@ class MaskRcnnTeacher:
             )
         self.card = card
         self.network = network.eval().requires_grad_(False)
+        batch_boxes(network)
         numbers = [0 if name is None else MASK_CLASSES.index(name) for name in _config(card).meaning]
         self._class_of_label = torch.tensor(numbers)
 
@@ -160,7 +170,7 @@ class MaskRcnnTeacher:
             raise TeacherError(f"{url}: expected architecture {ARCHITECTURE}, got: {card.architecture}")
         network = build_network(_config(card))
         _load_strictly(network, read_weights(url, card), url)
-        return MaskRcnnTeacher(card, network.to(device))
+        return MaskRcnnTeacher(card, _placed(network, device))
 
     @staticmethod
     def load_coco(
@@ -185,13 +195,23 @@ class MaskRcnnTeacher:
             class_names=MASK_CLASSES,
             weights_sha256=sha256,
         )
-        return MaskRcnnTeacher(card, network.to(device))
+        return MaskRcnnTeacher(card, _placed(network, device))
 
+    @torch.no_grad()
     def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return class numbers int64 [B, 1, height, width] with their confidence."""
-        maps = [_resized(found, height, width) for found in self.class_maps(samples)]
-        classes = torch.stack([found.classes for found in maps])[:, None]
-        confidence = torch.stack([found.confidence for found in maps])[:, None]
+        found = self._detect(samples)
+        device = found.masks.device
+        sizes = [sample.image.shape[1:] for sample in samples]
+        distinct = list(dict.fromkeys(sizes))
+        rows = torch.stack([cell_pixels(size[0], height, device) for size in distinct])
+        columns = torch.stack([cell_pixels(size[1], width, device) for size in distinct])
+        if len(distinct) > 1:
+            which = torch.tensor([distinct.index(size) for size in sizes]).repeat_interleave(torch.tensor(found.counts))
+            which = which.to(device)
+            rows, columns = rows[which], columns[which]
+        cells = _painted(found, masks_at(found.masks, found.boxes, rows, columns))
+        classes, confidence = cells.classes[:, None], cells.confidence[:, None]
         return Target(
             tuple(sample.key for sample in samples), classes, torch.ones_like(classes, dtype=torch.bool), confidence
         )
@@ -211,16 +231,99 @@ class MaskRcnnTeacher:
         """Return the map of each sample, of the size of its picture."""
         if not samples:
             return []
-        device = next(self.network.parameters()).device
-        self.network.eval()
-        pictures = [sample.image.to(device).float() / 255 for sample in samples]
-        class_of_label = self._class_of_label.to(device)
+        found = self._detect(samples)
+        device = found.masks.device
         maps = []
-        for answer in self.network(pictures):
-            classes = class_of_label[answer["labels"]]
-            kept = classes > 0
-            maps.append(class_map(classes[kept], answer["scores"][kept], answer["masks"][kept, 0]))
+        for sample, one in zip(samples, found.pictures(), strict=True):
+            rows, columns = (torch.arange(float(side), device=device)[None] for side in sample.image.shape[1:])
+            painted = _painted(one, masks_at(one.masks, one.boxes, rows, columns))
+            maps.append(ClassMap(painted.classes[0], painted.confidence[0]))
         return maps
+
+    def _detect(self, samples: Sequence[Sample]) -> _Detections:
+        """Return what the network finds: its forward pass, but for pasting each mask into a picture of its own.
+
+        On a GPU that multiplies bfloat16 itself the layers do so, on a channels-last batch; boxes stay float32.
+        """
+        network = self.network.eval()
+        device = next(network.parameters()).device
+        lowered = _is_lowered(device)
+        images = _scaled(network, samples, device)
+        with Overheard(network) if lowered else nullcontext(), torch.autocast(device.type, torch.bfloat16, lowered):
+            features = network.backbone(images.tensors)
+            proposals, _ = network.rpn(images, features)
+            found, _ = network.roi_heads(features, proposals, images.image_sizes)
+        counts = tuple(len(one["scores"]) for one in found)
+        boxes, labels, scores, masks = (torch.cat([one[key] for one in found]) for key in _FOUND)
+        # From the pixels of the scaled pictures to those of the samples; sizes are (height, width), boxes (x, y, x, y).
+        sizes = torch.tensor([sample.image.shape[1:] for sample in samples], dtype=torch.float32)
+        scale = (sizes / torch.tensor(images.image_sizes, dtype=torch.float32)).flip(1).repeat(1, 2)
+        scale = scale.repeat_interleave(torch.tensor(counts), 0)
+        classes = on_device(self._class_of_label, device)[labels]
+        # What means nothing to the student is found nowhere: that needs no answer from the device.
+        masks = masks[:, 0].float() * (classes > 0)[:, None, None]
+        return _Detections(boxes * on_device(scale, device), classes, scores, masks, counts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Detections:
+    """N detections in B pictures, those of one picture beside each other.
+
+    boxes: float32 [N, 4], in the samples' pixels; classes: int64 [N]; scores: float32 [N]
+    masks: float32 [N, m, m], probabilities within the box
+    counts: how many are of each picture
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    scores: Tensor
+    masks: Tensor
+    counts: tuple[int, ...]
+
+    def pictures(self) -> Iterator[_Detections]:
+        """Yield those of each picture."""
+        parts = (values.split(self.counts) for values in (self.boxes, self.classes, self.scores, self.masks))
+        for count, boxes, classes, scores, masks in zip(self.counts, *parts, strict=True):
+            yield _Detections(boxes, classes, scores, masks, (count,))
+
+
+def _painted(found: _Detections, masks: Tensor) -> ClassMap:
+    """Return the maps [B, h, w] of the pictures, from the detections' masks [N, h, w]."""
+    if len(found.counts) == 1:
+        return class_map(found.classes[None], found.scores[None], masks[None])
+    # Every picture gets room for as many detections; the last row answers where it has fewer.
+    most, total = max(found.counts), len(masks)
+    starts = (stop - count for stop, count in zip(accumulate(found.counts), found.counts, strict=True))
+    rows = [
+        [*range(start, start + count), *[total] * (most - count)]
+        for start, count in zip(starts, found.counts, strict=True)
+    ]
+    index = on_device(torch.tensor(rows, dtype=torch.int64), masks.device)
+
+    def by_picture(values: Tensor) -> Tensor:
+        return torch.cat([values, values.new_zeros(1, *values.shape[1:])])[index]
+
+    return class_map(by_picture(found.classes), by_picture(found.scores), by_picture(masks))
+
+
+def _scaled(network: MaskRCNN, samples: Sequence[Sample], device: torch.device) -> ImageList:
+    """Return the pictures as the network's own transform makes them; those of one size all at once."""
+    transform = network.transform
+    if len({sample.image.shape for sample in samples}) > 1:
+        images: ImageList = transform([sample.image.to(device).float() / 255 for sample in samples])[0]
+        return images
+    pictures = joined_on_device([sample.image[None] for sample in samples], device).float() / 255
+    height, width = pictures.shape[-2:]
+    scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
+    pictures = interpolate(
+        transform.normalize(pictures), scale_factor=scale, mode="bilinear", recompute_scale_factor=True
+    )
+    height, width = pictures.shape[-2:]
+    step = transform.size_divisible
+    padded = pad(pictures, (0, -width % step, 0, -height % step))
+    if device.type == "cuda":
+        padded = padded.contiguous(memory_format=torch.channels_last)
+    return ImageList(padded, [(height, width)] * len(samples))
 
 
 def _config(card: TeacherCard) -> MaskRcnnConfig:
@@ -237,8 +340,13 @@ def _load_strictly(network: MaskRCNN, state: Mapping[str, Tensor], source: str) 
         ) from error
 
 
-def _resized(found: ClassMap, height: int, width: int) -> ClassMap:
-    def resize(values: Tensor) -> Tensor:
-        return interpolate(values[None, None].float(), (height, width), mode="nearest-exact")[0, 0]
+def _is_lowered(device: torch.device) -> bool:
+    # On a CPU answers are the same everywhere, whether or not it multiplies bfloat16.
+    return device.type == "cuda" and uses_bfloat16("auto", device)
 
-    return replace(found, classes=resize(found.classes).long(), confidence=resize(found.confidence))
+
+def _placed(network: MaskRCNN, device: torch.device | str) -> MaskRCNN:
+    """Return the network where and how it is fastest: a GPU's bfloat16 convolutions want channels last."""
+    device = torch.device(device)
+    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+    return network.to(device, memory_format=layout)

@@ -1,30 +1,64 @@
-"""From points to pixels: which of a frame's points each cell of the student's grid shows."""
+"""From points to pixels: which of the frames' points each cell of the student's grid shows."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from datalake.sample import Lidar
+from teachers.transfer import joined_on_device, on_device
 
 # Between surfaces that lie further apart than this a cell could belong to either.
 _APART_M, _APART_SHARE = 2.0, 0.5
+_NOWHERE = torch.iinfo(torch.int64).max
 
 
-def cell_points(
-    lidar: Lidar, image_size: tuple[int, int], grid: tuple[int, int], *, seen: Tensor, dilate: bool = False
-) -> Tensor:
-    """Return int64 [h, w], the index into the frame's P points of the one that each cell shows, -1 for none.
+@dataclass(frozen=True, slots=True, eq=False)
+class Projections:
+    """Where B pictures show points: n projections, those of one picture beside each other.
 
-    image_size: height and width of the picture that `lidar.pixel_uv` counts in
-    grid: height and width of the student's grid, whose cells divide the picture evenly
-    seen: bool [P], the points that take part (those the teacher has looked at)
+    point: int64 [n], the number of each one's point among those of all pictures' frames
+    picture: int64 [n], the picture that shows it
+    uv: float32 [2, n], the record's own projections, in the picture's pixels
+    depth_m: float32 [n], the distance from the camera's centre
+    sizes: height and width of each picture
+    """
+
+    point: Tensor
+    picture: Tensor
+    uv: Tensor
+    depth_m: Tensor
+    sizes: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    def of(
+        lidars: Sequence[Lidar], starts: Sequence[int], sizes: Sequence[tuple[int, int]], device: torch.device
+    ) -> Projections:
+        """Return all that the pictures show, on the device.
+
+        starts: the number of the first point of each picture's frame
+        """
+        counts = torch.tensor([len(lidar.pixel_point) for lidar in lidars])
+        point = [lidar.pixel_point.long() + start for lidar, start in zip(lidars, starts, strict=True)]
+        uv = joined_on_device([lidar.pixel_uv for lidar in lidars], device, 1)
+        depth_m = joined_on_device([lidar.pixel_depth_m for lidar in lidars], device)
+        picture = torch.arange(len(lidars)).repeat_interleave(counts)
+        return Projections(joined_on_device(point, device), on_device(picture, device), uv, depth_m, tuple(sizes))
+
+
+def cell_points(shown: Projections, grid: tuple[int, int], *, dilate: bool = False) -> Tensor:
+    """Return int64 [B, h, w], the number of the point that each cell of each picture shows, -1 for none.
+
+    grid: height and width of the student's grid, whose cells divide each picture evenly
     dilate: let neighbours fill empty cells, see below
 
     Each point lies where the record itself projects it to, in the cell floor(v * h / H), floor(u * w / W); one
     outside the picture takes no part. The point nearest to the camera wins a cell; of equally near ones the one of
-    lower index.
+    lower number.
 
     With `dilate` an empty cell takes the nearest of the points shown by its eight neighbours (ties as above), unless
     the farthest of these neighbours is more than 2 m or more than 50 % further from the camera than the nearest: there
@@ -32,51 +66,54 @@ def cell_points(
     of the index map and the depth check of 3D-to-2D distillation (Liu et al. 2021). Cells that have a point are never
     changed.
     """
-    (image_height, image_width), (height, width) = image_size, grid
-    u, v = lidar.pixel_uv
-    point = lidar.pixel_point.long()
-    usable = seen[point] & (u >= 0) & (u < image_width) & (v >= 0) & (v < image_height)
-    u, v, point, depth_m = u[usable], v[usable], point[usable], lidar.pixel_depth_m[usable]
+    (height, width), device = grid, shown.point.device
+    facts = [(rows, columns, height / rows, width / columns) for rows, columns in shown.sizes]
+    image_height, image_width, rows_a_pixel, columns_a_pixel = on_device(
+        torch.tensor(facts, dtype=torch.float32).view(-1, 4).t(), device
+    )[:, shown.picture]
+    u, v = shown.uv
+    inside = (u >= 0) & (u < image_width) & (v >= 0) & (v < image_height)
     # Rounding may lift a coordinate just inside the far edge onto it.
-    column = (u * (width / image_width)).long().clamp_(max=width - 1)
-    row = (v * (height / image_height)).long().clamp_(max=height - 1)
+    column = (u * columns_a_pixel).long().clamp(0, width - 1)
+    row = (v * rows_a_pixel).long().clamp(0, height - 1)
+    cell = (shown.picture * height + row) * width + column
 
-    # Points are ranked from near to far, so that the lowest rank in a cell is its point: no depth is compared twice.
-    by_index = point.argsort(stable=True)
-    ranked = by_index[depth_m[by_index].argsort(stable=True)]
-    nothing = len(ranked)
-    cells = torch.full((height * width,), nothing, dtype=torch.int64, device=point.device)
-    ranks = torch.arange(nothing, device=point.device)
-    cells.scatter_reduce_(0, (row * width + column)[ranked], ranks, "amin")
+    # First each cell's least depth, then the lowest number of a point that has it. What lies outside the pictures is
+    # infinitely far and has no number: nothing is left out, so the host need not know how many are inside.
+    depth_m = shown.depth_m.where(inside, torch.inf)
+    cells = (len(shown.sizes), height, width)
+    nearest_m = depth_m.new_full((cells[0] * height * width,), torch.inf).scatter_reduce_(0, cell, depth_m, "amin")
+    candidate = shown.point.where(inside & (depth_m == nearest_m[cell]), _NOWHERE)
+    points = torch.full_like(nearest_m, _NOWHERE, dtype=torch.int64).scatter_reduce_(0, cell, candidate, "amin")
     if dilate:
-        cells = _filled(cells.view(height, width), depth_m[ranked]).flatten()
-    # One more entry answers for the cells without a point.
-    return torch.cat([point[ranked], point.new_tensor([-1])])[cells].view(height, width)
+        points = _filled(points.view(cells), nearest_m.view(cells)).flatten()
+    return points.where(points != _NOWHERE, -1).view(cells)
 
 
 def place(features: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
-    """Return [D, h, w] and bool [1, h, w]: the features [P, D] of the points that the cells of `shown` [h, w] show.
+    """Return [B, D, h, w] and bool [B, 1, h, w]: the features [P, D] of the points that cells [B, h, w] show.
 
     A cell without a point (-1) is 0 and not valid.
     """
-    valid = shown >= 0
-    values = features.new_zeros(*shown.shape, features.shape[1])
-    values[valid] = features[shown[valid]]
-    return values.permute(2, 0, 1).contiguous(), valid[None]
+    # Minus one is the last row, which is there for the cells without a point.
+    values = torch.cat([features, features.new_zeros(1, features.shape[1])])[shown]
+    return values.permute(0, 3, 1, 2).contiguous(), (shown >= 0)[:, None]
 
 
-def _filled(ranks: Tensor, depth_m: Tensor) -> Tensor:
-    """Return the ranks [h, w] with empty cells (rank n) filled from their neighbours; depth_m [n] ascends."""
-    if not len(depth_m):
-        return ranks
-    empty = ranks == len(depth_m)
+def _filled(points: Tensor, depth_m: Tensor) -> Tensor:
+    """Return the points [B, h, w] with empty cells (_NOWHERE, depth infinite) filled from their neighbours."""
+    # Cells are ranked by what they show, from near to far: no depth is compared twice, and ties are settled.
+    by_number = points.flatten().argsort()
+    ranked = by_number[depth_m.flatten()[by_number].argsort(stable=True)]
+    empty = points == _NOWHERE
     # float64 holds every rank exactly, and pools on every device.
-    exact = ranks.double()
-    nearest = -max_pool2d(-exact.masked_fill(empty, torch.inf)[None], 3, 1, 1)[0]
-    farthest = max_pool2d(exact.masked_fill(empty, -torch.inf)[None], 3, 1, 1)[0]
+    rank = torch.empty_like(ranked).scatter_(0, ranked, torch.arange(len(ranked), device=ranked.device))
+    exact = rank.view(points.shape).double()
+    nearest = -max_pool2d(-exact.masked_fill(empty, torch.inf), 3, 1, 1)
+    farthest = max_pool2d(exact.masked_fill(empty, -torch.inf), 3, 1, 1)
     fillable = empty & nearest.isfinite()
     # Cells that are not fillable ask for any rank that exists; their answer is not used.
-    near_m = depth_m[nearest.where(fillable, exact.new_zeros(())).long()]
-    far_m = depth_m[farthest.where(fillable, exact.new_zeros(())).long()]
+    nearest, farthest = (ranked[rank.where(fillable, 0.0).long()] for rank in (nearest, farthest))
+    near_m, far_m = depth_m.flatten()[nearest], depth_m.flatten()[farthest]
     same_surface = (far_m - near_m <= _APART_M) & (far_m <= near_m * (1 + _APART_SHARE))
-    return torch.where(fillable & same_surface, nearest.nan_to_num(posinf=0).long(), ranks)
+    return torch.where(fillable & same_surface, points.flatten()[nearest], points)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from teachers.card import ChannelStatistics, TeacherError
 from teachers.target import Target
+from teachers.transfer import on_device
 
 # A channel that moves less than this is constant but for rounding; dividing by it would make noise of it.
 _SMALLEST_DEVIATION = 1e-6
@@ -73,11 +74,11 @@ def standardise(target: Target, statistics: ChannelStatistics) -> Target:
 
     A channel that is constant in the data set the statistics are of is only shifted.
     """
-    device = target.values.device
-    mean = torch.tensor(statistics.mean, dtype=torch.float32, device=device)[:, None, None]
+    mean = torch.tensor(statistics.mean, dtype=torch.float32)
     deviation = torch.tensor(statistics.variance, dtype=torch.float64).sqrt()
     deviation[deviation < _SMALLEST_DEVIATION] = 1
     if len(mean) != target.values.shape[1]:
         raise TeacherError(f"statistics of {len(mean)} channels cannot standardise {target.values.shape[1]}")
-    values = (target.values - mean) / deviation.float().to(device)[:, None, None]
+    mean, deviation = on_device(torch.stack([mean, deviation.float()]), target.values.device)[..., None, None]
+    values = (target.values - mean) / deviation
     return replace(target, values=values.where(target.valid, values.new_zeros(())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,6 +49,16 @@ class Target:
         """Whether the values are numbers to come close to, or classes to tell."""
         return "classes" if self.values.dtype == torch.int64 else "continuous"
 
+    def __getitem__(self, chosen: Sequence[int]) -> Target:
+        """Return the target of the chosen samples, in that order."""
+        samples = list(chosen)
+        return Target(
+            tuple(self.keys[i] for i in samples),
+            self.values[samples],
+            self.valid[samples],
+            None if self.confidence is None else self.confidence[samples],
+        )
+
     def one_hot(self, classes: int) -> Target:
         """Return class numbers as float32 [B, `classes`, h, w]: 1 for the cell's class, all 0 where not valid."""
         if self.kind != "classes":
@@ -63,22 +74,23 @@ class Target:
         Raises TeacherError where a value is not finite, or too large for float16 (65504): standardise first.
         """
         batch, channels, height, width = self.values.shape
-        everywhere = bool(self.valid.all())
+        classes = self.kind == "classes"
+        values = self.values if classes else self.values.half()
+        sound = (values >= 0) & (values <= 255) if classes else values.isfinite()
+        # Both facts in one answer: a GPU is waited for once, and again only for where the valid cells are.
+        everywhere, all_sound = torch.stack([self.valid.all(), (sound | ~self.valid).all()]).tolist()
+        if not all_sound:
+            if classes:
+                wrong = values[~sound & self.valid]
+                raise TeacherError(f"Expected classes within 0 … 255, got: {int(wrong.min())} … {int(wrong.max())}")
+            raise TeacherError("a valid cell has a value that is NaN, infinite or beyond what float16 holds")
         index = None if everywhere else self.valid.flatten().nonzero()[:, 0]
 
         def take(dense: Tensor) -> Tensor:
             rows = dense.permute(0, 2, 3, 1).reshape(-1, dense.shape[1])
             return rows if index is None else rows[index]
 
-        rows = take(self.values)
-        if self.kind == "classes":
-            if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) <= 255:
-                raise TeacherError(f"Expected classes within 0 … 255, got: {int(rows.min())} … {int(rows.max())}")
-            values = rows.to(torch.uint8)
-        else:
-            values = rows.half()
-            if not bool(values.isfinite().all()):
-                raise TeacherError("a valid cell has a value that is NaN, infinite or beyond what float16 holds")
+        values = take(values).to(torch.uint8) if classes else take(values)
         confidence = None if self.confidence is None else take(self.confidence)[:, 0].half()
         return SparseTarget(self.keys, (batch, channels, height, width), values, index, confidence)
 

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from training.objective import ParameterGroup
+
 # Newton-Schulz coefficients that maximise the slope at zero, and the number of iterations: Jordan et al. 2024.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _MOMENTUM = 0.95
 _BETAS, _EPS = (0.9, 0.999), 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How fast."""
+
+    # The highest learning rate, reached after the warm-up; from there half a cosine leads down.
+    learning_rate: float = 3e-3
+    # Muon optimizes the hidden weight matrices, at so many times that rate; 0: AdamW does, as all else.
+    muon_lr_factor: float = 2.0
+    # Decay of weights per step, times the learning rate.
+    weight_decay: float = 0.02
+    # Gradients are scaled down to this L2 norm.
+    max_gradient_norm: float = 10.0
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -155,14 +172,14 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x
 
 
-def build_optimizer(
-    module: nn.Module, hidden: Iterable[nn.Parameter], *, muon_lr_factor: float, weight_decay: float, bfloat16: bool
-) -> MuonAdamW:
-    """Return the optimizer of all trainable parameters of a module, of which `hidden` are Muon's."""
-    hidden = list(hidden)
+def build_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig, *, bfloat16: bool) -> MuonAdamW:
+    """Return the optimizer of all trainable parameters in the groups."""
+    hidden = [p for group in groups for p in group.hidden]
     known = {id(weight) for weight in hidden}
-    others = [p for p in module.parameters() if p.requires_grad and id(p) not in known]
-    return MuonAdamW(hidden, others, muon_lr_factor=muon_lr_factor, weight_decay=weight_decay, bfloat16=bfloat16)
+    others = [p for group in groups for p in group.parameters if p.requires_grad and id(p) not in known]
+    return MuonAdamW(
+        hidden, others, muon_lr_factor=config.muon_lr_factor, weight_decay=config.weight_decay, bfloat16=bfloat16
+    )
 
 
 def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -18,6 +18,10 @@ LASERS = (None, "TOP", "FRONT", "SIDE_LEFT", "SIDE_RIGHT", "REAR")
 OBJECT_TYPES = (None, "VEHICLE", "PEDESTRIAN", "SIGN", "CYCLIST")
 
 
+class FrameError(ValueError):
+    """The record as a whole cannot become a frame."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """A part of a record that could not be kept, and why; the rest of the record goes on.

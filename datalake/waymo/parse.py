@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from typing import Any
 
 import numpy as np
@@ -11,28 +10,14 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from PIL import Image
 
-from datalake.waymo.frame import CAMERAS, OBJECT_TYPES, CameraImage, Fault, Frame, Label2D, Label3D
+from datalake.waymo.frame import CAMERAS, OBJECT_TYPES, CameraImage, Fault, Frame, FrameError, Label2D, Label3D
 from datalake.waymo.lidar import read_points, read_transform
 from datalake.waymo.protos import dataset_pb2
+from datalake.waymo.segment_name import check_segment_name
 
-# Segment names become file names: one path component, nothing hidden, nothing a shell or a store reads its way.
-_SEGMENT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
 _MAX_PIXELS = 64 << 20
 # Pixels or metres; far below what a float32 can hold.
 _MAX_COORDINATE = 1e9
-
-
-class FrameError(ValueError):
-    """The record as a whole cannot become a frame."""
-
-
-def check_segment_name(name: str) -> None:
-    """Raise FrameError unless `name` is safe as one component of a path on any store."""
-    # protobuf hands out the bytes of a string that is not UTF-8.
-    if not isinstance(name, str) or not _SEGMENT_NAME.fullmatch(name):
-        raise FrameError(
-            f"segment name {name[:80]!r} is not 1 to 200 letters, digits, '_', '-' or '.', not starting with '-' or '.'"
-        )
 
 
 def parse_frame(payload: bytes, cameras: frozenset[str]) -> Frame:

@@ -1,1 +1,1 @@
-"""Sparse 3D convolutions on plain torch, or on torchsparse where it is there."""
+"""Sparse 3D convolutions on plain torch, on Triton, or on torchsparse where it is there."""

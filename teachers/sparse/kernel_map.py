@@ -9,6 +9,7 @@ from torch import Tensor
 
 from teachers.sparse.level import Level, key_step, pack, unpack
 from teachers.sparse.window import kernel_index
+from teachers.transfer import on_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +39,21 @@ def submanifold_map(level: Level, stride: int, size: int) -> KernelMap:
     """Return the map of an odd kernel that keeps the voxels of `level`.
 
     Voxel a sees b under an offset exactly if b sees a under the opposite one, so only half of the offsets are
-    searched, column by column.
+    searched: all columns of them at once.
     """
     reach = size // 2
-    columns = [(x, y, -reach) for x in range(reach + 1) for y in range(-reach, reach + 1) if (x, y) > (0, 0)]
-    columns.append((0, 0, 1))
-    found: list[Tensor] = []
-    offsets: list[tuple[int, int, int]] = []
-    for x, y, lowest in columns:
-        height = reach + 1 - lowest
-        first = level.keys + key_step(x * stride, y * stride, lowest * stride)
-        found.append(level.find_columns(first, height, stride))
-        offsets += [(x, y, z) for z in range(lowest, reach + 1)]
-    neighbours = torch.cat(found)
+    columns = [(x, y) for x in range(reach + 1) for y in range(-reach, reach + 1) if (x, y) > (0, 0)]
+    heights = range(-reach, reach + 1)
+    steps = torch.tensor([key_step(x * stride, y * stride, -reach * stride) for x, y in columns])
+    around = level.find_columns(level.keys + on_device(steps, level.keys.device)[:, None], size, stride)
+    above = level.find_columns(level.keys + key_step(0, 0, stride), reach, stride)
+    offsets = [*((x, y, z) for x, y in columns for z in heights), *((0, 0, z) for z in range(1, reach + 1))]
+    neighbours = torch.cat([around.transpose(0, 1).flatten(0, 1), above])
     hits = neighbours >= 0
     counts = hits.sum(1).tolist()
-    there = neighbours[hits]
-    here = hits.nonzero()[:, 1]
+    place = hits.flatten().nonzero()[:, 0]
+    there = neighbours.flatten()[place]
+    here = place % max(len(level), 1)
     if level.rows is not None:
         here = level.rows[here]
     half = torch.tensor(offsets)
@@ -71,11 +70,7 @@ def submanifold_map(level: Level, stride: int, size: int) -> KernelMap:
 
 def strided_map(level: Level, stride: int, size: int) -> tuple[Level, KernelMap]:
     """Return the coarser level that blocks of `size`³ voxels make, in ascending order, and the map that leads there."""
-    fine = level.coordinates
-    coarse = fine.clone()
-    coarse[:, 1:] = torch.div(fine[:, 1:], stride * size, rounding_mode="floor") * (stride * size)
-    keys, parent = torch.unique(pack(coarse), return_inverse=True)
-    index = kernel_index(size, (fine[:, 1:] - coarse[:, 1:]) // stride)
+    coarse, parent, index = coarser_level(level, stride, size)
     inputs = index.argsort(stable=True)
     counts = torch.bincount(index, minlength=size**3).tolist()
     kernel_map = KernelMap(
@@ -84,6 +79,19 @@ def strided_map(level: Level, stride: int, size: int) -> tuple[Level, KernelMap]
         groups=tuple(enumerate(counts)),
         identity=None,
         input_rows=len(level),
-        output_rows=len(keys),
+        output_rows=len(coarse),
     )
-    return Level(unpack(keys), keys, None), kernel_map
+    return coarse, kernel_map
+
+
+def coarser_level(level: Level, stride: int, size: int) -> tuple[Level, Tensor, Tensor]:
+    """Return the level that blocks of `size`³ voxels make, in ascending order, and where the N finer voxels lie in it.
+
+    Of each voxel: int64 [N], the row of its block, and int64 [N], the kernel index of its place in there.
+    """
+    fine = level.coordinates
+    coarse = fine.clone()
+    coarse[:, 1:] = torch.div(fine[:, 1:], stride * size, rounding_mode="floor") * (stride * size)
+    keys, parent = torch.unique(pack(coarse), return_inverse=True)
+    index = kernel_index(size, (fine[:, 1:] - coarse[:, 1:]) // stride)
+    return Level(unpack(keys), keys, None), parent, index

@@ -36,23 +36,28 @@ class Level:
     @staticmethod
     def of(coordinates: Tensor) -> Level:
         """Index integers [N, 4] (batch, x, y, z). Raises CoordinateError for other types, a voxel too far or twice."""
-        check_coordinates(coordinates)
+        _check_shape(coordinates)
+        if not len(coordinates):
+            return Level(coordinates.int(), pack(coordinates), None)
         keys, rows = pack(coordinates).sort()
-        if bool((keys[1:] == keys[:-1]).any()):
+        facts = [(keys[1:] != keys[:-1]).all(), (rows[1:] > rows[:-1]).all()]
+        # All that the host has to know about them comes in one answer: a GPU is waited for once.
+        *ends, distinct, in_order = torch.cat([*_ends(coordinates), torch.stack(facts).long()]).tolist()
+        _check_range(ends[:4], ends[4:])
+        if not distinct:
             raise CoordinateError("a voxel appears twice; average the points of a voxel first (Points.voxelise)")
-        in_order = bool((rows[1:] > rows[:-1]).all())
         return Level(coordinates.int(), keys, None if in_order else rows)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def find_columns(self, first: Tensor, height: int, step: int) -> Tensor:
-        """Return int64 [height, M], the rows of the voxels at `first`, `first + step` … along z; -1 where none is.
+        """Return int64 [height, ...], the rows of the voxels at `first`, `first + step` … along z; -1 where none is.
 
-        first: int64 [M], keys; best ascending, for then the search walks through memory in order
+        first: int64 [...], keys; best ascending, for then the search walks through memory in order
         step: the level's stride. Nothing lies between two steps, so one binary search serves the whole column.
         """
-        found = torch.full((height, len(first)), -1, dtype=torch.int64, device=first.device)
+        found = torch.full((height, *first.shape), -1, dtype=torch.int64, device=first.device)
         if not len(self):
             return found
         position = torch.searchsorted(self.keys, first)
@@ -67,13 +72,25 @@ class Level:
 
 def check_coordinates(coordinates: Tensor) -> None:
     """Raise CoordinateError unless these are int32 or int64 [N, 4] within the range that keys can hold."""
+    _check_shape(coordinates)
+    if len(coordinates):
+        ends = torch.cat(_ends(coordinates)).tolist()
+        _check_range(ends[:4], ends[4:])
+
+
+def _check_shape(coordinates: Tensor) -> None:
     if coordinates.dtype not in (torch.int32, torch.int64) or coordinates.ndim != 2 or coordinates.shape[1] != 4:
         raise CoordinateError(
             f"Expected int32 or int64 [N, 4] (batch, x, y, z), got: {coordinates.dtype} {list(coordinates.shape)}"
         )
-    if not len(coordinates):
-        return
-    lowest, highest = coordinates.amin(0).tolist(), coordinates.amax(0).tolist()
+
+
+def _ends(coordinates: Tensor) -> list[Tensor]:
+    """Return the lowest and the highest int64 [4] of voxels [N, 4]."""
+    return [end.long() for end in torch.aminmax(coordinates, dim=0)]
+
+
+def _check_range(lowest: list[int], highest: list[int]) -> None:
     if lowest[0] < 0 or highest[0] > MAX_BATCH:
         raise CoordinateError(f"Expected batch numbers 0 to {MAX_BATCH}, got: {lowest[0]} to {highest[0]}")
     if min(lowest[1:]) < -MAX_COORDINATE or max(highest[1:]) > MAX_COORDINATE:

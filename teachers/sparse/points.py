@@ -11,6 +11,7 @@ from torch.nn import functional
 from teachers.sparse.grid import Backend, Grid
 from teachers.sparse.level import check_coordinates, key_step, pack, unpack
 from teachers.sparse.tensor import SparseTensor
+from teachers.transfer import on_device
 
 Interpolation = Literal["trilinear", "nearest"]
 
@@ -81,12 +82,9 @@ class Points:
             corner = self._floor(stride)
             keys = pack(corner)
             level = self.grid.level(stride)
-            columns = [
-                level.find_columns(keys + key_step(x * stride, y * stride, 0), 2, stride)
-                for x in (0, 1)
-                for y in (0, 1)
-            ]
-            rows = torch.cat(columns).t()
+            steps = torch.tensor([key_step(x * stride, y * stride, 0) for x in (0, 1) for y in (0, 1)])
+            columns = level.find_columns(keys[:, None] + on_device(steps, keys.device), 2, stride)
+            rows = columns.permute(1, 2, 0).flatten(1)
             # Rounding must not take the last say from the voxel that the point lies in: the weights would be 0 / 0.
             upper = ((self.positions - corner[:, 1:]) / stride).clamp(max=1 - 2**-23)
             x, y, z = torch.stack([1 - upper, upper], -1).unbind(1)

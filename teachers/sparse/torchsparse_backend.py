@@ -8,19 +8,26 @@ neither bfloat16 nor float64, and drops voxels at the border unless it is told t
 from __future__ import annotations
 
 import importlib
+import math
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from teachers.sparse.grid import BackendError
+from teachers.sparse.grid import BackendError, Grid
 from teachers.sparse.level import Level, check_coordinates
 from teachers.sparse.window import Window
 
 # Origin, extent and the gap between clouds that torchsparse sees are multiples of this, so that blocks of every stride
-# up to it begin and end where ours do, and no window reaches from one cloud into the next.
-_ALIGNMENT = 1 << 10
+# up to it begin and end where ours do, and no window reaches from one cloud into the next. No larger than that, for 2.1
+# counts the cells of the extent in 32 bits.
+_ALIGNMENT = 1 << 6
+# 2.1 keeps the cell of a strided convolution, of 2 x 2 x 2 voxels at least, as an int: what is beyond is dropped or
+# becomes another cell, without a word.
+_CELLS = 1 << 31
+_VOXELS_A_CELL = 8
 _INSTALL = "install torchsparse 1.4, compiled as docker/Dockerfile does, or use that image"
 
 
@@ -59,34 +66,73 @@ class TorchsparseBackend:
             return f"torchsparse {library.__version__} was built for the CPU alone; build it with FORCE_CUDA=1"
         return None
 
-    def open(self, coordinates: Tensor) -> TorchsparseGrid:
+    def open(self, coordinates: Tensor) -> Grid:
         """Start a pass on int32 [N, 4] (batch, x, y, z). Raises CoordinateError if they are not voxels, each once."""
         library, problem = _load()
         if library is None:
             raise BackendError(f"torchsparse cannot be imported ({problem}); {_INSTALL}")
-        return TorchsparseGrid(library, coordinates)
+        return open_grid(library, coordinates)
+
+
+def open_grid(library: Any, coordinates: Tensor) -> Grid:
+    """Start a pass with this torchsparse, in as many parts as it needs.
+
+    Raises BackendError where not even one cloud fits, or where several parts are needed and clouds are not in order.
+    """
+    check_coordinates(coordinates)
+    layout = _Layout.of(coordinates)
+    at_once = layout.clouds_at_once
+    if not _is_divided(library) or layout.clouds <= at_once:
+        return TorchsparseGrid(library, coordinates, layout)
+    if not at_once:
+        raise BackendError(
+            f"clouds of up to {' x '.join(map(str, layout.cloud))} voxels are more than torchsparse"
+            f" {library.__version__} can count; use larger voxels, 'triton' or 'plain'"
+        )
+    return _SplitGrid(library, coordinates, at_once)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How the clouds of a batch are laid side by side along x: 1.4 confuses them on the CPU if told apart by number.
+
+    origin: int [4], what is subtracted from coordinates
+    clouds: how many there are
+    cloud: voxels along x, y and z that each takes, with a gap
+    """
+
+    origin: Tensor
+    clouds: int
+    cloud: tuple[int, int, int]
+
+    @staticmethod
+    def of(coordinates: Tensor) -> _Layout:
+        origin = coordinates.new_zeros(4)
+        if not len(coordinates):
+            return _Layout(origin, 1, (2 * _ALIGNMENT,) * 3)
+        origin[1:] = (torch.div(coordinates.amin(0), _ALIGNMENT, rounding_mode="floor") * _ALIGNMENT)[1:]
+        last, *highest = (coordinates - origin).amax(0).tolist()
+        # One block more than is occupied: windows find nothing beyond a cloud, and of a submanifold kernel 2.1 takes
+        # the two outermost layers of the extent for one.
+        x, y, z = ((side // _ALIGNMENT + 2) * _ALIGNMENT for side in highest)
+        return _Layout(origin, last + 1, (x, y, z))
+
+    @property
+    def clouds_at_once(self) -> int:
+        """How many 2.1 can count the cells of."""
+        return (_CELLS - 1) // (math.prod(self.cloud) // _VOXELS_A_CELL)
 
 
 class TorchsparseGrid:
     """The coordinates and kernel maps of one pass, kept by torchsparse; this class translates."""
 
-    def __init__(self, library: Any, coordinates: Tensor) -> None:
-        check_coordinates(coordinates)
+    def __init__(self, library: Any, coordinates: Tensor, layout: _Layout) -> None:
         self._library = library
         self._divided = _is_divided(library)
         self._levels = {1: Level.of(coordinates)}
-        # The clouds of a batch are laid side by side along x: 1.4 confuses them on the CPU if told apart by number.
-        self._origin = coordinates.new_zeros(4)
-        blocks = [1, 1, 1]
-        clouds = 1
-        if len(coordinates):
-            lowest = torch.div(coordinates.amin(0), _ALIGNMENT, rounding_mode="floor") * _ALIGNMENT
-            self._origin[1:] = lowest[1:]
-            highest = (coordinates - self._origin).amax(0)
-            clouds = int(highest[0]) + 1
-            blocks = (torch.div(highest[1:], _ALIGNMENT, rounding_mode="floor") + 1).tolist()
-        self._pitch = (blocks[0] + 1) * _ALIGNMENT
-        self._extent = (1, clouds * self._pitch, blocks[1] * _ALIGNMENT, blocks[2] * _ALIGNMENT)
+        self._origin = layout.origin
+        self._pitch, *others = layout.cloud
+        self._extent = (1, layout.clouds * self._pitch, *others)
         first = self._tensor(coordinates.new_zeros(len(coordinates), 1), self._to_theirs(coordinates), 1)
         self._cache = first._caches if self._divided else first
         self._cache.cmaps[first.stride] = (first.coords, first.spatial_range) if self._divided else first.coords
@@ -116,6 +162,9 @@ class TorchsparseGrid:
             self._cache.hashmaps.clear()
             x._caches = self._cache
             options["training"] = torch.is_grad_enabled()
+            # It would round float32 to TF32 wherever the GPU can, whatever torch has been told.
+            allowed = torch.backends.cuda.matmul.allow_tf32 and features.is_cuda
+            self._library.backends.allow_tf32 = allowed and torch.cuda.get_device_capability(features.device) >= (8, 0)
         else:
             x.cmaps, x.kmaps = self._cache.cmaps, self._cache.kmaps
         y = self._library.nn.functional.conv3d(
@@ -159,3 +208,40 @@ class TorchsparseGrid:
         ours[:, 0] = torch.div(ours[:, 1], self._pitch, rounding_mode="floor")
         ours[:, 1] -= ours[:, 0] * self._pitch
         return ours + self._origin
+
+
+class _SplitGrid:
+    """A pass in several of at most `at_once` clouds each, whose voxels follow each other at every stride."""
+
+    def __init__(self, library: Any, coordinates: Tensor, at_once: int) -> None:
+        batch = coordinates[:, 0]
+        if not bool((batch[1:] >= batch[:-1]).all()):
+            raise BackendError(
+                f"torchsparse {library.__version__} can count {at_once} such clouds at once: give the voxels of each"
+                " cloud one after the other"
+            )
+        part = torch.div(batch, at_once, rounding_mode="floor")
+        self._parts: list[tuple[int, TorchsparseGrid]] = []
+        for number, voxels in enumerate(coordinates.split(torch.bincount(part).tolist())):
+            if len(voxels):
+                first = number * at_once
+                own = voxels - voxels.new_tensor([first, 0, 0, 0])
+                self._parts.append((first, TorchsparseGrid(library, own, _Layout.of(own))))
+        self._levels: dict[int, Level] = {}
+
+    def level(self, stride: int) -> Level:
+        """Return the voxels at `stride`, part by part."""
+        if stride not in self._levels:
+            voxels = []
+            for first, grid in self._parts:
+                own = grid.level(stride).coordinates
+                voxels.append(own + own.new_tensor([first, 0, 0, 0]))
+            self._levels[stride] = Level.of(torch.cat(voxels))
+        return self._levels[stride]
+
+    def convolve(self, features: Tensor, kernel: Tensor, stride: int, window: Window) -> Tensor:
+        """Return [M, out]: features [N, in] at `stride`, through kernel [K, in, out]."""
+        shares = features.split([len(grid.level(stride)) for _, grid in self._parts])
+        return torch.cat(
+            [grid.convolve(own, kernel, stride, window) for (_, grid), own in zip(self._parts, shares, strict=True)]
+        )

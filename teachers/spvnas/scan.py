@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from datalake.waymo.frame import LASERS, Points
 
@@ -17,6 +19,7 @@ KITTI_SENSOR_HEIGHT_M = 1.73
 # far above. tanh keeps the small values as they are and folds the tail into KITTI's range.
 WAYMO_INTENSITY_SCALE = 1.0
 _TOP = LASERS.index("TOP")
+_NOT_FINITE = "a scan has points that are NaN or infinite; drop them first"
 
 
 class ScanError(ValueError):
@@ -44,7 +47,7 @@ class Scan:
                 f"{self.source.shape}"
             )
         if not np.isfinite(self.xyz_m).all() or not np.isfinite(self.intensity).all():
-            raise ScanError("a scan has points that are NaN or infinite; drop them first")
+            raise ScanError(_NOT_FINITE)
 
     def __len__(self) -> int:
         return len(self.xyz_m)
@@ -69,3 +72,16 @@ class Scan:
         xyz_m[:, 2] -= KITTI_SENSOR_HEIGHT_M
         intensity = np.tanh(points.intensity[source] / np.float32(WAYMO_INTENSITY_SCALE)).astype(np.float32)
         return Scan(np.ascontiguousarray(xyz_m), intensity, source)
+
+
+def waymo_points(points: Tensor) -> Tensor:
+    """Return float32 [P, 4], x, y, z and intensity as `Scan.from_waymo` has them, up to rounding of the last.
+
+    points: float32 [4, P] of a TOP laser, rows x, y, z in metres (vehicle frame) and intensity, on any device
+
+    Raises ScanError where a point is NaN or infinite.
+    """
+    if not bool(points.isfinite().all()):
+        raise ScanError(_NOT_FINITE)
+    shifted = points[2:3] - KITTI_SENSOR_HEIGHT_M
+    return torch.cat([points[:2], shifted, (points[3:] / WAYMO_INTENSITY_SCALE).tanh()]).t().contiguous()

@@ -15,7 +15,7 @@ from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN, PointPrediction
 from teachers.spvnas.scan import Scan
 from teachers.spvnas.state_dict_adapter import adapt, load_strictly
-from teachers.spvnas.voxels import voxelise_scans
+from teachers.spvnas.voxels import VoxelBatch, voxelise_scans
 
 _log = logging.getLogger(__name__)
 
@@ -54,17 +54,18 @@ class LidarTeacher:
             return []
         device = next(self.network.parameters()).device
         voxels = voxelise_scans(scans, self.network.config.voxel_m, device)
-        if not len(voxels.taken):
-            # torchsparse cannot build maps of nothing on a GPU.
-            config = self.network.config
-            return [
-                PointPrediction(
-                    *(torch.zeros(0, width, device=device) for width in (config.classes, config.feature_width))
-                )
-                for _ in scans
-            ]
-        self.network.eval()
-        answer = self.network(voxels.features, voxels.positions, voxels.batch)
+        answer = self.ask(voxels)
         logits = answer.logits[voxels.voxel].split(voxels.points)
         features = answer.features[voxels.voxel].split(voxels.points)
         return [PointPrediction(*pair) for pair in zip(logits, features, strict=True)]
+
+    @torch.no_grad()
+    def ask(self, voxels: VoxelBatch) -> PointPrediction:
+        """Return logits [V, classes] and features [V, D] of the voxels."""
+        if not len(voxels.taken):
+            # torchsparse cannot build maps of nothing on a GPU.
+            config, empty = self.network.config, voxels.features.new_zeros
+            return PointPrediction(empty(0, config.classes), empty(0, config.feature_width))
+        self.network.eval()
+        answer: PointPrediction = self.network(voxels.features, voxels.positions, voxels.batch)
+        return answer

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from teachers.sparse.level import check_coordinates, pack
 from teachers.spvnas.scan import Scan
+from teachers.transfer import on_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +35,26 @@ class VoxelBatch:
 
 
 def voxelise_scans(scans: Sequence[Scan], voxel_m: float, device: torch.device) -> VoxelBatch:
-    """Return the scans' voxels of side `voxel_m`, ordered by scan, x, y, z, as tensors on `device`.
+    """Return the scans' voxels as `voxelise` does."""
+    points = np.concatenate([np.concatenate([scan.xyz_m, scan.intensity[:, None]], 1) for scan in scans])
+    return voxelise(on_device(torch.from_numpy(points), device), tuple(len(scan) for scan in scans), voxel_m)
+
+
+def voxelise(points: Tensor, counts: tuple[int, ...], voxel_m: float) -> VoxelBatch:
+    """Return the voxels of side `voxel_m` of several scans, ordered by scan, x, y, z.
+
+    points: float32 [P, 4], x, y, z in metres and intensity; of each scan `counts` says how many, one after the other
 
     A point's voxel is round(xyz / voxel_m) - the scan's lowest: the rounding (half to even, in float32) and the choice
     of the first point are those the public networks were trained with. Raises CoordinateError where a scan is wider
     than coordinates can say (6 km) or where there are too many scans (512).
     """
-    points = [torch.from_numpy(scan.xyz_m).to(device) for scan in scans]
+    device = points.device
     # On a GPU division by a Python number becomes a multiplication, which rounds some points into the next voxel.
-    side = torch.tensor(voxel_m, device=device)
-    corners = [(xyz / side).round().int() for xyz in points]
-    shifted = [corner - corner.amin(0) if len(corner) else corner for corner in corners]
-    coordinates = torch.cat([_with_batch(corner, number) for number, corner in enumerate(shifted)])
+    corners = (points[:, :3] / points.new_full((), voxel_m)).round().int()
+    lowest = [part.amin(0) if len(part) else part.new_zeros(3) for part in corners.split(counts)]
+    number = on_device(torch.arange(len(counts), dtype=torch.int32).repeat_interleave(torch.tensor(counts)), device)
+    coordinates = torch.cat([number[:, None], corners - torch.stack(lowest)[number]], 1)
     check_coordinates(coordinates)
     keys, order = pack(coordinates).sort(stable=True)
     first = torch.ones_like(keys, dtype=torch.bool)
@@ -52,11 +62,5 @@ def voxelise_scans(scans: Sequence[Scan], voxel_m: float, device: torch.device) 
     taken = order[first]
     voxel = torch.empty_like(order)
     voxel[order] = first.cumsum(0) - 1
-    intensity = torch.cat([torch.from_numpy(scan.intensity).to(device) for scan in scans])
-    features = torch.cat([torch.cat(points)[taken], intensity[taken, None]], 1)
     occupied = coordinates[taken]
-    return VoxelBatch(features, occupied[:, 1:], occupied[:, 0], taken, voxel, tuple(len(scan) for scan in scans))
-
-
-def _with_batch(voxels: Tensor, number: int) -> Tensor:
-    return torch.cat([voxels.new_full((len(voxels), 1), number), voxels], 1)
+    return VoxelBatch(points[taken], occupied[:, 1:], occupied[:, 0], taken, voxel, counts)

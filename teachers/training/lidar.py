@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +19,10 @@ from teachers.classes import IGNORED, LIDAR_CLASSES, lidar_truth_table
 from teachers.lidar import scan_of
 from teachers.spvnas.network import SPVCNN
 from teachers.spvnas.scan import Scan, ScanError
-from teachers.spvnas.voxels import voxelise_scans
+from teachers.spvnas.voxels import VoxelBatch, voxelise_scans
 from training.errors import TrainingError
+from training.generators import Chance
+from training.objective import Batch, Loss, Objective, ParameterGroup
 
 # The lake's own classes, all of them: what a student imitates are the features below the classifier, and these are
 # the richer the more they have to tell apart. UNDEFINED is no class: nothing is asked of those points.
@@ -41,9 +45,9 @@ class Augmentation:
     # Left for right, half the time.
     mirror: bool = True
 
-    def apply(self, scan: Scan) -> Scan:
-        """Return the scan moved; draws from torch's own generator."""
-        turn, scale, side = torch.rand(3, dtype=torch.float64).tolist()
+    def apply(self, scan: Scan, generator: torch.Generator) -> Scan:
+        """Return the scan moved as the generator has it."""
+        turn, scale, side = torch.rand(3, dtype=torch.float64, generator=generator).tolist()
         angle, factor = (2 * turn - 1) * self.turn_rad, 1 + (2 * scale - 1) * self.scale
         mirror = -1.0 if self.mirror and side < 0.5 else 1.0
         cosine, sine = math.cos(angle) * factor, math.sin(angle) * factor
@@ -51,39 +55,61 @@ class Augmentation:
         return replace(scan, xyz_m=scan.xyz_m @ matrix.T)
 
 
-class LidarTask:
+@dataclass(frozen=True, slots=True, eq=False)
+class PointBatch:
+    """Scans as voxels, and the class in POINT_CLASSES or IGNORED of each voxel's point, int64 [N]."""
+
+    voxels: VoxelBatch
+    truth: Tensor
+
+
+class SpvcnnObjective(Objective):
     """Cross-entropy over the labelled points of the TOP laser, one point a voxel.
 
     class_weights: float32 [22], see `weights_of_classes`
     """
 
     def __init__(self, network: SPVCNN, class_weights: Tensor, augmentation: Augmentation) -> None:
+        super().__init__()
         self.network = network
-        self._weights = class_weights
+        self.class_weights = nn.Buffer(class_weights)
         self._augmentation = augmentation
 
-    def hidden_weights(self) -> list[nn.Parameter]:
-        """Return nothing: Muon has not been tried on sparse kernels."""
-        return []
-
-    def is_labelled(self, sample: Sample) -> bool:
-        """Return whether the frame's points are labelled, at least one of TOP."""
-        return has_labels(sample)
-
-    def losses(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Return the mean cross-entropy of the batch's labelled voxels, each weighted by its class; 0 without any."""
-        scans = [self._augmentation.apply(_scan(sample)) for sample in samples]
-        device = self._weights.device
+    def collate(self, batch: Batch, targets: Mapping[str, Any], chance: Chance) -> PointBatch:
+        """Return the scans, augmented, as voxels with their classes."""
+        del targets
+        scans = [
+            self._augmentation.apply(_scan(sample), generator)
+            for sample, generator in zip(batch.samples, chance.generators(), strict=True)
+        ]
+        device = self.class_weights.device
         voxels = voxelise_scans(scans, self.network.config.voxel_m, device)
-        truth = torch.cat([point_truth(sample) for sample in samples]).to(device)[voxels.taken]
-        answer = self.network(voxels.features, voxels.positions, voxels.batch)
+        truth = torch.cat([point_truth(sample) for sample in batch.samples]).to(device)[voxels.taken]
+        return PointBatch(voxels, truth)
+
+    def forward(self, batch: PointBatch, progress: float) -> dict[str, Loss]:
+        """Return the mean cross-entropy of the batch's labelled voxels, each weighted by its class; 0 without any."""
+        del progress
+        answer = self.network(batch.voxels.features, batch.voxels.positions, batch.voxels.batch)
         # A labelled point may share its voxel with one that is not, which then speaks for both.
-        heard = truth != IGNORED
-        weight = self._weights[truth.where(heard, 0)].where(heard, 0.0).sum()
+        labelled = batch.truth != IGNORED
+        weight = self.class_weights[batch.truth.where(labelled, 0)].where(labelled, 0.0).sum()
         total = functional.cross_entropy(
-            answer.logits.float(), truth, self._weights, ignore_index=IGNORED, reduction="sum"
+            answer.logits.float(), batch.truth, self.class_weights, ignore_index=IGNORED, reduction="sum"
         )
-        return {"cross_entropy": total / weight.clamp(min=1e-6)}
+        return {"cross_entropy": Loss(total / weight.clamp(min=1e-6))}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the network's parameters, none of them Muon's: it has not been tried on sparse kernels."""
+        return [ParameterGroup("spvcnn", list(self.network.parameters()), [])]
+
+    def product(self) -> SPVCNN:
+        """Return the network."""
+        return self.network
+
+    def config(self) -> str:
+        """Return the network's widths as JSON."""
+        return json.dumps(asdict(self.network.config))
 
 
 def point_truth(sample: Sample) -> Tensor:

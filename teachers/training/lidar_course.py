@@ -1,4 +1,4 @@
-"""From lessons to a lidar teacher on disk."""
+"""From labelled points to a lidar teacher on disk."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from teachers.lidar import ARCHITECTURE, SpvnasTeacher, network_options
 from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN
 from teachers.training.evaluation import compare_with_labels, measure_statistics
-from teachers.training.lessons import Lessons, Room, versions
+from teachers.training.lessons import RunContext, TeacherData, train_teacher, versions
 from teachers.training.lidar import (
     POINT_CLASSES,
     Augmentation,
-    LidarTask,
+    SpvcnnObjective,
     count_classes,
     has_labels,
     weights_of_classes,
 )
-from teachers.training.loop import LoopConfig, identity_of, train
+from training.loop import LoopConfig
+from training.optimizer import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LidarCourse:
+class SpvcnnTrainConfig:
     """How SPVCNN is trained. The defaults suit simulated scans of 64 x 650 cells and two CPU cores."""
 
     # Share of SPVCNN's full width: point features are 96 times this.
@@ -39,8 +40,12 @@ class LidarCourse:
     measured_samples: int = 128
     # What happens to a scan before it is learnt from.
     augmentation: Augmentation = field(default_factory=Augmentation)
-    # How long and how fast.
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=250, batch=4, learning_rate=3e-3, muon=0.0))
+    # Labelled samples per step.
+    batch: int = 4
+    # How fast.
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(muon_lr_factor=0.0))
+    # How long, and in which number format.
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=250, warmup=0.1, checkpoint_every=50))
 
     def network(self) -> NetworkConfig:
         """Return the widths of the network."""
@@ -48,46 +53,34 @@ class LidarCourse:
         return replace(config, voxel_m=self.voxel_m, dropout=self.dropout)
 
 
-def hold_lidar_course(course: LidarCourse, lessons: Lessons, room: Room) -> tuple[TeacherCard, Confusion]:
-    """Train, measure and examine an SPVCNN; write weights and card into the room's folder and return its figures."""
-    torch.manual_seed(room.seed)
-    config = course.network()
-    network = SPVCNN(config).to(room.device)
-    epoch = itertools.islice(lessons.endless(0), lessons.epoch_samples)
-    labelled = itertools.islice(filter(has_labels, epoch), course.measured_samples)
-    weights = weights_of_classes(count_classes(labelled)).to(room.device)
-    loop = course.loop
-    if loop.precision == "auto":
+def train_spvcnn(config: SpvcnnTrainConfig, data: TeacherData, context: RunContext) -> tuple[TeacherCard, Confusion]:
+    """Train and evaluate an SPVCNN; write weights and card into the context's folder and return its metrics."""
+    torch.manual_seed(context.seed)
+    network_config = config.network()
+    network = SPVCNN(network_config)
+    epoch = itertools.islice(data.endless(0), data.epoch_samples)
+    labelled = itertools.islice(filter(has_labels, epoch), config.measured_samples)
+    objective = SpvcnnObjective(network, weights_of_classes(count_classes(labelled)), config.augmentation)
+    if config.loop.precision == "auto":
         # Even where the hardware multiplies bfloat16 itself. CPUs take four times as long for products of so few
         # columns; and under any autocast torchsparse 1.4 convolves in float16, in which small gradients are lost.
-        loop = replace(loop, precision="float32")
-    trained = train(
-        LidarTask(network, weights, course.augmentation),
-        loop,
-        lessons.endless,
-        room.folder,
-        device=room.device,
-        identity=identity_of(course) | room.identity,
-        epoch_samples=lessons.epoch_samples,
-        seed=room.seed,
-        progress=lambda done, total: room.progress("train", done, total, "steps"),
-    )
+        config = replace(config, loop=replace(config.loop, precision="float32"))
+    trained = train_teacher(objective, config, has_labels, data, context)
     raw = TeacherCard(
         name="spvcnn",
         kind="continuous",
         architecture=ARCHITECTURE,
-        options=network_options(config),
-        channels=config.feature_width,
+        options=network_options(network_config),
+        channels=network_config.feature_width,
         class_names=POINT_CLASSES,
-        weights_sha256=write_weights(str(room.folder), network.state_dict()),
-        data=lessons.data,
+        weights_sha256=write_weights(context.folder, network.state_dict()),
+        data=data.data,
         versions=versions(),
     )
     teacher = SpvnasTeacher(raw, network)
-    first = itertools.islice(lessons.endless(0), min(course.measured_samples, lessons.epoch_samples))
+    first = itertools.islice(data.endless(0), min(config.measured_samples, data.epoch_samples))
     statistics = measure_statistics(teacher, first)
-    confusion = compare_with_labels(teacher, lessons.examination())
-    figures = confusion.figures(POINT_CLASSES) | trained.figures()
-    card = replace(raw, statistics=statistics, figures=figures)
-    write_card(str(room.folder), card)
+    confusion = compare_with_labels(teacher, data.evaluation())
+    card = replace(raw, statistics=statistics, figures=confusion.figures(POINT_CLASSES) | trained)
+    write_card(context.folder, card)
     return card, confusion

@@ -1,4 +1,4 @@
-"""From lessons to a mask teacher on disk."""
+"""From panoptic labels to a mask teacher on disk."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from teachers.classes import MASK_CLASSES
 from teachers.confusion import Confusion
 from teachers.mask_rcnn import ARCHITECTURE, MaskRcnnConfig, MaskRcnnTeacher, build_network
 from teachers.training.evaluation import compare_with_labels, mask_precision
-from teachers.training.lessons import Lessons, Room, versions
-from teachers.training.loop import LoopConfig, identity_of, train
-from teachers.training.masks import MaskTask
+from teachers.training.lessons import RunContext, TeacherData, train_teacher, versions
+from teachers.training.masks import MaskRcnnObjective, has_panoptic
+from training.loop import LoopConfig
+from training.optimizer import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskCourse:
+class MaskRcnnTrainConfig:
     """How Mask R-CNN is trained, from scratch. The defaults suit simulated pictures of 384 x 256 and two CPU cores."""
 
     # The network.
@@ -27,42 +28,40 @@ class MaskCourse:
     min_pixels: int = 25
     # Proposals per picture that the heads learn from. torchvision's 512 are made for pictures ten times as large.
     proposals: int = 128
-    # How long and how fast.
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=800, batch=4, learning_rate=2e-3))
+    # Labelled samples per step.
+    batch: int = 4
+    # How fast.
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-3))
+    # How long, and in which number format.
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=800, warmup=0.1, checkpoint_every=50))
 
 
-def hold_mask_course(course: MaskCourse, lessons: Lessons, room: Room) -> tuple[TeacherCard, Confusion]:
-    """Train and examine a Mask R-CNN; write weights and card into the room's folder and return its figures."""
-    torch.manual_seed(room.seed)
-    network = build_network(course.network).to(room.device, memory_format=torch.channels_last)
-    network.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(course.proposals, 0.25)
-    trained = train(
-        MaskTask(network, min_pixels=course.min_pixels),
-        course.loop,
-        lessons.endless,
-        room.folder,
-        device=room.device,
-        identity=identity_of(course) | room.identity,
-        epoch_samples=lessons.epoch_samples,
-        seed=room.seed,
-        progress=lambda done, total: room.progress("train", done, total, "steps"),
-    )
+def train_mask_rcnn(
+    config: MaskRcnnTrainConfig, data: TeacherData, context: RunContext
+) -> tuple[TeacherCard, Confusion]:
+    """Train and evaluate a Mask R-CNN; write weights and card into the context's folder and return its metrics."""
+    torch.manual_seed(context.seed)
+    options = config.network.to_options()
+    network = build_network(config.network).to(context.distributed.device, memory_format=torch.channels_last)
+    network.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(config.proposals, 0.25)
+    objective = MaskRcnnObjective(network, options, min_pixels=config.min_pixels)
+    trained = train_teacher(objective, config, has_panoptic, data, context)
     # What is written must not depend on how the weights lay in memory.
     network = network.to(memory_format=torch.contiguous_format)
     raw = TeacherCard(
         name="mask_rcnn",
         kind="classes",
         architecture=ARCHITECTURE,
-        options=course.network.to_options(),
+        options=options,
         channels=len(MASK_CLASSES),
         class_names=MASK_CLASSES,
-        weights_sha256=write_weights(str(room.folder), network.state_dict()),
-        data=lessons.data,
+        weights_sha256=write_weights(context.folder, network.state_dict()),
+        data=data.data,
         versions=versions(),
     )
     teacher = MaskRcnnTeacher(raw, network)
-    confusion = compare_with_labels(teacher, lessons.examination())
-    precision = mask_precision(teacher, lessons.examination(), course.min_pixels)
-    card = replace(raw, figures=confusion.figures(MASK_CLASSES) | precision | trained.figures())
-    write_card(str(room.folder), card)
+    confusion = compare_with_labels(teacher, data.evaluation())
+    precision = mask_precision(teacher, data.evaluation(), config.min_pixels)
+    card = replace(raw, figures=confusion.figures(MASK_CLASSES) | precision | trained)
+    write_card(context.folder, card)
     return card, confusion

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,73 +18,95 @@ from teachers.classes import CAMERA_TO_MASK, IGNORED, MASK_CLASSES
 from teachers.training.instances import instances_of
 from teachers.training.overheard import Overheard
 from training.errors import TrainingError
+from training.generators import Chance
+from training.objective import Batch, Loss, Objective, ParameterGroup
 
 _MASK_OF = torch.tensor(CAMERA_TO_MASK)
 # Of every hundred pixels some ninety are background, eight vehicles, and all pedestrians and cyclists share one.
 _PIXEL_WEIGHTS = (0.5, 1.0, 3.0, 5.0)
 
 
-class MaskTask:
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskBatch:
+    """Pictures float32 [3, H, W], torchvision's targets of each, and each picture's classes int64 [H, W]."""
+
+    pictures: list[Tensor]
+    targets: list[dict[str, Tensor]]
+    classes: list[Tensor]
+
+
+class MaskRcnnObjective(Objective):
     """The five losses of Mask R-CNN (He et al. 2017) and one more, on pictures that are mirrored and lit at random.
 
-    The sixth, `loss_pixels`, asks a 1 x 1 convolution on the finest level of the pyramid for the class of every pixel.
+    The sixth, `pixels`, asks a 1 x 1 convolution on the finest level of the pyramid for the class of every pixel.
     Boxes and masks tell a backbone that starts from nothing very little about the thousands of cells around them; this
     tells it something about each (as the semantic branch of Chen et al., HTC, 2019). The layer is not part of the
     teacher.
 
+    options: the detector's configuration, plain values
     min_pixels: smaller instances are background. A few pixels are nothing that a stride of 4 could outline.
     light: brightness and contrast vary by a factor within 1 ± this
     """
 
-    def __init__(self, detector: MaskRCNN, *, min_pixels: int = 25, light: float = 0.2) -> None:
-        self._detector = detector
-        self._pixels = nn.Conv2d(detector.backbone.out_channels, len(MASK_CLASSES), 1)
-        self._pixels.to(next(detector.parameters()).device)
-        self._learning = nn.ModuleDict({"detector": detector, "pixels": self._pixels})
-        self._min_pixels, self._light = min_pixels, light
+    def __init__(
+        self, detector: MaskRCNN, options: Mapping[str, Any], *, min_pixels: int = 25, light: float = 0.2
+    ) -> None:
+        super().__init__()
+        self.detector = detector
+        self.pixels = nn.Conv2d(detector.backbone.out_channels, len(MASK_CLASSES), 1)
+        self._options, self._min_pixels, self._light = dict(options), min_pixels, light
 
-    @property
-    def network(self) -> nn.Module:
-        """The detector, and what learns beside it."""
-        return self._learning
+    def collate(self, batch: Batch, targets: Mapping[str, Any], chance: Chance) -> MaskBatch:
+        """Return pictures with the boxes, classes and masks of their instances, augmented."""
+        del targets
+        device = self.pixels.weight.device
+        collated = MaskBatch([], [], [])
+        for sample, generator in zip(batch.samples, chance.generators(), strict=True):
+            light, mirror = torch.rand(2, generator=generator), torch.rand((), generator=generator)
+            picture = self._lit(sample.image.to(device).float() / 255, light)
+            panoptic = _panoptic(sample)
+            found = instances_of(panoptic, self._min_pixels)
+            boxes, masks, classes = found.boxes, found.masks, _MASK_OF[panoptic.semantic_class.long()]
+            if float(mirror) < 0.5:
+                picture, masks, classes = picture.flip(-1), masks.flip(-1), classes.flip(-1)
+                width = picture.shape[-1]
+                boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+            collated.pictures.append(picture)
+            collated.classes.append(classes.to(device))
+            collated.targets.append(
+                {"boxes": boxes.to(device), "labels": found.labels.to(device), "masks": masks.to(device).byte()}
+            )
+        return collated
 
-    def hidden_weights(self) -> list[nn.Parameter]:
-        """Return the weights between the first layer and those that answer."""
-        detector = self._detector
+    def forward(self, batch: MaskBatch, progress: float) -> dict[str, Loss]:
+        """Return classifier, box_reg, mask, objectness and rpn_box_reg, torchvision's, and pixels."""
+        del progress
+        with Overheard(self.detector) as overheard:
+            found: dict[str, Tensor] = self.detector(batch.pictures, batch.targets)
+        losses = {name.removeprefix("loss_"): Loss(value) for name, value in found.items()}
+        pixels = self._pixel_loss(batch.classes, overheard.pictures, overheard.finest)
+        return {**losses, "pixels": Loss(pixels)}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return all parameters; Muon optimizes the weights between the first layer and those that answer."""
+        detector = self.detector
         inside = [detector.backbone, detector.roi_heads.box_head, detector.roi_heads.mask_head]
         entrance = detector.backbone.body.conv1.weight
-        return [
+        hidden = [
             weight
             for part in inside
             for weight in part.parameters()
             if weight.ndim > 1 and weight.requires_grad and weight is not entrance
         ]
+        return [ParameterGroup("mask_rcnn", list(self.parameters()), hidden)]
 
-    def is_labelled(self, sample: Sample) -> bool:
-        """Return whether the picture has panoptic labels; one without any instance counts, it shows background."""
-        return sample.panoptic is not None
+    def product(self) -> MaskRCNN:
+        """Return the detector."""
+        return self.detector
 
-    def losses(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Return loss_classifier, loss_box_reg, loss_mask, loss_objectness and loss_rpn_box_reg, and loss_pixels."""
-        device = next(self._detector.parameters()).device
-        pictures, targets, classes = [], [], []
-        for sample in samples:
-            picture = self._lit(sample.image.to(device).float() / 255)
-            panoptic = _panoptic(sample)
-            found = instances_of(panoptic, self._min_pixels)
-            boxes, masks, classes_here = found.boxes, found.masks, _MASK_OF[panoptic.semantic_class.long()]
-            if float(torch.rand(())) < 0.5:
-                picture, masks, classes_here = picture.flip(-1), masks.flip(-1), classes_here.flip(-1)
-                width = picture.shape[-1]
-                boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
-            pictures.append(picture)
-            classes.append(classes_here.to(device))
-            targets.append(
-                {"boxes": boxes.to(device), "labels": found.labels.to(device), "masks": masks.to(device).byte()}
-            )
-        with Overheard(self._detector) as overheard:
-            losses: dict[str, Tensor] = self._detector(pictures, targets)
-        return {**losses, "loss_pixels": self._pixel_loss(classes, overheard.pictures, overheard.finest)}
+    def config(self) -> str:
+        """Return the detector's configuration as JSON."""
+        return json.dumps(self._options)
 
     def _pixel_loss(self, classes: list[Tensor], pictures: ImageList, finest: Tensor) -> Tensor:
         """Return the cross-entropy of each picture's classes int64 [H, W], scaled and padded as the network does."""
@@ -90,20 +115,25 @@ class MaskTask:
         for here, labels, (rows, columns) in zip(truth, classes, pictures.image_sizes, strict=True):
             scaled = functional.interpolate(labels[None, None].float(), (rows, columns), mode="nearest-exact")
             here[:rows, :columns] = scaled[0, 0].long()
-        logits = functional.interpolate(self._pixels(finest).float(), (height, width), mode="bilinear")
+        logits = functional.interpolate(self.pixels(finest).float(), (height, width), mode="bilinear")
         weights = torch.tensor(_PIXEL_WEIGHTS, device=finest.device)
         # A batch in which no pixel is labelled would divide by zero.
         return functional.cross_entropy(logits, truth, weights, ignore_index=IGNORED, reduction="sum") / (
             functional.pad(weights, (0, IGNORED + 1 - len(weights)))[truth].sum().clamp(min=1)
         )
 
-    def _lit(self, picture: Tensor) -> Tensor:
-        brightness, contrast = (1 + self._light * (2 * torch.rand(2) - 1)).tolist()
+    def _lit(self, picture: Tensor, drawn: Tensor) -> Tensor:
+        brightness, contrast = (1 + self._light * (2 * drawn - 1)).tolist()
         grey = picture.mean()
         return (((picture - grey) * contrast + grey) * brightness).clamp(0, 1)
 
 
+def has_panoptic(sample: Sample) -> bool:
+    """Return whether the picture has panoptic labels; one without any instance counts, it shows background."""
+    return sample.panoptic is not None
+
+
 def _panoptic(sample: Sample) -> Panoptic:
     if sample.panoptic is None:
-        raise TrainingError("a sample without panoptic labels: ask `is_labelled` first")
+        raise TrainingError("a sample without panoptic labels: ask `has_panoptic` first")
     return sample.panoptic

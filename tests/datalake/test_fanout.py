@@ -14,9 +14,10 @@ import pytest
 from benchmarks.linear import drive, worst
 from datalake.build import BuildConfig, SegmentReport, build_segment
 from datalake.commit import LakeError
-from datalake.fanout import BuildReport, Progress, attempt, build_lake
+from datalake.fanout import BuildReport, Progress, build_lake
 from datalake.lake import open_lake
 from datalake.plan import SegmentPlan
+from datalake.task import attempt
 from datalake.vacuum import vacuum
 from datalake.verify import verify
 from datalake.waymo.protos import dataset_pb2

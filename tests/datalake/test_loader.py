@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from dataclasses import fields, is_dataclass
+import threading
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datalake.chunk import Chunk
 from datalake.commit import LakeError
 from datalake.lake import Lake
 from datalake.loader import LoaderConfig, SampleStream
@@ -35,6 +37,14 @@ def equal(left: Any, right: Any) -> bool:
     if is_dataclass(left):
         return all(equal(getattr(left, field.name), getattr(right, field.name)) for field in fields(left))
     return bool(left == right)
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return (
+        [each for field in fields(value) for each in tensors(getattr(value, field.name))] if is_dataclass(value) else []
+    )
 
 
 def row(lake: Lake, table: str, sample: Sample, *, camera: bool = True) -> list[dict[str, Any]]:
@@ -98,6 +108,73 @@ def test_resumed_samples_are_equal_to_the_last_bit(drive_lake: Lake) -> None:
     resumed = [sample for batch in SampleStream(drive_lake, config, start=8).loader(2) for sample in batch]
     assert len(resumed) == len(whole) - 8
     assert all(equal(left, right) for left, right in zip(resumed, whole[8:], strict=True))
+
+
+@pytest.fixture(scope="module")
+def lasers_lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """A lake of one frame with points of all lasers."""
+    return build_frames(tmp_path_factory.mktemp("lasers"), [make_frame(3)]).lake
+
+
+def test_points_of_some_lasers_are_those_of_all_without_the_others(lasers_lake: Lake) -> None:
+    config = LoaderConfig(global_batch=1)
+    every, top = (first(lasers_lake, replace(config, lasers=lasers)).lidar for lasers in ((), ("TOP",)))
+    assert every is not None
+    assert top is not None
+    assert set(every.laser.tolist()) > {1} == set(top.laser.tolist())
+    assert torch.equal(top.points, every.points[:, every.laser == 1])
+    seen = every.laser[every.pixel_point.long()] == 1
+    assert torch.equal(top.points[:, top.pixel_point.long()], every.points[:, every.pixel_point[seen].long()])
+    assert torch.equal(top.pixel_uv, every.pixel_uv[:, seen])
+    assert torch.equal(top.pixel_depth_m, every.pixel_depth_m[seen])
+    assert equal(top, every.of_laser(1))
+    assert top.of_laser(1) is top
+
+
+def test_an_unknown_laser_is_refused(drive_lake: Lake) -> None:
+    with pytest.raises(LakeError, match="unknown lasers: ROOF; there are TOP, FRONT"):
+        SampleStream(drive_lake, replace(CONFIG, lasers=("ROOF",)))
+
+
+def test_the_number_of_threads_does_not_change_the_samples(drive_lake: Lake) -> None:
+    one, many = (list(SampleStream(drive_lake, replace(CONFIG, threads=threads))) for threads in (1, 7))
+    assert all(equal(left, right) for left, right in zip(one, many, strict=True))
+
+
+def test_a_whole_batch_is_decoded_ahead(drive_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = threading.Semaphore(0)
+    decode = Chunk.sample
+
+    def counted(self: Chunk, row: int) -> Sample:
+        decoded.release()
+        return decode(self, row)
+
+    monkeypatch.setattr(Chunk, "sample", counted)
+    samples = iter(SampleStream(drive_lake, replace(CONFIG, global_batch=8, points=False)))
+    next(samples)
+    assert all(decoded.acquire(timeout=20) for _ in range(9))
+
+
+def test_a_batch_of_another_process_is_one_piece_of_memory(drive_lake: Lake) -> None:
+    config = replace(CONFIG, image_size=(48, 32), panoptic=True, cameras=("FRONT", "FRONT_LEFT"), shuffle=False)
+    here, there = (next(iter(SampleStream(drive_lake, config).loader(workers))) for workers in (0, 1))
+    assert type(there) is list
+    assert all(equal(left, right) for left, right in zip(there, here, strict=True))
+    assert len({tensor.untyped_storage().data_ptr() for sample in there for tensor in tensors(sample)}) == 1
+    first_lidar, second_lidar = there[0].lidar, there[1].lidar
+    assert there[0].key.timestamp_us == there[1].key.timestamp_us
+    assert first_lidar is not None
+    assert second_lidar is not None
+    assert first_lidar.points is second_lidar.points
+
+
+def test_after_cuda_has_begun_workers_are_not_forked(drive_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = SampleStream(drive_lake, CONFIG)
+    assert stream.loader(2).multiprocessing_context is None
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    context = stream.loader(1).multiprocessing_context
+    assert context.get_start_method() == "forkserver"
+    assert [sample.key for sample in next(iter(stream.loader(1)))] == keys(stream)[0]
 
 
 def test_the_image_is_the_decoded_jpeg(drive_lake: Lake) -> None:

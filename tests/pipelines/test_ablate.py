@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from datalake.build import BuildConfig
@@ -18,12 +19,13 @@ from datalake.synthetic import DriveConfig, write_drives
 from pipelines.ablate import Ablate, jobs_of, opened, run
 from pipelines.settings import Train
 from student.config import StudentError
-from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE
-from student.training.loop import LoopConfig
 from tests.lakes import build_files
 from tests.pipelines.programs import start
 from tests.pipelines.small_teachers import admit_ignorance, write_teachers
+from training.checkpoint import CHECKPOINT_FILE
 from training.errors import TrainingError
+from training.loop import LoopConfig
+from training.metrics_log import HISTORY_FILE
 
 SIZE, STEPS = (96, 64), 2
 STUDY = Ablate(train=Train(lake="lake", out="/out", teachers=("points=/a", "masks=/b"), loop=LoopConfig(steps=STEPS)))
@@ -72,17 +74,27 @@ def trained_at(study: Ablate) -> list[int]:
     return [path.stat().st_mtime_ns for path in sorted(Path(study.train.out).glob(f"*/*/{CHECKPOINT_FILE}"))]
 
 
+@pytest.mark.parametrize(("cores", "on_a_gpu", "without"), [(2, 1, 2), (16, 5, 16), (64, 6, 64)])
+def test_as_many_students_share_a_gpu_as_the_cores_can_feed(
+    cores: int, on_a_gpu: int, without: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    for available, expected in ((True, on_a_gpu), (False, without)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert Ablate(train=STUDY.train).parallel == expected
+
+
 def test_arms_differ_in_whom_the_student_hears_alone() -> None:
     jobs = jobs_of(replace(STUDY, seeds=(3,), labelled_fractions=(0.1,)))
-    assert {job.arm: (job.config.listen, job.config.deaf_to) for job in jobs} == {
-        "none": ("none", ()),
-        "classroom": ("real", ()),
-        "points": ("real", ("masks",)),
-        "masks": ("real", ("points",)),
-        "shuffled": ("shuffled", ()),
+    assert {job.arm: (job.config.distill, job.config.targets, job.config.mute) for job in jobs} == {
+        "none": (("none",), "real", ()),
+        "classroom": (("imitation",), "real", ()),
+        "points": (("imitation",), "real", ("masks",)),
+        "masks": (("imitation",), "real", ("points",)),
+        "shuffled": (("imitation",), "shuffled", ()),
     }
-    same = {replace(job.config, listen="real", deaf_to=(), out="") for job in jobs}
-    assert same == {replace(STUDY.train, seed=3, labelled_fraction=0.1, out="")}
+    same = {replace(job.config, distill=(), targets="real", mute=(), out="") for job in jobs}
+    assert same == {replace(STUDY.train, distill=(), seed=3, labelled_fraction=0.1, out="")}
 
 
 def test_one_teacher_is_the_classroom_and_no_arm_of_its_own() -> None:
@@ -101,9 +113,9 @@ def test_every_student_has_a_folder_of_its_own() -> None:
 
 def test_a_rate_is_for_its_arm_alone() -> None:
     jobs = jobs_of(replace(STUDY, rates=("none=0.25",), seeds=(0,), labelled_fractions=(1.0,)))
-    rates = {job.arm: job.config.loop.learning_rate for job in jobs}
+    rates = {job.arm: job.config.optimizer.learning_rate for job in jobs}
     assert rates.pop("none") == 0.25
-    assert set(rates.values()) == {STUDY.train.loop.learning_rate}
+    assert set(rates.values()) == {STUDY.train.optimizer.learning_rate}
 
 
 def test_each_share_of_labels_has_its_steps() -> None:
@@ -149,9 +161,9 @@ def test_what_is_trained_and_examined_is_kept(study: Ablate) -> None:
 
 
 def test_other_settings_do_not_take_up_what_is_there(study: Ablate) -> None:
-    loop = replace(study.train.loop, weight_decay=0.5)
-    with pytest.raises(TrainingError, match=r"loop\.weight_decay 0\.02 instead of 0\.5"):
-        run(replace(study, train=replace(study.train, loop=loop)), Console(quiet=True))
+    optimizer = replace(study.train.optimizer, weight_decay=0.5)
+    with pytest.raises(TrainingError, match=r"optimizer\.weight_decay 0\.02 instead of 0\.5"):
+        run(replace(study, train=replace(study.train, optimizer=optimizer)), Console(quiet=True))
 
 
 def children(process: int) -> list[int]:

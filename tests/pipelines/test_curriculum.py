@@ -10,9 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from datalake.commit import LakeError
 from datalake.lake import Lake
+from datalake.loader import SampleStream
 from datalake.sample import Sample
 from pipelines.curriculum import (
     Frames,
@@ -83,12 +85,14 @@ def keys(batches: list[list[Sample]]) -> list[list[tuple[str, int]]]:
     return [[(one.key.segment, one.key.timestamp_us) for one in batch] for batch in batches]
 
 
-def take(lake: Lake, step: int, count: int, rank: int = 0, world_size: int = 1) -> list[list[tuple[str, int]]]:
+def take(
+    lake: Lake, step: int, count: int, rank: int = 0, world_size: int = 1, data_workers: int = 0
+) -> list[list[tuple[str, int]]]:
     """Return what is in the batches of one rank, of four labelled pictures and two without labels."""
     first, *others = names(lake)
     labelled = frames(lake, segments=frozenset({first}))
     unlabelled = frames(lake, segments=frozenset(others))
-    from_step = mixed_batches(labelled, 4, unlabelled, 2, rank, world_size)
+    from_step = mixed_batches(labelled, 4, unlabelled, 2, rank, world_size, data_workers)
     return keys(list(itertools.islice(from_step(step), count)))
 
 
@@ -104,6 +108,20 @@ def test_every_labelled_picture_is_seen_in_each_epoch(drive_lake: Lake) -> None:
     epochs = [[key for batch in batches[i : i + 2] for key in batch[:4]] for i in range(0, 8, 2)]
     assert all(len(set(epoch)) == 8 for epoch in epochs)
     assert epochs[0] != epochs[1]
+
+
+def test_reader_processes_change_nothing_of_the_batches(drive_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = take(drive_lake, 3, 4)
+    asked: list[int] = []
+    loader = SampleStream.loader
+
+    def counted(self: SampleStream, workers: int = 0) -> DataLoader[list[Sample]]:
+        asked.append(workers)
+        return loader(self, workers)
+
+    monkeypatch.setattr(SampleStream, "loader", counted)
+    assert take(drive_lake, 3, 4, data_workers=2) == here
+    assert asked == [2, 2]
 
 
 @pytest.mark.parametrize("step", [1, 2, 7, 13])

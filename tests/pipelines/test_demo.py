@@ -14,9 +14,9 @@ from rich.console import Console
 from datalake.commit import LakeError
 from datalake.lake import open_lake
 from pipelines.demo import Demo, run
-from student.training.folder import RunFolder
 from teachers.card import read_card
-from teachers.training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint
+from training.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (
@@ -72,9 +72,9 @@ def test_the_teachers_were_trained_on_segments_of_their_own(finished: tuple[Path
 
 
 def test_on_a_cpu_the_lidar_teacher_learns_in_float32(finished: tuple[Path, str]) -> None:
-    checkpoint = load_checkpoint(finished[0] / "teachers/spvcnn/checkpoint.pt")
+    checkpoint = load_checkpoint(RunDir(str(finished[0] / "teachers/spvcnn")))
     assert checkpoint is not None
-    assert checkpoint.identity["bfloat16"] is False
+    assert checkpoint.fingerprint["bfloat16"] is False
 
 
 def test_nobody_waited_for_a_teacher(finished: tuple[Path, str]) -> None:
@@ -105,7 +105,7 @@ def test_with_a_store_everything_is_there_and_the_same(
     assert done.stdout.strip().endswith(f"{s3_lake}/report.html")
     local, remote = open_lake(str(finished[0] / "lake")), open_lake(f"{s3_lake}/lake")
     assert [commit.files for commit in remote.commits] == [commit.files for commit in local.commits]
-    there = RunFolder(s3_lake)
+    there = RunDir(s3_lake)
     content = there.read("metrics.json")
     assert content is not None
     figures, expected = (json.loads(text)["figures"] for text in (content, (finished[0] / "metrics.json").read_bytes()))

@@ -26,6 +26,10 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(name: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_gpu_does_not_wait_for_one_decoding_thread_and_a_cpu_is_left_to_the_network() -> None:
-    assert decoding_threads(torch.device("cuda:1")) == min(4, os.cpu_count() or 1)
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (4, 1), (9, 5), (16, 12), (64, 12)])
+def test_a_gpu_does_not_wait_for_one_decoding_thread_and_a_cpu_is_left_to_the_network(
+    cores: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert decoding_threads(torch.device("cuda:1")) == threads
     assert decoding_threads(torch.device("cpu")) == 1

@@ -18,13 +18,15 @@ from datalake.synthetic import DriveConfig, write_drives
 from pipelines import train
 from pipelines.evaluate import METRICS_FILE, REPORT_FILE, Evaluate, evaluate, main, run
 from pipelines.settings import Train
+from student.checkpoint import read_student
 from student.export import PROGRAM_FILE, WEIGHTS_FILE, load_exported
-from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, load_checkpoint, save_checkpoint
-from student.training.folder import RunFolder
-from student.training.loop import LoopConfig
 from teachers.card import TrainingData, read_card, write_card
 from tests.lakes import build_files
 from tests.teachers.cards import lidar_folder
+from training.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
+from training.loop import LoopConfig
+from training.metrics_log import HISTORY_FILE
+from training.run_dir import RunDir
 
 FRAMES, STEPS = 4, 3
 SIZE = (96, 64)
@@ -43,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lake=str(folder / "lake"),
         out=str(folder / "run"),
         teachers=(f"lidar={folder / 'teacher'}",),
-        listen="none",
+        distill=("none",),
         image_size=SIZE,
         batch=2,
         min_anchor_recall=0.0,
@@ -83,7 +85,7 @@ def test_the_figures_say_what_was_examined(folder: Path, examined: tuple[Path, s
     assert figures["images_per_second"] > 0
     assert metrics["samples"] == FRAMES
     assert metrics["checkpoint"]["step"] == STEPS
-    assert metrics["identity"]["split"] == "train"
+    assert metrics["fingerprint"]["split"] == "train"
     lake = open_lake(str(folder / "lake"))
     assert metrics["examined"]["segments"] == [commit.segment for commit in lake.in_split("val")]
     assert metrics["examined"]["snapshot"] == lake.snapshot
@@ -121,14 +123,12 @@ def test_the_export_is_of_the_checkpoints_student(folder: Path, examined: tuple[
     assert figures["export/detections"] > 0
     assert figures["export/box_px"] < 1e-3
     assert (examined[0] / PROGRAM_FILE).stat().st_size > (examined[0] / WEIGHTS_FILE).stat().st_size
-    checkpoint = load_checkpoint(RunFolder(str(folder / "run")))
-    assert checkpoint is not None
-    own, told = checkpoint.student().state_dict(), load_exported(str(examined[0])).state_dict()
+    own, told = read_student(str(folder / "run"))[0].state_dict(), load_exported(str(examined[0])).state_dict()
     assert all(torch.equal(own[name], value) for name, value in told.items())
 
 
 def test_runs_and_results_may_lie_anywhere(folder: Path) -> None:
-    there = RunFolder("memory://runs/far")
+    there = RunDir("memory://runs/far")
     there.write(CHECKPOINT_FILE, (folder / "run" / CHECKPOINT_FILE).read_bytes())
     # This run has gone on since, and is in the middle of a line.
     log = (folder / "run" / HISTORY_FILE).read_bytes() + b'{"step": 3, "loss/box": 1.0}\n{"step": 4, "lo'
@@ -159,13 +159,13 @@ def test_a_run_that_was_carried_away_from_its_lake_can_be_examined(folder: Path,
         run(replace(carried, split="train"), console)
 
 
-def copy_run(folder: Path, copy: Path, **identity: str | None) -> None:
-    """Save the run's checkpoint again, with a changed identity."""
-    checkpoint = load_checkpoint(RunFolder(str(folder / "run")))
+def copy_run(folder: Path, copy: Path, **fingerprint: str | None) -> None:
+    """Save the run's checkpoint again, with a changed fingerprint."""
+    checkpoint = load_checkpoint(RunDir(str(folder / "run")))
     assert checkpoint is not None
-    changed = {**checkpoint.identity, **identity}
+    changed = {**checkpoint.fingerprint, **fingerprint}
     save_checkpoint(
-        RunFolder(str(copy)), replace(checkpoint, identity={k: v for k, v in changed.items() if v is not None})
+        RunDir(str(copy)), replace(checkpoint, fingerprint={k: v for k, v in changed.items() if v is not None})
     )
 
 

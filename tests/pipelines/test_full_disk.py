@@ -15,17 +15,18 @@ import torch
 import pipelines.build_lake
 import pipelines.train
 from datalake.build import BuildConfig, build_segment
-from datalake.fanout import attempt
 from datalake.lake import Lake, list_commits, open_lake, prepare_lake, publish_snapshot
 from datalake.plan import SegmentPlan, index_source, plan_segments
 from datalake.space import NoSpaceError, room_in
 from datalake.store import Store
+from datalake.task import attempt
 from datalake.verify import verify
-from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, load_checkpoint
-from student.training.folder import RunFolder
 from teachers.remembered import RememberedTeacher
 from tests.drives import DRIVE_CAMERAS, DRIVE_SEGMENTS
 from tests.student.students import ColourTeacher, samples
+from training.checkpoint import CHECKPOINT_FILE, load_checkpoint
+from training.metrics_log import HISTORY_FILE
+from training.run_dir import RunDir
 
 STEPS = 6
 CLOCK = {"images_per_second", "wait/data", "wait/teachers"}
@@ -229,7 +230,7 @@ def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_as_if_nothing_ha
     small.leave(pages * PAGE + -(-int(checkpoints * size) // PAGE) * PAGE)
     status, _, errors = call("train", arguments(drive_lake, out), monkeypatch, capfd)
     assert (status, errors) == (2, f"train: {out}: no space left there; make room, then run the same command again\n")
-    checkpoint = load_checkpoint(RunFolder(str(out)))
+    checkpoint = load_checkpoint(RunDir(str(out)))
     assert (checkpoint.step if checkpoint else 0) == done
     assert not list(out.glob("checkpoint*unfinished"))
     small.free()
@@ -237,10 +238,10 @@ def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_as_if_nothing_ha
     assert (status, errors) == (0, "")
     assert f"trained {STEPS} steps" in output
     assert log(out) == log(whole)
-    expected, found = (load_checkpoint(RunFolder(str(folder))) for folder in (whole, out))
+    expected, found = (load_checkpoint(RunDir(str(folder))) for folder in (whole, out))
     assert expected is not None
     assert found is not None
-    assert all(torch.equal(value, found.lesson[name]) for name, value in expected.lesson.items())
+    assert all(torch.equal(value, found.objective[name]) for name, value in expected.objective.items())
 
 
 def test_a_teacher_whose_answers_cannot_be_kept_says_where(disk: Callable[[int], Disk]) -> None:

@@ -16,8 +16,9 @@ import pytest
 from datalake.lake import Lake, list_commits, open_lake, read_commits
 from datalake.store import Store
 from datalake.verify import verify
-from student.training.checkpoint import HISTORY_FILE, read_student
+from student.checkpoint import read_student
 from tests.drives import DRIVE_CAMERAS, DRIVE_SEGMENTS
+from training.metrics_log import HISTORY_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 400

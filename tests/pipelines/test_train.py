@@ -19,17 +19,21 @@ from datalake.commit import LakeError
 from datalake.lake import Lake, open_lake
 from pipelines.cache_targets import CacheTargets
 from pipelines.cache_targets import run as cache_targets
-from pipelines.settings import Listen, Train
+from pipelines.settings import Method, Train
 from pipelines.syllabus import plan_training
-from pipelines.train import attend, main, run, wants_gpus
-from student.training.checkpoint import CHECKPOINT_FILE, HISTORY_FILE, read_student
-from student.training.folder import RunFolder
-from student.training.loop import LoopConfig
-from student.training.world import World
+from pipelines.train import main, run, train_worker
+from pipelines.train_on_ray import wants_gpus
+from student.checkpoint import read_student
 from teachers.card import WEIGHTS_FILE, TeacherError, TrainingData, read_card, write_card
 from tests.pipelines.programs import ROOT, start
 from tests.pipelines.small_teachers import admit_ignorance, write_teachers
+from training.checkpoint import CHECKPOINT_FILE
+from training.distributed import Distributed
 from training.errors import TrainingError
+from training.loop import LoopConfig
+from training.metrics_log import HISTORY_FILE
+from training.optimizer import OptimizerConfig
+from training.run_dir import RunDir
 
 STEPS = 6
 CLOCK = {"images_per_second", "wait/data", "wait/teachers"}
@@ -71,7 +75,7 @@ def arguments(lake: Lake, out: Path | str, teachers: tuple[str, ...] = ("none",)
 
 def log(out: Path | str) -> list[dict[str, float]]:
     """Return the history without what the clock says."""
-    content = RunFolder(str(out)).read(HISTORY_FILE)
+    content = RunDir(str(out)).read(HISTORY_FILE)
     assert content is not None
     lines = [json.loads(line) for line in content.decode().splitlines()]
     return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
@@ -117,19 +121,19 @@ def test_the_student_has_a_branch_for_each_teacher(whole: Path, teachers: tuple[
     cards = [read_card(teacher.partition("=")[2]) for teacher in teachers]
     found = [(spec.name, spec.kind, spec.channels) for spec in student.config.branches]
     assert found == [("points", cards[0].kind, cards[0].channels), ("masks", cards[1].kind, cards[1].channels)]
-    assert checkpoint.identity["teacher.masks"] == cards[1].weights_sha256
-    assert "class_weights.masks" in checkpoint.lesson
-    assert {"loss/imitate/points", "loss/imitate/masks"} <= set(log(whole)[0])
+    assert checkpoint.fingerprint["teacher.masks"] == cards[1].weights_sha256
+    assert "methods.imitation.class_weights.masks" in checkpoint.objective
+    assert {"loss/imitation/points", "loss/imitation/masks"} <= set(log(whole)[0])
 
 
 @pytest.mark.parametrize(
     ("changes", "imitated"),
     [
-        ({"listen": "none"}, set[str]()),
-        ({"listen": "shuffled"}, {"points", "masks"}),
-        ({"deaf_to": ("points",)}, {"masks"}),
+        ({"distill": ("none",)}, set[str]()),
+        ({"targets": "shuffled"}, {"points", "masks"}),
+        ({"mute": ("points",)}, {"masks"}),
     ],
-    ids=["none", "shuffled", "deaf"],
+    ids=["none", "shuffled", "mute"],
 )
 def test_controls_have_the_same_weights_to_train_and_hear_what_they_should(
     drive_lake: Lake,
@@ -144,18 +148,18 @@ def test_controls_have_the_same_weights_to_train_and_hear_what_they_should(
     assert run(config, Console(quiet=True)) == 0
     expected, found = (read_student(str(out))[0].state_dict() for out in (whole, tmp_path))
     assert {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in expected.items()}
-    names = {name.removeprefix("loss/imitate/") for name in log(tmp_path)[0] if name.startswith("loss/imitate/")}
+    names = {name.removeprefix("loss/imitation/") for name in log(tmp_path)[0] if name.startswith("loss/imitation/")}
     assert names == imitated
 
 
-def test_who_listens_to_nobody_asks_nobody_and_has_only_labelled_pictures(
+def test_without_distillation_no_teacher_is_asked_and_all_pictures_are_labelled(
     drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path
 ) -> None:
     for teacher in teachers:
         (Path(teacher.partition("=")[2]) / WEIGHTS_FILE).rename(tmp_path / f"{teacher.partition('=')[0]}.gone")
     try:
         syllabus = plan_training(
-            settings(drive_lake, tmp_path / "out", teachers, listen="none"), Console(quiet=True), lambda *_: None
+            settings(drive_lake, tmp_path / "out", teachers, distill=("none",)), Console(quiet=True), lambda *_: None
         )
         assert (syllabus.labelled, syllabus.unlabelled) == (4, 0)
         assert syllabus.teachers == {}
@@ -174,16 +178,18 @@ def test_by_default_labelled_pictures_come_first(
     assert (syllabus.labelled, syllabus.unlabelled) == (4 - unlabelled, unlabelled)
 
 
-def test_the_first_weights_are_those_of_the_seed_whoever_is_listened_to(
+def test_the_first_weights_are_those_of_the_seed_whatever_is_distilled(
     drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path
 ) -> None:
     # A step without a rate would be none at all; with a tiny one the weights stay as they were drawn.
-    still = LoopConfig(steps=1, warmup=0, learning_rate=1e-30, precision="float32")
-    listens: tuple[Listen, ...] = ("real", "none")
+    still = LoopConfig(steps=1, warmup=0, precision="float32")
+    nothing = OptimizerConfig(learning_rate=1e-30)
     weights = []
-    for listen in listens:
-        out = tmp_path / listen
-        run(settings(drive_lake, out, teachers, listen=listen, loop=still), Console(quiet=True))
+    methods: tuple[Method, ...] = ("imitation", "none")
+    for method in methods:
+        out = tmp_path / method
+        config = settings(drive_lake, out, teachers, distill=(method,), loop=still, optimizer=nothing)
+        run(config, Console(quiet=True))
         weights.append(read_student(str(out))[0].state_dict())
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], rtol=0, atol=1e-20), name
@@ -198,7 +204,7 @@ def test_a_run_in_a_store_goes_on_where_it_was(drive_lake: Lake, tmp_path: Path,
 
     syllabus = plan_training(config, Console(quiet=True), lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
-        attend(syllabus, World(), progress)
+        train_worker(syllabus, Distributed(), progress)
     assert read_student(s3_lake)[1].step == 2
     assert run(config, Console(quiet=True)) == 0
     assert run(settings(drive_lake, tmp_path / "whole"), Console(quiet=True)) == 0
@@ -232,14 +238,14 @@ def refused(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         (["--cameras", "SIDE_LEFT"], "has 0 images of SIDE_LEFT"),
         (["--teachers", "masks=/nowhere"], "/nowhere/card.json: no such file; is this the folder of a teacher?"),
         (["--teachers", "masks"], "--teachers masks: expected NAME=FOLDER, or none alone"),
-        (["--deaf-to", "masks"], "--deaf-to masks: expected one of the teachers (there is none)"),
+        (["--mute", "masks"], "--mute masks: expected one of the teachers (there is none)"),
         (["--image-size", "100", "64"], "pictures of 100 x 64 pixels do not divide into cells of 32"),
         (["--anchors", "paper", "--min-anchor-recall", "0.9"], "--min-anchor-recall asks for 90%"),
         (["--labelled-fraction", "0"], "--labelled-fraction 0.0: expected more than 0 and at most 1"),
         (["--batch", "3", "--workers", "2"], "3 labelled pictures (--batch less --unlabelled) cannot be cut among"),
         (["--batch", "60"], "has 22 images of FRONT, fewer than one batch of 60"),
         (["--loop.learning-rate", "0"], "expected a positive learning rate"),
-        (["--listen", "shuffled"], "--listen shuffled: expected teachers"),
+        (["--targets", "shuffled"], "--targets shuffled: expected teachers"),
         (["--preset", "paper", "--stride", "8"], "--preset paper: stride and feed are the paper's"),
     ],
 )
@@ -294,9 +300,9 @@ def test_branches_nobody_is_asked_for_are_other_settings_as_well(
     drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path
 ) -> None:
     once = LoopConfig(steps=1, warmup=0, precision="float32")
-    run(settings(drive_lake, tmp_path, teachers, listen="none", loop=once), Console(quiet=True))
+    run(settings(drive_lake, tmp_path, teachers, distill=("none",), loop=once), Console(quiet=True))
     with pytest.raises(TrainingError, match="other settings is under way here: branches"):
-        run(settings(drive_lake, tmp_path, listen="none", loop=once), Console(quiet=True))
+        run(settings(drive_lake, tmp_path, distill=("none",), loop=once), Console(quiet=True))
 
 
 def test_a_damaged_checkpoint_is_refused_in_one_line(
@@ -345,7 +351,7 @@ def test_looked_up_answers_teach_what_the_teacher_would_have_taught(
     syllabus = plan_training(config, Console(quiet=True), lambda *_: None)
     # Nobody can ask it any more.
     (folder / WEIGHTS_FILE).unlink()
-    attend(syllabus, World(device=torch.device("cpu")))
+    train_worker(syllabus, Distributed(device=torch.device("cpu")))
     for looked_up, asked in zip(log(tmp_path / "out"), log(whole), strict=True):
         assert looked_up == pytest.approx(asked, rel=1e-5)
 

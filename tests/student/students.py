@@ -12,9 +12,10 @@ from torch.nn.functional import adaptive_avg_pool2d
 from datalake.sample import Objects, Sample, SampleKey
 from student.config import BranchSpec, StudentConfig
 from student.detector import Student
-from student.training.material import picture_generator
 from teachers.card import TeacherCard
 from teachers.target import Target
+from training.generators import Chance
+from training.objective import Batch
 
 HEIGHT, WIDTH = 64, 96
 TINY = StudentConfig(
@@ -80,7 +81,7 @@ def samples(count: int) -> list[Sample]:
 
 def generators(count: int, step: int = 0) -> list[torch.Generator]:
     """Return one for each picture, always the same."""
-    return [picture_generator(0, step, place) for place in range(count)]
+    return Chance(0, step, tuple(range(count))).generators()
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,10 @@ def targets_of(some: Sequence[Sample], config: StudentConfig = TAUGHT, blind: in
     return {spec.name: ColourTeacher(spec, blind).look(some, *grid) for spec in config.branches}
 
 
-def round_and_round(
+def cycled(
     some: Sequence[Sample], labelled: int, unlabelled: int = 0, rank: int = 0, world_size: int = 1
-) -> Callable[[int], Iterator[list[Sample]]]:
-    """Return batches from a step on: labelled samples are of the first half, those without labels of the other.
+) -> Callable[[int], Iterator[Batch]]:
+    """Return a worker's batches from a step on: labelled samples are of the first half, the others of the other.
 
     Where there are none without labels, labelled ones are of both.
     """
@@ -140,9 +141,10 @@ def round_and_round(
         first = step * count + rank * share
         return [pool[i % len(pool)] for i in range(first, first + share)]
 
-    def from_step(step: int) -> Iterator[list[Sample]]:
+    def from_step(step: int) -> Iterator[Batch]:
         while True:
-            yield cut(some[:half], labelled, step) + cut(some[half:] or some, unlabelled, step)
+            batch = cut(some[:half], labelled, step) + cut(some[half:] or some, unlabelled, step)
             step += 1
+            yield Batch(batch, labelled // world_size, step)
 
     return from_step

@@ -14,13 +14,13 @@ from student.config import StudentConfig, StudentError
 from student.detector import Student
 from tests.student.students import HEIGHT, TAUGHT, TINY, WIDTH, build, generators, objects_of, samples
 
-DETECTION = ("objectness", "proposal", "classification", "box", "depth")
+DETECTION = ("objectness", "rpn_box", "classification", "box", "depth")
 
 
 def losses(student: Student, pictures: Tensor, labels: list[Objects], first: int = 0) -> dict[str, Tensor]:
     """Return the losses of pictures that stand at `first` and behind it in the whole batch."""
     drawn = generators(first + len(labels))[first:]
-    return student.detection_losses(student.features(pictures), (HEIGHT, WIDTH), labels, drawn)
+    return student.detection_output(student.features(pictures), (HEIGHT, WIDTH), labels, drawn).losses
 
 
 @pytest.mark.parametrize("config", [TAUGHT, replace(TAUGHT, stride=8)], ids=["stride 4", "stride 8"])
@@ -32,9 +32,11 @@ def test_losses_do_not_depend_on_how_a_batch_is_cut(config: StudentConfig) -> No
     # 96 columns do not divide into the cells of the coarsest level at stride 8, 128 do.
     pictures = pad(torch.stack([one.image for one in some]), (0, 32))
     size = (int(pictures.shape[-2]), int(pictures.shape[-1]))
-    whole = student.detection_losses(student.features(pictures), size, labels, generators(3))
+    whole = student.detection_output(student.features(pictures), size, labels, generators(3)).losses
     parts = [
-        student.detection_losses(student.features(pictures[i : i + 1]), size, labels[i : i + 1], [generators(3)[i]])
+        student.detection_output(
+            student.features(pictures[i : i + 1]), size, labels[i : i + 1], [generators(3)[i]]
+        ).losses
         for i in range(3)
     ]
     assert tuple(whole) == DETECTION

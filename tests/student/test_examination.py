@@ -12,12 +12,12 @@ from datalake.sample import Sample
 from student.config import StudentError
 from student.detections import Detections
 from student.detector import Answer, Student
+from student.distillation.imitation import object_cells
 from student.evaluation.depth import DepthScores
 from student.evaluation.detection import DetectionScores
 from student.evaluation.imitation import ClassScores, RegressionScores
 from student.evaluation.proposals import ProposalRecall
 from student.examination import examine
-from student.imitation import object_cells
 from teachers.classroom import LocalClassroom
 from tests.student.students import COLOURS, HEIGHT, SHADES, TAUGHT, WIDTH, ColourTeacher, samples, targets_of
 

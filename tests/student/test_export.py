@@ -17,10 +17,18 @@ from torch import Tensor
 
 from student.config import AnchorShapes, StudentConfig, StudentError
 from student.detector import Answer, Student
-from student.export import PROGRAM_FILE, WEIGHTS_FILE, ExportCheck, compare, export_student, load_exported
+from student.export import (
+    PROGRAM_FILE,
+    WEIGHTS_FILE,
+    ExportCheck,
+    compare,
+    export_student,
+    load_exported,
+    load_program,
+)
 from student.program import DetectionProgram
-from student.training.folder import RunFolder
 from tests.student.students import HEIGHT, TAUGHT, TINY, WIDTH, build, samples
+from training.run_dir import RunDir
 
 PICTURES = [sample.image for sample in samples(5)]
 PAPER = StudentConfig(
@@ -63,17 +71,10 @@ def exported(student: Student, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return folder, export_student(student, str(folder), PICTURES)
 
 
-def load_program(folder: Path) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]:
-    program: Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]] = torch.export.load(
-        folder / PROGRAM_FILE
-    ).module()
-    return program
-
-
 def test_the_program_finds_what_the_student_finds(student: Student, exported: tuple[Path, ExportCheck]) -> None:
     folder, check = exported
     others = [sample.image for sample in samples(9)[5:]]
-    again = compare(student, load_program(folder), others)
+    again = compare(student, load_program(str(folder)), others)
     assert (check.pictures, again.pictures) == (5, 4)
     # A student that has learned nothing finds something nearly everywhere.
     assert min(check.detections, again.detections) > 100
@@ -97,6 +98,34 @@ def test_the_program_runs_where_our_package_is_not(
     about = json.loads(done.stdout)
     assert about["input"] == f"RGB picture, uint8 [1, 3, {HEIGHT}, {WIDTH}]"
     assert about["classes"][1] == "VEHICLE"
+
+
+def test_a_program_on_another_device_has_nothing_left_on_the_first(exported: tuple[Path, ExportCheck]) -> None:
+    # There is no GPU here; `meta` is a device too, on which nothing is computed.
+    program = load_program(str(exported[0]), "meta")
+    assert isinstance(program, torch.fx.GraphModule)
+    tensors = [*program.parameters(), *program.buffers()]
+    assert tensors
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    made = [
+        torch.device(node.kwargs["device"]).type
+        for part in program.modules()
+        if isinstance(part, torch.fx.GraphModule)
+        for node in part.graph.nodes
+        if node.kwargs.get("device") is not None
+    ]
+    assert made
+    assert set(made) == {"meta"}
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "no such file; give the folder"), (b"PK", "not an exported")])
+def test_what_is_not_a_program_is_refused_in_one_line(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / PROGRAM_FILE).write_bytes(content)
+    with pytest.raises(StudentError, match=message) as refused:
+        load_program(str(tmp_path))
+    assert str(refused.value).startswith(str(tmp_path / PROGRAM_FILE))
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +171,7 @@ def test_a_student_on_its_way_elsewhere_is_left_as_it_was() -> None:
     for name, value in student.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
     # It has found nothing, and says so in the same form.
-    content = RunFolder("memory://exported/there").read(PROGRAM_FILE)
+    content = RunDir("memory://exported/there").read(PROGRAM_FILE)
     assert content is not None
     found = torch.export.load(io.BytesIO(content)).module()(PICTURES[0][None])
     assert [list(one.shape) for one in found] == [[0, 4], [0], [0], [0]]

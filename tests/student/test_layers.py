@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from student.config import Norm
-from student.layers import ResidualBlock, norm_layer, stage
+from student.layers import GroupNorm, ResidualBlock, norm_layer, stage
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(76, 4), (24, 3), (5, 1), (4, 1), (64, 8), (96, 12), (7, 1)])
@@ -31,3 +31,31 @@ def test_the_first_block_of_a_stage_has_the_stride() -> None:
     layers = stage(8, 16, 3, norm="group", stride=2)
     assert len(layers) == 3
     assert layers(torch.rand(1, 8, 16, 24)).shape == (1, 16, 8, 12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_group_norm_without_autocast_keeps_the_inputs_type_and_the_numbers(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer, features = GroupNorm(3, 24), torch.randn(2, 24, 5, 6).to(dtype)
+    layer.weight.data.uniform_(0.5, 2)
+    layer.bias.data.normal_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer.as_input(features)
+    assert found.dtype == dtype
+    found = found.detach()
+    groups = features.double().reshape(2, 3, -1)
+    normal = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, unbiased=False, keepdim=True) + layer.eps).sqrt()
+    expected = normal.reshape(2, 24, 5, 6) * layer.weight[:, None, None] + layer.bias[:, None, None]
+    # A weight and the result are rounded to 8 bits each.
+    within = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found.double(), expected.detach().double(), rtol=within, atol=within)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_cpu_a_group_norm_is_torchs_to_the_last_bit(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer, features = GroupNorm(3, 24), torch.randn(2, 24, 5, 6).to(dtype)
+    layer.weight.data.uniform_(0.5, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = torch.nn.functional.group_norm(features, 3, layer.weight, layer.bias, layer.eps)
+        assert torch.equal(layer(features), expected)

@@ -12,6 +12,7 @@ from datalake.sample import Sample
 from teachers.card import TeacherCard, TeacherError
 from teachers.classroom import LocalClassroom
 from teachers.target import Target
+from tests.student.students import SHADES, ColourTeacher
 from tests.teachers.cards import lidar_card, lidar_teacher
 
 GRID = (16, 24)
@@ -116,3 +117,22 @@ def test_teachers_of_one_name_are_refused() -> None:
 def test_a_window_of_nothing_is_refused() -> None:
     with pytest.raises(TeacherError, match="at least 1 batch, got: 0"):
         LocalClassroom([lidar_teacher()], GRID, window=0)
+
+
+class Stranger:
+    """Says a class that is not on its card, in the second sample's last cell."""
+
+    card: TeacherCard = ColourTeacher(SHADES).card
+
+    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+        """Return class 3 of 0 … 2 there, and 0 everywhere else."""
+        values = torch.zeros(len(samples), 1, height, width, dtype=torch.int64)
+        values[1, 0, -1, -1] = 3
+        return Target(tuple(sample.key for sample in samples), values, torch.ones_like(values, dtype=torch.bool))
+
+
+def test_a_class_that_is_not_on_the_card_is_refused_with_the_sample(drive_samples: list[Sample]) -> None:
+    room = LocalClassroom([Stranger()], GRID)
+    ticket = room.submit(drive_samples[:3])
+    with pytest.raises(TeacherError, match=rf"shades: expected classes 0 … 2 .* got: 3 of {drive_samples[1].key};"):
+        room.collect(ticket)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from teachers.lidar import SpvnasTeacher, network_config, network_options, scan_
 from teachers.load import load_teacher
 from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import PointPrediction
-from teachers.spvnas.scan import Scan
 from teachers.spvnas.teacher import LidarTeacher
+from teachers.spvnas.voxels import VoxelBatch
 from teachers.statistics import Moments, standardise
 from tests.teachers.cards import CONFIG, lidar_card, lidar_folder, lidar_teacher
 from tests.teachers.spvnas.clouds import small_network
@@ -47,19 +46,19 @@ def test_a_cell_has_the_feature_of_the_nearest_point_in_it(drive_samples: list[S
 
 
 def test_each_frame_is_looked_at_once(drive_samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
-    scans: list[int] = []
-    predict = LidarTeacher.predict
+    asked: list[tuple[int, ...]] = []
+    ask = LidarTeacher.ask
 
-    def counted(self: LidarTeacher, asked: Sequence[Scan]) -> list[PointPrediction]:
-        scans.append(len(asked))
-        return predict(self, asked)
+    def counted(self: LidarTeacher, voxels: VoxelBatch) -> PointPrediction:
+        asked.append(voxels.points)
+        return ask(self, voxels)
 
     together = [drive_samples[0], drive_samples[2], drive_samples[1]]
     assert [sample.key.camera for sample in together] == ["FRONT", "FRONT", "FRONT_LEFT"]
     alone = [lidar_teacher().look([sample], *GRID).values[0] for sample in together]
-    monkeypatch.setattr(LidarTeacher, "predict", counted)
+    monkeypatch.setattr(LidarTeacher, "ask", counted)
     target = lidar_teacher().look(together, *GRID)
-    assert scans == [2]
+    assert asked == [tuple(lidar_of(sample).points.shape[1] for sample in together[:2])]
     assert target.keys == tuple(sample.key for sample in together)
     torch.testing.assert_close(target.values, torch.stack(alone), atol=1e-4, rtol=1e-4)
 

@@ -11,11 +11,15 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d
 
 from datalake.sample import Panoptic, Sample
 from teachers.card import TeacherCard, TeacherError, read_card, write_card, write_weights
+from teachers.class_map import class_map
 from teachers.classes import CAMERA_CLASSES, MASK_CLASSES
 from teachers.load import load_teacher
 from teachers.mask_rcnn import ARCHITECTURE, MaskRcnnConfig, MaskRcnnTeacher, build_network
@@ -43,27 +47,69 @@ def small_network(seed: int = 0) -> MaskRCNN:
     return build_network(SMALL)
 
 
+def slim_teacher(**changes: Any) -> MaskRcnnTeacher:
+    """Return a fast teacher that finds something everywhere, with seeded weights."""
+    torch.manual_seed(2)
+    config = replace(SMALL, variant="slim", **changes)
+    return MaskRcnnTeacher(mask_card(config), build_network(config))
+
+
 class Scripted(nn.Module):
-    """A Mask R-CNN that always finds the same, as wide as the picture; it remembers the pictures."""
+    """The parts of a Mask R-CNN that always finds the same; it remembers the pictures.
+
+    found: label, score, rows and columns; where these reach the picture's edge the box reaches a pixel beyond, for
+        towards the edge of its box a mask fades
+    """
 
     def __init__(self, found: list[tuple[int, float, tuple[slice, slice]]]) -> None:
         super().__init__()
         self.anchor = nn.Parameter(torch.zeros(1))
-        self.found, self.pictures = found, list[Tensor]()
+        self.transform = GeneralizedRCNNTransform(64, 96, [0.0] * 3, [1.0] * 3)
+        self.rpn, self.roi_heads = Proposals(), Heads(found)
+        self.pictures = list[Tensor]()
 
-    def forward(self, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
-        """Return labels, scores and masks for each picture."""
+    def backbone(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Return no features."""
         self.pictures += pictures
+        return {}
+
+
+class Proposals(nn.Module):
+    """The part that proposes boxes, and here does not."""
+
+    def forward(self, images: ImageList, features: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Return no proposals."""
+        assert len(images.tensors)
+        return [], features
+
+
+class Heads(nn.Module):
+    """The part that decides."""
+
+    def __init__(self, found: list[tuple[int, float, tuple[slice, slice]]]) -> None:
+        super().__init__()
+        self.found = found
+
+    def forward(
+        self, _features: dict[str, Tensor], _proposals: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Return labels, scores, boxes and masks for each picture."""
         answers = []
-        for picture in pictures:
-            masks = torch.zeros(len(self.found), 1, *picture.shape[1:])
-            for mask, (_, _, place) in zip(masks, self.found, strict=True):
-                mask[0][place] = 0.9
-            labels = torch.tensor([label for label, _, _ in self.found], dtype=torch.int64)
+        for height, width in sizes:
+            boxes = [
+                [start - (start == 0), top - (top == 0), stop + (stop == width), bottom + (bottom == height)]
+                for _, _, (rows, columns) in self.found
+                for (top, bottom, _), (start, stop, _) in [(rows.indices(height), columns.indices(width))]
+            ]
             answers.append(
-                {"labels": labels, "scores": torch.tensor([score for _, score, _ in self.found]), "masks": masks}
+                {
+                    "labels": torch.tensor([label for label, _, _ in self.found], dtype=torch.int64),
+                    "scores": torch.tensor([score for _, score, _ in self.found]),
+                    "boxes": torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
+                    "masks": torch.full((len(boxes), 1, 28, 28), 0.9),
+                }
             )
-        return answers
+        return answers, {}
 
 
 def scripted_teacher(found: list[tuple[int, float, tuple[slice, slice]]]) -> MaskRcnnTeacher:
@@ -108,6 +154,70 @@ def test_a_cell_takes_the_pixel_at_its_centre(drive_samples: list[Sample]) -> No
     for edge, cells in ((25, [1, 1, 0]), (24, [1, 0, 0])):
         teacher = scripted_teacher([(CAR, 0.9, (slice(None), slice(0, edge)))])
         assert teacher.look(drive_samples[:1], 4, 6).values[0, 0, 0, :3].tolist() == cells
+
+
+def _by_torchvision(network: MaskRCNN, pictures: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return classes and confidence [B, height, width]: torchvision's masks as large as the pictures, then resized.
+
+    SMALL's network names the classes by their own numbers.
+    """
+    maps = []
+    with torch.no_grad():
+        for found in network.eval()([picture.float() / 255 for picture in pictures]):
+            maps.append(class_map(found["labels"], found["scores"], found["masks"][:, 0]))
+    classes, confidence = (
+        torch.stack(
+            [interpolate(values[None, None].float(), (height, width), mode="nearest-exact")[0, 0] for values in each]
+        )
+        for each in zip(*((one.classes, one.confidence) for one in maps), strict=True)
+    )
+    return classes.long(), confidence
+
+
+@pytest.mark.parametrize("grid", [(16, 24), (11, 25)])
+def test_cells_are_those_of_masks_pasted_into_whole_pictures(
+    drive_samples: list[Sample], grid: tuple[int, int]
+) -> None:
+    # The pictures are scaled up and padded; nine detections overlap in each.
+    teacher = slim_teacher(min_size=70, max_size=100, detections=9)
+    target = teacher.look(drive_samples[:3], *grid)
+    classes, confidence = _by_torchvision(teacher.network, [sample.image for sample in drive_samples[:3]], *grid)
+    assert len(classes.unique()) > 1
+    assert torch.equal(target.values[:, 0], classes)
+    assert target.confidence is not None
+    torch.testing.assert_close(target.confidence[:, 0], confidence)
+
+
+def test_cells_of_pictures_of_several_sizes_are_each_of_their_own(drive_samples: list[Sample]) -> None:
+    samples = [drive_samples[0], replace(drive_samples[1], image=drive_samples[1].image[:, :48]), drive_samples[2]]
+    teacher = slim_teacher()
+    target = teacher.look(samples, 16, 24)
+    classes, confidence = _by_torchvision(teacher.network, [sample.image for sample in samples], 16, 24)
+    assert torch.equal(target.values[:, 0], classes)
+    assert target.confidence is not None
+    torch.testing.assert_close(target.confidence[:, 0], confidence)
+
+
+def test_boxes_stay_float32_where_layers_are_bfloat16(
+    drive_samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teachers.mask_rcnn._is_lowered", lambda _device: True)
+    teacher = slim_teacher()
+    heard: dict[str, torch.dtype] = {}
+    for name in ("backbone.body.layer1", "rpn", "roi_heads"):
+        teacher.network.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: heard.__setitem__(name, _first_of(output).dtype)
+        )
+    target = teacher.look(drive_samples[:2], 16, 24)
+    assert heard == {"backbone.body.layer1": torch.bfloat16, "rpn": torch.float32, "roi_heads": torch.float32}
+    assert target.confidence is not None
+    assert target.confidence.dtype == torch.float32
+
+
+def _first_of(output: Any) -> Tensor:
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values() if isinstance(output, dict) else output))
+    return output
 
 
 def test_pixels_are_compared_with_the_panoptic_labels(drive_samples: list[Sample]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datalake.sample import Lidar, Sample
-from teachers.projection import cell_points, place
+from teachers.projection import Projections, cell_points, place
 
 IMAGE, GRID = (40, 60), (8, 10)
 
@@ -30,6 +30,17 @@ def random_lidar(seed: int, seen: int = 60, points: int = 100, depths: int = 12)
 def everything(lidar: Lidar) -> torch.Tensor:
     """Return that every point takes part."""
     return torch.ones(lidar.points.shape[1], dtype=torch.bool)
+
+
+def shown_by(
+    lidar: Lidar, image: tuple[int, int], grid: tuple[int, int], *, seen: torch.Tensor, dilate: bool = False
+) -> torch.Tensor:
+    """Return int64 [h, w], the point that each cell of one picture shows, of those that are `seen`."""
+    kept = seen[lidar.pixel_point.long()]
+    lidar = Lidar(
+        lidar.points, lidar.laser, None, lidar.pixel_point[kept], lidar.pixel_uv[:, kept], lidar.pixel_depth_m[kept]
+    )
+    return cell_points(Projections.of([lidar], [0], [image], torch.device("cpu")), grid, dilate=dilate)[0]
 
 
 def by_hand(lidar: Lidar, seen: torch.Tensor) -> dict[tuple[int, int], tuple[float, int]]:
@@ -75,7 +86,7 @@ def test_it_agrees_with_doing_one_point_after_the_other(seed: int, count: int, d
     seen = torch.rand(lidar.points.shape[1], generator=torch.Generator().manual_seed(seed)) < 0.8
     cells = by_hand(lidar, seen)
     expected = as_map(fill_by_hand(cells) if dilate else cells)
-    assert torch.equal(cell_points(lidar, IMAGE, GRID, seen=seen, dilate=dilate), expected)
+    assert torch.equal(shown_by(lidar, IMAGE, GRID, seen=seen, dilate=dilate), expected)
 
 
 @given(st.integers(0, 10_000), st.booleans())
@@ -93,8 +104,8 @@ def test_the_order_of_the_projections_does_not_matter(seed: int, dilate: bool) -
     )
     seen = everything(lidar)
     assert torch.equal(
-        cell_points(lidar, IMAGE, GRID, seen=seen, dilate=dilate),
-        cell_points(shuffled, IMAGE, GRID, seen=seen, dilate=dilate),
+        shown_by(lidar, IMAGE, GRID, seen=seen, dilate=dilate),
+        shown_by(shuffled, IMAGE, GRID, seen=seen, dilate=dilate),
     )
 
 
@@ -108,13 +119,12 @@ def _round_trip(sample: Sample, grid: tuple[int, int], shuffle: bool) -> torch.T
     features[lidar.pixel_point.long()] = lidar.pixel_uv.t()
     if shuffle:
         features = features[lidar.pixel_point.long()][torch.randperm(points) % len(lidar.pixel_point)]
-    shown = cell_points(lidar, (height, width), grid, seen=everything(lidar))
-    values, valid = place(features, shown)
-    u, v = values[0], values[1]
+    shown = shown_by(lidar, (height, width), grid, seen=everything(lidar))
+    ((u, v),), valid = place(features, shown[None])
     row, column = torch.meshgrid(torch.arange(grid[0]) + 0.5, torch.arange(grid[1]) + 0.5, indexing="ij")
     apart = torch.stack([u * grid[1] / width - column, v * grid[0] / height - row])
     assert valid.float().mean() > 0.05
-    return apart[:, valid[0]].abs()
+    return apart[:, valid[0, 0]].abs()
 
 
 @pytest.mark.parametrize("grid", [(64, 96), (16, 24), (11, 25)])
@@ -137,10 +147,10 @@ def test_the_nearest_point_wins() -> None:
         torch.tensor([[7.0, 8.0, 9.0], [6.0, 7.0, 8.0]]),
         torch.tensor([30.0, 10.0, 20.0]),
     )
-    shown = cell_points(lidar, IMAGE, GRID, seen=everything(lidar))
+    shown = shown_by(lidar, IMAGE, GRID, seen=everything(lidar))
     assert shown[1, 1] == 1
     assert (shown >= 0).sum() == 1
-    unseen = cell_points(lidar, IMAGE, GRID, seen=torch.tensor([True, False, True]))
+    unseen = shown_by(lidar, IMAGE, GRID, seen=torch.tensor([True, False, True]))
     assert unseen[1, 1] == 0
 
 
@@ -157,7 +167,7 @@ def test_between_two_surfaces_a_cell_stays_empty(depths_m: tuple[float, float], 
         torch.tensor([[9.0, 21.0], [7.5, 7.5]]),  # columns 1 and 3
         torch.tensor(depths_m),
     )
-    shown = cell_points(lidar, IMAGE, GRID, seen=everything(lidar), dilate=True)
+    shown = shown_by(lidar, IMAGE, GRID, seen=everything(lidar), dilate=True)
     assert shown[1].tolist()[:5] == [0, 0, 0 if fills else -1, 1, 1]
 
 
@@ -165,7 +175,7 @@ def test_dilation_changes_no_cell_that_has_a_point(drive_samples: list[Sample]) 
     lidar = drive_samples[0].lidar
     assert lidar is not None
     plain, dilated = (
-        cell_points(lidar, (64, 96), (64, 96), seen=everything(lidar), dilate=dilate) for dilate in (False, True)
+        shown_by(lidar, (64, 96), (64, 96), seen=everything(lidar), dilate=dilate) for dilate in (False, True)
     )
     assert torch.equal(dilated[plain >= 0], plain[plain >= 0])
     assert (dilated >= 0).sum() > 1.5 * (plain >= 0).sum()
@@ -173,6 +183,17 @@ def test_dilation_changes_no_cell_that_has_a_point(drive_samples: list[Sample]) 
 
 def test_placed_features_are_their_points() -> None:
     features = torch.arange(6.0).view(3, 2)
-    values, valid = place(features, torch.tensor([[2, -1], [0, 0]]))
-    assert values.tolist() == [[[4, 0], [0, 0]], [[5, 0], [1, 1]]]
-    assert valid.tolist() == [[[True, False], [True, True]]]
+    values, valid = place(features, torch.tensor([[[2, -1], [0, 0]], [[-1, -1], [1, -1]]]))
+    assert values.tolist() == [[[[4, 0], [0, 0]], [[5, 0], [1, 1]]], [[[0, 0], [2, 0]], [[0, 0], [3, 0]]]]
+    assert valid.tolist() == [[[[True, False], [True, True]]], [[[False, False], [True, False]]]]
+
+
+@pytest.mark.parametrize("dilate", [False, True])
+def test_pictures_of_a_batch_do_not_mix(dilate: bool) -> None:
+    lidars = [random_lidar(seed, seen=count) for seed, count in enumerate((60, 0, 90, 5))]
+    # Two pictures of one frame, another size, and frames whose points are counted on.
+    sizes, starts = [IMAGE, IMAGE, (80, 120), IMAGE], [0, 100, 100, 200]
+    together = cell_points(Projections.of(lidars, starts, sizes, torch.device("cpu")), GRID, dilate=dilate)
+    for lidar, size, start, shown in zip(lidars, sizes, starts, together, strict=True):
+        alone = shown_by(lidar, size, GRID, seen=everything(lidar), dilate=dilate)
+        assert torch.equal(shown, torch.where(alone >= 0, alone + start, alone))

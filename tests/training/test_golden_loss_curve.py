@@ -17,22 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from student.training.checkpoint import HISTORY_FILE
-from student.training.folder import RunFolder
-from student.training.lesson import Lesson, LossWeights
-from student.training.loop import LoopConfig, Plan, train
+from student.distillation.imitation import Imitation, ImitationConfig
+from student.distillation.objective import DetectionObjective, LossWeights
 from teachers.classroom import LocalClassroom
-from tests.student.students import (
-    COLOURS,
-    HEIGHT,
-    SHADES,
-    TAUGHT,
-    WIDTH,
-    ColourTeacher,
-    build,
-    round_and_round,
-    samples,
-)
+from tests.student.students import COLOURS, HEIGHT, SHADES, TAUGHT, WIDTH, ColourTeacher, build, cycled, samples
+from training.loop import LoopConfig, TrainInputs, train
+from training.metrics_log import read_history
+from training.optimizer import OptimizerConfig
+from training.run_dir import RunDir
 
 GOLDEN = Path(__file__).parents[1] / "assets/golden_loss_curve.json"
 # What a run logs that depends on when and how fast it is done.
@@ -44,24 +36,23 @@ def loss_curve(folder: str) -> list[dict[str, float]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        lesson = Lesson(build(TAUGHT, seed=1), LossWeights(), {"shades": torch.tensor([1.0, 2.0, 3.0])})
-        plan = Plan(
-            batches=round_and_round(samples(6), 2, 2),
+        imitation = Imitation(ImitationConfig(), {"shades": torch.tensor([1.0, 2.0, 3.0])})
+        objective = DetectionObjective(build(TAUGHT, seed=1), LossWeights(), {"imitation": imitation})
+        pool = LocalClassroom([ColourTeacher(COLOURS, blind=2), ColourTeacher(SHADES)], TAUGHT.grid(HEIGHT, WIDTH))
+        inputs = TrainInputs(
+            batches=cycled(samples(6), 2, 2),
             labelled=2,
             unlabelled=2,
-            classroom=LocalClassroom(
-                [ColourTeacher(COLOURS, blind=2), ColourTeacher(SHADES)], TAUGHT.grid(HEIGHT, WIDTH)
-            ),
+            teach=pool.teach,
             seed=1,
-            identity={},
+            fingerprint={},
         )
-        config = LoopConfig(steps=8, learning_rate=2e-3, warmup=0.25, muon=0.0, precision="float32")
-        train(lesson, config, plan, RunFolder(folder))
+        config = LoopConfig(steps=8, warmup=0.25, precision="float32")
+        optimizer = OptimizerConfig(learning_rate=2e-3, muon_lr_factor=0.0)
+        train(objective, config, optimizer, inputs, RunDir(folder))
     finally:
         torch.set_num_threads(threads)
-    content = RunFolder(folder).read(HISTORY_FILE)
-    assert content is not None
-    lines = [json.loads(line) for line in content.decode().splitlines()]
+    lines = read_history(RunDir(folder))
     return [{name: value for name, value in line.items() if name not in _CLOCK} for line in lines]
 
 

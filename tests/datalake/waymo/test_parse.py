@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datalake.waymo.frame import Frame
-from datalake.waymo.parse import FrameError, check_segment_name, parse_frame
+from datalake.waymo.frame import Frame, FrameError
+from datalake.waymo.parse import parse_frame
+from datalake.waymo.segment_name import check_segment_name
 from tests.frames import FRONT, HEIGHT, SEGMENT, SIDE_LEFT, START_US, WIDTH, jpeg, make_frame
 
 _CAMERAS = frozenset({"FRONT", "FRONT_LEFT", "FRONT_RIGHT", "SIDE_LEFT", "SIDE_RIGHT"})

@@ -1,11 +1,13 @@
 """A stand-in for torchsparse 2.1, which itself does not import without a GPU.
 
 It keeps that version's conventions (coordinates divided by the stride, an extent beyond which voxels are dropped, what
-lies in which cache), gives rows in an order of its own, and computes with the plain backend.
+lies in which cache) and its limits (outermost layers, cells in 32 bits), gives rows in an order of its own, and
+computes with the plain backend.
 """
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +18,7 @@ from teachers.sparse.plain import PlainBackend
 from teachers.sparse.window import Window
 
 __version__ = "2.1.0"
+CELLS = 1 << 31
 
 Triple = tuple[int, int, int]
 
@@ -50,12 +53,17 @@ def _conv3d(
         feats = grid.convolve(back, kernel, stride, Window(kernel_size, stride, transposed=True))
         y = SparseTensor(feats, fine_coords, coarse, fine_range)
     else:
+        assert x.spatial_range is not None, "2.1 would drop voxels at the border"
+        if stride == 1:
+            within = torch.tensor(x.spatial_range[1:]) - (kernel_size - 1)
+            assert bool((x.coords[:, 1:] < within).all()), "2.1 takes the outermost layers for one"
         grid = PlainBackend().open(x.coords)
         feats = grid.convolve(x.feats, kernel, 1, Window(kernel_size, stride))
         coords, extent = x.coords, x.spatial_range
         order = torch.arange(len(coords))
         if stride > 1:
-            assert extent is not None, "2.1 would drop voxels at the border"
+            cells = math.prod(side // stride for side in extent[1:])
+            assert cells < CELLS, "2.1 would cut the number of a cell to 32 bits"
             coords = grid.level(stride).coordinates.clone()
             coords[:, 1:] //= stride
             extent = (extent[0], *((side - kernel_size) // stride + 1 for side in extent[1:]))
@@ -71,3 +79,5 @@ def _conv3d(
 
 nn: Any = SimpleNamespace(functional=SimpleNamespace(conv3d=_conv3d))
 backend: Any = SimpleNamespace(hash_query_cuda=None)
+# Set so on import, wherever the GPU can.
+backends: Any = SimpleNamespace(allow_tf32=True)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from teachers.sparse.kernel_map import submanifold_map
 from teachers.sparse.level import (
     MAX_BATCH,
     MAX_COORDINATE,
@@ -51,6 +52,21 @@ def test_columns_hold_the_rows_of_the_voxels_above_each_other(seed: int, stride:
 
     expected = [[row.get((b, x, y, z + i * stride), -1) for b, x, y, z in corners.tolist()] for i in range(3)]
     assert found.tolist() == expected
+
+
+def test_all_columns_of_a_kernel_are_searched_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches: list[int] = []
+    search = torch.searchsorted
+
+    def counted(keys: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        searches.append(wanted.numel())
+        return search(keys, wanted)
+
+    monkeypatch.setattr(torch, "searchsorted", counted)
+    level = Level.of(torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1]]))
+    submanifold_map(level, 1, 3)
+    # Four columns beside the voxel's own, in which only what lies above it is new.
+    assert searches == [2 * 4, 2]
 
 
 @pytest.mark.parametrize(

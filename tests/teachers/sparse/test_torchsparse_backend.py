@@ -12,7 +12,7 @@ from torch import Tensor
 from teachers.sparse import torchsparse_backend
 from teachers.sparse.grid import BackendError, Grid
 from teachers.sparse.plain import PlainBackend
-from teachers.sparse.torchsparse_backend import TorchsparseBackend, TorchsparseGrid
+from teachers.sparse.torchsparse_backend import TorchsparseBackend, open_grid
 from teachers.sparse.window import Window
 from tests.teachers.sparse import dense, fake_torchsparse
 
@@ -83,7 +83,7 @@ def test_torchsparse_says_that_it_has_no_gradients_on_the_cpu() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_conventions_of_2_1_are_translated(seed: int) -> None:
     features, coordinates, kernels = arguments(seed, torch.device("cpu"))
-    theirs = TorchsparseGrid(fake_torchsparse, coordinates)
+    theirs = open_grid(fake_torchsparse, coordinates)
     ours = PlainBackend().open(coordinates)
 
     torch.testing.assert_close(small_unet(theirs, features, kernels), small_unet(ours, features, kernels))
@@ -96,6 +96,49 @@ def test_the_conventions_of_2_1_are_translated(seed: int) -> None:
         theirs.level(8)
     with pytest.raises(BackendError, match="no 4³ convolution has led from stride 1 to 4"):
         theirs.convolve(features, kernels[0], 4, Window(4, 4, transposed=True))
+
+
+@pytest.mark.parametrize("end", [63, 62, 1023])
+def test_voxels_at_the_border_keep_their_neighbours(end: int) -> None:
+    features, coordinates, kernels = arguments(0, torch.device("cpu"))
+    coordinates[:, 1:] += end - coordinates[:, 1:].amax(0)
+    theirs, ours = open_grid(fake_torchsparse, coordinates), PlainBackend().open(coordinates)
+    torch.testing.assert_close(small_unet(theirs, features, kernels), small_unet(ours, features, kernels))
+
+
+def wide_clouds(clouds: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return features, coordinates, cloud by cloud, and kernels: a few voxels in opposite corners of a city."""
+    _, coordinates, kernels = arguments(1, torch.device("cpu"))
+    corners = coordinates[:50, 1:]
+    corners[25:] += torch.tensor([2900, 1900, 900], dtype=torch.int32)
+    batch = torch.arange(clouds, dtype=torch.int32).repeat_interleave(len(corners))
+    coordinates = torch.cat([batch[:, None], corners.repeat(clouds, 1)], 1).unique(dim=0)
+    random = torch.Generator().manual_seed(1)
+    return torch.randn(len(coordinates), 3, generator=random), coordinates, kernels
+
+
+@pytest.mark.parametrize("clouds", [3, 7])
+def test_more_clouds_than_2_1_can_count_go_in_several_passes(clouds: int) -> None:
+    features, coordinates, kernels = wide_clouds(clouds)
+    theirs, ours = open_grid(fake_torchsparse, coordinates), PlainBackend().open(coordinates)
+    torch.testing.assert_close(small_unet(theirs, features, kernels), small_unet(ours, features, kernels))
+    for stride in (1, 2, 4):
+        assert torch.equal(theirs.level(stride).keys, ours.level(stride).keys)
+
+
+def test_what_2_1_cannot_count_is_refused() -> None:
+    _, coordinates, _ = wide_clouds(7)
+    with pytest.raises(BackendError, match="can count 2 such clouds at once: give the voxels of each cloud one after"):
+        open_grid(fake_torchsparse, coordinates.flip(0))
+    with pytest.raises(BackendError, match=r"clouds of up to \d+ x \d+ x \d+ voxels are more than torchsparse 2.1.0"):
+        open_grid(fake_torchsparse, coordinates * torch.tensor([1, 3, 3, 3], dtype=torch.int32))
+
+
+def test_2_1_does_not_round_to_tf32_unless_torch_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_torchsparse.backends, "allow_tf32", True)
+    features, coordinates, kernels = arguments(0, torch.device("cpu"))
+    open_grid(fake_torchsparse, coordinates).convolve(features, kernels[0], 1, SUBMANIFOLD)
+    assert fake_torchsparse.backends.allow_tf32 is False
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from datalake.waymo.frame import LASERS, Points
-from teachers.spvnas.scan import Scan, ScanError
+from teachers.spvnas.scan import Scan, ScanError, waymo_points
 
 
-def waymo_points(count: int) -> Points:
+def random_points(count: int) -> Points:
     random = np.random.default_rng(0)
     return replace(
         Points.empty(),
@@ -23,14 +24,14 @@ def waymo_points(count: int) -> Points:
 
 
 def test_of_waymo_the_top_laser_alone_is_taken() -> None:
-    points = waymo_points(100)
+    points = random_points(100)
     scan = Scan.from_waymo(points)
     assert set(points.laser[scan.source]) == {LASERS.index("TOP")}
     assert len(scan) == int((points.laser == 1).sum()) > 0
 
 
 def test_waymo_is_lifted_to_kittis_sensor_and_its_intensity_fits_kittis_range() -> None:
-    points = waymo_points(100)
+    points = random_points(100)
     scan = Scan.from_waymo(points)
     moved = points.xyz_m[:, scan.source].T - scan.xyz_m
     np.testing.assert_allclose(moved, np.broadcast_to([0, 0, 1.73], moved.shape), atol=1e-5)
@@ -39,6 +40,18 @@ def test_waymo_is_lifted_to_kittis_sensor_and_its_intensity_fits_kittis_range() 
         np.argsort(scan.intensity[scan.intensity < 0.99]),
         np.argsort(points.intensity[scan.source][scan.intensity < 0.99]),
     )
+
+
+def test_points_on_a_device_become_the_same_scan() -> None:
+    points = random_points(100)
+    scan = Scan.from_waymo(points)
+    values = torch.from_numpy(np.concatenate([points.xyz_m, points.intensity[None]]))[:, scan.source]
+    found = waymo_points(values)
+    assert np.array_equal(found[:, :3].numpy(), scan.xyz_m)
+    np.testing.assert_allclose(found[:, 3].numpy(), scan.intensity, rtol=1e-6)
+    values[1, 3] = torch.inf
+    with pytest.raises(ScanError, match="NaN or infinite"):
+        waymo_points(values)
 
 
 def test_a_frame_without_lidar_is_an_empty_scan() -> None:

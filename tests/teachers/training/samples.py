@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from datalake.sample import Lidar, Objects, Panoptic, Sample, SampleKey
+from training.generators import Chance
+from training.objective import Batch, Objective
 
 
 def sample(
@@ -38,3 +40,10 @@ def lidar(points: Tensor, laser: Tensor, semantic_class: Tensor | None) -> Lidar
 def panoptic(classes: list[list[int]], instances: list[list[int]]) -> Panoptic:
     """Return labels [H, W]."""
     return Panoptic(torch.tensor(classes, dtype=torch.uint8), torch.tensor(instances, dtype=torch.int32))
+
+
+def losses_of(objective: Objective, *samples: Sample, step: int = 0) -> dict[str, float]:
+    """Return the losses of a batch of labelled samples."""
+    chance = Chance(0, step, tuple(range(len(samples))))
+    losses = objective(objective.collate(Batch(samples, len(samples), 0), {}, chance), 0.0)
+    return {name: float(loss.value.detach()) for name, loss in losses.items()}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from datalake.sample import Sample
 from teachers.training.batches import labelled_batches
 from tests.teachers.training.samples import sample
+from training.distributed import Distributed
 from training.errors import TrainingError
 
 
@@ -20,7 +21,7 @@ def numbers(labelled: list[bool], size: int, start: int = 0) -> list[tuple[list[
         return labelled[one.key.timestamp_us]
 
     batches = labelled_batches(stream, is_labelled, size, start=start, patience=len(labelled) + 1)
-    return [([one.key.timestamp_us for one in batch.samples], batch.samples_read) for batch in batches]
+    return [([one.key.timestamp_us for one in batch.samples], batch.cursor) for batch in batches]
 
 
 def test_unlabelled_samples_are_passed_over() -> None:
@@ -39,3 +40,17 @@ def test_an_epoch_without_labels_ends_in_an_error() -> None:
     stream = (sample(number) for number in range(100))
     with pytest.raises(TrainingError, match="none of 5 samples has the labels"):
         next(labelled_batches(stream, lambda one: one.key.timestamp_us < 3, 4, start=0, patience=5))
+
+
+def test_workers_cut_every_batch_and_read_on_together() -> None:
+    def batches(distributed: Distributed) -> list[tuple[list[int], int]]:
+        stream = (sample(number) for number in range(20))
+        found = labelled_batches(
+            stream, lambda one: one.key.timestamp_us % 3 != 0, 4, start=0, patience=9, distributed=distributed
+        )
+        return [([one.key.timestamp_us for one in batch.samples], batch.cursor) for batch in found]
+
+    alone, first, second = batches(Distributed()), batches(Distributed(0, 2)), batches(Distributed(1, 2))
+    assert len(alone) == 3
+    assert [(one + two, cursor) for (one, cursor), (two, _) in zip(first, second, strict=True)] == alone
+    assert [cursor for _, cursor in second] == [cursor for _, cursor in alone]

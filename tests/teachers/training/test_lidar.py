@@ -20,12 +20,13 @@ from teachers.spvnas.scan import Scan
 from teachers.training.lidar import (
     POINT_CLASSES,
     Augmentation,
-    LidarTask,
+    SpvcnnObjective,
     count_classes,
+    has_labels,
     point_truth,
     weights_of_classes,
 )
-from tests.teachers.training.samples import lidar, sample
+from tests.teachers.training.samples import lidar, losses_of, sample
 from training.errors import TrainingError
 
 STILL = Augmentation(turn_rad=0, scale=0, mirror=False)
@@ -57,10 +58,9 @@ def test_simulated_points_have_the_names_of_what_they_hit() -> None:
 
 
 def test_frames_without_labels_of_top_are_told_from_labelled_ones() -> None:
-    task = LidarTask(SPVCNN(NetworkConfig.spvcnn(0.125, 22)), ONES, STILL)
-    assert not task.is_labelled(scene(0))
-    assert not task.is_labelled(scene(0, torch.arange(300) % 2 * 5))
-    assert task.is_labelled(scene(0, torch.arange(300) % 23))
+    assert not has_labels(scene(0))
+    assert not has_labels(scene(0, torch.arange(300) % 2 * 5))
+    assert has_labels(scene(0, torch.arange(300) % 23))
 
 
 @settings(max_examples=50)
@@ -68,8 +68,7 @@ def test_frames_without_labels_of_top_are_told_from_labelled_ones() -> None:
 def test_augmentation_moves_points_rigidly_but_for_scale(seed: int) -> None:
     random = np.random.default_rng(seed)
     before = Scan(random.normal(0, 10, (20, 3)).astype(np.float32), np.ones(20, np.float32), np.arange(20))
-    torch.manual_seed(seed)
-    after = Augmentation().apply(before)
+    after = Augmentation().apply(before, torch.Generator().manual_seed(seed))
     scale = np.linalg.norm(after.xyz_m, axis=1) / np.linalg.norm(before.xyz_m, axis=1)
     assert np.ptp(scale) < 1e-4
     assert scale[0] + 1e-4 >= 0.95
@@ -82,14 +81,14 @@ def test_augmentation_moves_points_rigidly_but_for_scale(seed: int) -> None:
 
 
 def test_augmentation_uses_all_directions_and_both_sides() -> None:
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     ahead = Scan(np.array([[1, 0, 0], [0, 1, 0]], np.float32), np.ones(2, np.float32), np.arange(2))
-    moved = [Augmentation().apply(ahead).xyz_m for _ in range(200)]
+    moved = [Augmentation().apply(ahead, generator).xyz_m for _ in range(200)]
     angles = np.array([math.atan2(xyz[0, 1], xyz[0, 0]) for xyz in moved])
     assert np.histogram(angles, 8, (-math.pi, math.pi))[0].min() > 10
     mirrored = sum(bool(np.linalg.det(xyz[:, :2]) < 0) for xyz in moved)
     assert 70 < mirrored < 130
-    still = STILL.apply(ahead)
+    still = STILL.apply(ahead, generator)
     np.testing.assert_array_equal(still.xyz_m, ahead.xyz_m)
 
 
@@ -113,10 +112,10 @@ def test_each_voxel_is_compared_with_the_label_of_its_own_point() -> None:
     # The class of a point is its x in whole metres: whoever reads it from the features must be right everywhere.
     classes = one.lidar.points[0].floor().long() + 1
     labelled = scene(3, classes)
-    task = LidarTask(_Oracle(), ONES, STILL)  # type: ignore[arg-type]
-    assert task.losses([labelled, labelled])["cross_entropy"].item() < 1e-6
+    objective = SpvcnnObjective(_Oracle(), ONES, STILL)  # type: ignore[arg-type]
+    assert losses_of(objective, labelled, labelled)["cross_entropy"] < 1e-6
     shifted = scene(3, classes % 20 + 1)
-    assert task.losses([shifted])["cross_entropy"].item() > 10
+    assert losses_of(objective, shifted)["cross_entropy"] > 10
 
 
 class _Told(nn.Module):
@@ -136,8 +135,8 @@ class _Told(nn.Module):
 
 def loss_of(right: float, labelled: Tensor) -> float:
     """Return the loss where what is labelled is of class 2, and the network is so sure of another on the right."""
-    task = LidarTask(_Told(right), ONES, STILL)  # type: ignore[arg-type]
-    return task.losses([scene(1, labelled * 2)])["cross_entropy"].item()
+    objective = SpvcnnObjective(_Told(right), ONES, STILL)  # type: ignore[arg-type]
+    return losses_of(objective, scene(1, labelled * 2))["cross_entropy"]
 
 
 def test_what_is_said_of_unlabelled_points_does_not_matter() -> None:
@@ -151,9 +150,9 @@ def test_what_is_said_of_unlabelled_points_does_not_matter() -> None:
 def test_a_frame_whose_labels_are_all_hidden_in_others_voxels_costs_nothing() -> None:
     # Two points of one voxel: the first speaks for it, and is not labelled.
     one = sample(lidar=lidar(torch.ones(4, 2), torch.ones(2), torch.tensor([0, 3])))
-    task = LidarTask(_Told(1.0), ONES, STILL)  # type: ignore[arg-type]
-    assert task.is_labelled(one)
-    assert task.losses([one])["cross_entropy"].item() == 0
+    objective = SpvcnnObjective(_Told(1.0), ONES, STILL)  # type: ignore[arg-type]
+    assert has_labels(one)
+    assert losses_of(objective, one)["cross_entropy"] == 0
 
 
 def test_rare_classes_weigh_more_within_limits() -> None:
@@ -179,6 +178,6 @@ def test_a_point_that_is_nan_is_named() -> None:
     one = scene(5, torch.ones(300))
     assert one.lidar is not None
     one.lidar.points[1, 10] = torch.nan
-    task = LidarTask(SPVCNN(NetworkConfig.spvcnn(0.125, 22)), ONES, STILL)
+    objective = SpvcnnObjective(SPVCNN(NetworkConfig.spvcnn(0.125, 22)), ONES, STILL)
     with pytest.raises(TrainingError, match="segment_5 5: a scan has points that are NaN"):
-        task.losses([one])
+        losses_of(objective, one)

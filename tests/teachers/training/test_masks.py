@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from datalake.sample import Panoptic, Sample
 from teachers.classes import MASK_CLASSES
 from teachers.mask_rcnn import MaskRcnnConfig, build_network
 from teachers.training.instances import instances_of
-from teachers.training.masks import MaskTask
-from tests.teachers.training.samples import panoptic, sample
+from teachers.training.masks import MaskRcnnObjective, has_panoptic
+from tests.teachers.training.samples import losses_of, panoptic, sample
 
 CAR, TRUCK, BICYCLE, PEDESTRIAN, ROAD = 2, 3, 6, 9, 20
 LABELS = panoptic(
@@ -91,10 +92,9 @@ def labelled(labels: Panoptic) -> Sample:
 
 def test_a_mirrored_picture_has_mirrored_boxes_and_masks() -> None:
     listener = _Listener()
-    task = MaskTask(listener, min_pixels=1, light=0.0)
-    torch.manual_seed(0)
-    for _ in range(20):
-        task.losses([labelled(LABELS)])
+    objective = MaskRcnnObjective(listener, {}, min_pixels=1, light=0.0)
+    for step in range(20):
+        losses_of(objective, labelled(LABELS), step=step)
     rising = []
     for (picture,), (target,) in listener.heard:
         rising.append(bool(picture[0, 0, -1] > picture[0, 0, 0]))
@@ -111,9 +111,9 @@ def test_a_mirrored_picture_has_mirrored_boxes_and_masks() -> None:
 
 def test_light_varies_and_stays_within_the_picture() -> None:
     listener = _Listener()
-    task = MaskTask(listener, light=0.5)
+    objective = MaskRcnnObjective(listener, {}, light=0.5)
     torch.manual_seed(0)
-    task.losses([labelled(LABELS)] * 20)
+    losses_of(objective, *[labelled(LABELS)] * 20)
     pictures = torch.stack(listener.heard[0][0])
     assert float(pictures.min()) >= 0
     assert float(pictures.max()) <= 1
@@ -122,7 +122,7 @@ def test_light_varies_and_stays_within_the_picture() -> None:
 
 def test_every_pixel_is_asked_for_the_class_that_it_shows() -> None:
     listener = _Listener()
-    task = MaskTask(listener, light=0.0)
+    objective = MaskRcnnObjective(listener, {}, light=0.0)
     red = torch.zeros(3, 3, 6, dtype=torch.uint8)
     # The picture is red where there are vehicles: a layer that reads red as VEHICLE is right there and nowhere else.
     red[0] = ((LABELS.semantic_class == CAR) | (LABELS.semantic_class == TRUCK)).byte() * 255
@@ -130,45 +130,42 @@ def test_every_pixel_is_asked_for_the_class_that_it_shows() -> None:
         LABELS.semantic_class.where(LABELS.semantic_class != PEDESTRIAN, ROAD).tolist(), LABELS.instance.tolist()
     )
     no_people.semantic_class[LABELS.semantic_class == BICYCLE] = 0
-    layer = task.network.get_submodule("pixels")
-    assert isinstance(layer, nn.Conv2d)
+    layer = objective.pixels
     with torch.no_grad():
         layer.weight.zero_()[1, 0] = 100
         layer.bias = nn.Parameter(torch.tensor([50.0, 0, -50, -50]))
-    torch.manual_seed(0)
-    for _ in range(6):
-        assert task.losses([sample(image=red, panoptic=no_people)])["loss_pixels"].item() < 1e-6
-    assert task.losses([sample(image=red.flip(1), panoptic=no_people)])["loss_pixels"].item() > 5
+    for step in range(6):
+        assert losses_of(objective, sample(image=red, panoptic=no_people), step=step)["pixels"] < 1e-6
+    assert losses_of(objective, sample(image=red.flip(1), panoptic=no_people))["pixels"] > 5
 
 
 def test_padding_and_unlabelled_pixels_do_not_matter() -> None:
     torch.manual_seed(0)
-    task = MaskTask(build_network(MaskRcnnConfig(min_size=48, max_size=72)), min_pixels=1)
+    objective = MaskRcnnObjective(build_network(MaskRcnnConfig(min_size=48, max_size=72)), {}, min_pixels=1)
     blank = panoptic([[0] * 72] * 48, [[0] * 72] * 48)
     small = sample(image=torch.zeros(3, 48, 72, dtype=torch.uint8), panoptic=blank)
-    assert task.losses([small])["loss_pixels"].item() == 0
+    assert losses_of(objective, small)["pixels"] == 0
 
 
 def test_only_pictures_with_panoptic_labels_are_learnt_from() -> None:
-    task = MaskTask(_Listener())
-    assert task.is_labelled(labelled(LABELS))
-    assert not task.is_labelled(sample())
+    assert has_panoptic(labelled(LABELS))
+    assert not has_panoptic(sample())
 
 
 def test_boxes_are_computed_in_float32_under_bfloat16() -> None:
     torch.manual_seed(0)
     network = build_network(MaskRcnnConfig(min_size=64, max_size=96))
-    task = MaskTask(network, min_pixels=1)
+    objective = MaskRcnnObjective(network, {}, min_pixels=1)
     seen: list[Any] = []
     generator, pool = network.rpn.anchor_generator, network.roi_heads.box_roi_pool
     generator.register_forward_hook(lambda _m, _i, anchors: seen.extend(anchors))
     pool.register_forward_pre_hook(lambda _m, inputs: seen.extend(inputs[1]))
     big = panoptic([[CAR] * 96] * 32 + [[ROAD] * 96] * 32, [[1] * 96] * 32 + [[0] * 96] * 32)
     with torch.autocast("cpu", torch.bfloat16):
-        losses = task.losses([labelled(big)])
+        losses = losses_of(objective, labelled(big))
     assert seen
     assert {values.dtype for values in seen} == {torch.float32}
-    assert all(bool(loss.isfinite()) for loss in losses.values())
-    assert {name.removeprefix("loss_") for name in losses} == {
+    assert all(map(math.isfinite, losses.values()))
+    assert set(losses) == {
         "classifier", "box_reg", "mask", "objectness", "rpn_box_reg", "pixels",
     }  # fmt: skip

@@ -1,0 +1,54 @@
+"""Controls of a claim that teachers help: targets that say nothing true of the image that they come with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from teachers.target import Target
+from training.generators import Chance
+
+Targets = Literal["real", "shuffled", "random"]
+
+
+def shuffled_targets(targets: Mapping[str, Target]) -> dict[str, Target]:
+    """Return the targets with each image given those of the next one in the batch.
+
+    What a student gains from these it does not gain from what its teachers know. In a batch with no more images than
+    there are chunks the next one is of another place (`datalake.order`). Each worker rolls its own.
+    """
+
+    def roll(values: Tensor) -> Tensor:
+        return values.roll(-1, 0)
+
+    return {
+        name: replace(
+            target,
+            values=roll(target.values),
+            valid=roll(target.valid),
+            confidence=None if target.confidence is None else roll(target.confidence),
+        )
+        for name, target in targets.items()
+    }
+
+
+def random_targets(targets: Mapping[str, Target], channels: Mapping[str, int], chance: Chance) -> dict[str, Target]:
+    """Return the targets with their values drawn anew where they are valid: standard normal numbers, or any class.
+
+    channels: of each teacher of classes, how many there are
+    """
+    drawn = {}
+    for name, target in targets.items():
+        shape = target.values.shape[1:]
+        generators = chance.generators(f"random targets of {name}")
+        if target.kind == "classes":
+            rows = [torch.randint(channels[name], shape, generator=generator) for generator in generators]
+        else:
+            rows = [torch.randn(shape, generator=generator) for generator in generators]
+        values = torch.stack(rows).to(target.values.device)
+        drawn[name] = replace(target, values=values.where(target.valid, torch.zeros_like(values)))
+    return drawn

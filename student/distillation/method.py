@@ -1,0 +1,37 @@
+"""What a distillation method is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import nn
+
+from student.detector import DetectorOutput, Student
+from student.distillation.batch import DetectionBatch
+from training.fingerprint import Plain
+from training.objective import Loss
+
+
+class DistillationMethod(nn.Module):
+    """Losses beside detection's, by which the student learns from teachers.
+
+    Its parameters train with the student's, are clipped by a norm of their own, and are never exported. Random numbers
+    come from `batch.chance` under a purpose of its own, so that the student's sampling stays what it is without.
+    """
+
+    @abstractmethod
+    def losses(
+        self, student: Student, output: DetectorOutput, batch: DetectionBatch, progress: float
+    ) -> dict[str, Loss]:
+        """Return the losses as `<method>/…`, in every step and on every worker the same names in the same order.
+
+        output: what the student computed for the batch
+        progress: how much of the training is done, 0 … 1
+        """
+
+    def after_step(self, student: Student, progress: float) -> None:
+        """Follow an optimizer step."""
+
+    def fingerprint(self) -> dict[str, Plain]:
+        """Return what a run that continues this one must share with it."""
+        return {}

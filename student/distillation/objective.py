@@ -1,0 +1,114 @@
+"""The student's objective: detection's losses, and those of the distillation methods that are on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from student.augmentation import Augmentation
+from student.config import StudentError
+from student.detector import Student
+from student.distillation.batch import DetectionBatch, collate
+from student.distillation.controls import Targets, random_targets, shuffled_targets
+from student.distillation.method import DistillationMethod
+from teachers.target import Target
+from training.fingerprint import Plain, flatten
+from training.generators import Chance
+from training.objective import Batch, Loss, Objective, ParameterGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """How much each loss of detection counts: 1 throughout in the paper.
+
+    Boxes, with few positives, learn faster with more.
+    """
+
+    # Whether there is an object.
+    objectness: float = 1.0
+    # Where, of the proposals.
+    rpn_box: float = 3.0
+    # What it is.
+    classification: float = 1.0
+    # Where exactly.
+    box: float = 2.0
+    # How far away.
+    depth: float = 1.0
+
+
+class DetectionObjective(Objective):
+    """Trains a student by its labels, and by the methods beside.
+
+    methods: by their names
+    targets: `shuffled` and `random` give the methods targets that say nothing true; controls
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        weights: LossWeights,
+        methods: Mapping[str, DistillationMethod],
+        augmentation: Augmentation | None = None,
+        targets: Targets = "real",
+    ) -> None:
+        super().__init__()
+        self.student, self.weights = student, weights
+        self.methods = nn.ModuleDict(methods)
+        self.augmentation, self.targets = augmentation or Augmentation(), targets
+
+    def collate(self, batch: Batch, targets: Mapping[str, Target], chance: Chance) -> DetectionBatch:
+        """Return the step's batch: images and labels augmented, targets as the control has them."""
+        if self.targets == "shuffled":
+            targets = shuffled_targets(targets)
+        elif self.targets == "random":
+            channels = {spec.name: spec.channels for spec in self.student.config.branches}
+            targets = random_targets(targets, channels, chance)
+        device = next(self.student.parameters()).device
+        return collate(batch.samples, batch.labelled, targets, chance, self.augmentation, device)
+
+    def forward(self, batch: DetectionBatch, progress: float) -> dict[str, Loss]:
+        """Return the losses of detection, then of each method.
+
+        Raises StudentError where a target does not fit the student's branches.
+        """
+        output = self.student.training_output(batch.images, batch.labels, batch.generators)
+        losses = {name: Loss(value, getattr(self.weights, name)) for name, value in output.losses.items()}
+        for name, method in self._methods():
+            of_method = method.losses(self.student, output, batch, progress)
+            if twice := losses.keys() & of_method.keys():
+                raise StudentError(f"method {name}: there is a loss {min(twice)} already")
+            losses |= of_method
+        return losses
+
+    def after_step(self, progress: float) -> None:
+        """Tell the methods."""
+        for _, method in self._methods():
+            method.after_step(self.student, progress)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the student's, and those of the methods if there are any."""
+        student = ParameterGroup("student", list(self.student.parameters()), self.student.hidden_weights())
+        methods = [parameter for parameter in self.methods.parameters() if parameter.requires_grad]
+        return [student, ParameterGroup("methods", methods, [])] if methods else [student]
+
+    def product(self) -> Student:
+        """Return the student."""
+        return self.student
+
+    def config(self) -> str:
+        """Return the student's configuration as JSON."""
+        return self.student.config.to_json()
+
+    def fingerprint(self) -> dict[str, Plain]:
+        """Return the student's architecture, and what the methods say decides about a run."""
+        fingerprint = {f"student.{name}": value for name, value in flatten(self.student.config).items()}
+        for name, method in self._methods():
+            fingerprint |= {f"{name}.{key}": value for key, value in method.fingerprint().items()}
+        return fingerprint
+
+    def _methods(self) -> Iterable[tuple[str, DistillationMethod]]:
+        for name, method in self.methods.items():
+            assert isinstance(method, DistillationMethod)
+            yield name, method

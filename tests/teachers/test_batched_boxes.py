@@ -1,0 +1,69 @@
+"""The boxes of all pictures at once are those that torchvision finds in one after the other."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN
+from torchvision.ops import batched_nms
+
+from teachers.batched_boxes import batch_boxes, suppress
+from teachers.mask_rcnn import MaskRcnnConfig, build_network
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[MaskRCNN, MaskRCNN]:
+    """The same untrained network twice, the second with its boxes batched."""
+    torch.manual_seed(3)
+    network = build_network(MaskRcnnConfig(variant="slim", min_size=64, max_size=96, score=0.8, detections=60)).eval()
+    # Untrained, it gives every class the same score.
+    torch.nn.init.normal_(network.roi_heads.box_predictor.cls_score.weight, std=0.5)
+    torch.nn.init.normal_(network.rpn.head.cls_logits.weight, std=0.5)
+    batched = deepcopy(network)
+    batch_boxes(batched)
+    return network, batched
+
+
+@pytest.mark.parametrize("most", [60, 12])
+@pytest.mark.parametrize("seed", range(2))
+def test_detections_are_those_of_one_picture_after_the_other(
+    networks: tuple[MaskRCNN, MaskRCNN], seed: int, most: int
+) -> None:
+    for network in networks:
+        network.roi_heads.detections_per_img = most
+    random = torch.Generator().manual_seed(seed)
+    # Of two sizes, so that some are padded.
+    pictures = [torch.rand(3, 64, width, generator=random) for width in (96, 80, 96, 96)]
+    with torch.no_grad():
+        theirs, ours = (network(pictures) for network in networks)
+    counts = [len(found["scores"]) for found in theirs]
+    assert counts == [12] * 4 if most == 12 else len(set(counts)) > 1
+    for left, right in zip(ours, theirs, strict=True):
+        assert torch.equal(left["labels"], right["labels"])
+        for name in ("boxes", "scores", "masks"):
+            torch.testing.assert_close(left[name], right[name])
+
+
+def test_pictures_in_which_nothing_is_found_have_no_detections(networks: tuple[MaskRCNN, MaskRCNN]) -> None:
+    sure = deepcopy(networks[1])
+    sure.roi_heads.score_thresh = 1.1
+    with torch.no_grad():
+        found = sure([torch.rand(3, 64, 96) for _ in range(2)])
+    assert [len(each["boxes"]) for each in found] == [0, 0]
+
+
+def boxes_of(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return random boxes, scores and groups."""
+    random = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=random) * 40
+    boxes = torch.cat([corner, corner + torch.rand(count, 2, generator=random) * 30], 1)
+    return boxes, torch.rand(count, generator=random), torch.randint(0, 7, (count,), generator=random)
+
+
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_suppression_keeps_to_the_groups(count: int) -> None:
+    boxes, scores, groups = boxes_of(count, count)
+    assert torch.equal(suppress(boxes, scores, groups, 0.5), batched_nms(boxes, scores, groups, 0.5))
