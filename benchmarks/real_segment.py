@@ -27,7 +27,7 @@ from pipelines.curriculum import Frames
 from pipelines.settings import Train
 from pipelines.train import run as run_training
 from student.checkpoint import read_student
-from student.examination import examine
+from student.evaluation.run import evaluate_student
 from training.loop import LoopConfig
 
 _DATA = Path(__file__).resolve().parents[2] / "shared/data"
@@ -83,7 +83,7 @@ def run(options: Options, console: Console) -> int:
         student, _ = read_student(out)
         for split in _PARTS:
             frames = Frames(lake=open_lake(url), split=split, cameras=("FRONT",), image_size=(384, 256), points=False)
-            found = examine(student, frames.stream(5, shuffle=False).loader(), None)
+            found = evaluate_student(student, frames.stream(5, shuffle=False).loader(), None)
             figures[f"{split}-{seed}"] = found.figures
             shown = ", ".join(f"{name} {found.figures[name]:.3f}" for name in _SHOWN if name in found.figures)
             console.print(f"{split}, seed {seed}: {shown}", soft_wrap=True, highlight=False)

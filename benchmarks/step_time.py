@@ -38,7 +38,7 @@ from student.detector import Student
 from student.distillation.batch import DetectionBatch
 from student.distillation.objective import DetectionObjective, LossWeights
 from student.layers import memory_format
-from student.proposals import anchor_generator
+from student.rpn import anchor_generator
 from student.trunk import ClassroomTrunk
 from training.generators import Chance
 from training.objective import Loss

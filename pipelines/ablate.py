@@ -41,7 +41,7 @@ from pipelines.train import train_worker
 from student.checkpoint import read_student
 from student.config import StudentError
 from student.evaluation.imitation import CellMean
-from student.examination import examine
+from student.evaluation.run import evaluate_student
 from student.report.ablation import CLASSROOM, NONE, SHUFFLED, Results, fill_page, markdown
 from student.report.page import Page
 from teachers.card import TeacherError
@@ -219,14 +219,14 @@ def _examined(job: Job) -> dict[str, float]:
         seen += len(batch)
         if seen >= _CELL_MEAN_SAMPLES:
             break
-    examination = examine(
+    result = evaluate_student(
         student,
         frames.stream(config.batch, shuffle=False).loader(),
         room,
         cell_means={name: mean.values() for name, mean in means.items()},
         bfloat16=uses_bfloat16(config.loop.precision, device),
     )
-    return examination.figures
+    return result.figures
 
 
 def opened(study: Ablate) -> Ablate:

@@ -37,7 +37,7 @@ from student.checkpoint import read_student
 from student.config import StudentError
 from student.detector import Student
 from student.evaluation.imitation import CellMean
-from student.examination import examine
+from student.evaluation.run import evaluate_student
 from student.export import export_student
 from student.layers import memory_format
 from student.report.comparisons import comparisons
@@ -136,7 +136,7 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
     student = student.to(device).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     batches, samples = _batches(frames, config)
     with ProgressBar(console) as bar:
-        examination = examine(
+        result = evaluate_student(
             student,
             batches,
             classroom,
@@ -157,8 +157,8 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
         "bfloat16": bfloat16,
     }
     evaluation = Evaluation(
-        examination=examination,
-        figures={**examination.figures, **exported},
+        result=result,
+        figures={**result.figures, **exported},
         settings=_settings(checkpoint, named, how),
         history=_history(RunDir(checkpoint_url), checkpoint.step),
         class_names={name: card.class_names for name, card in cards.items() if card.kind == "classes"},
@@ -166,7 +166,7 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
     )
     metrics = {
         "figures": evaluation.figures,
-        "samples": examination.samples,
+        "samples": result.samples,
         "checkpoint": {"url": checkpoint_url, "step": checkpoint.step, "seconds": checkpoint.seconds},
         "fingerprint": checkpoint.fingerprint,
         "examined": how,
@@ -188,7 +188,7 @@ def run(config: Evaluate, console: Console, more: Callable[[Page], None] = lambd
 
 def summary(evaluated: Evaluated) -> Table:
     """Return the chief figures, and beside them those of trivial answers."""
-    figures, samples = evaluated.evaluation.figures, evaluated.evaluation.examination.samples
+    figures, samples = evaluated.evaluation.figures, evaluated.evaluation.result.samples
     table = Table(title=f"{samples:,} samples, step {evaluated.step:,}", title_justify="left")
     for heading, wraps in (("", False), ("student", False), ("trivial", False), ("", True)):
         table.add_column(heading, no_wrap=not wraps)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from student.config import AnchorShapes, StudentConfig, StudentError
-from student.proposals import anchor_generator
+from student.rpn import anchor_generator
 
 _ROUNDS = 50
 _IOUS = (0.3, 0.5, 0.7)

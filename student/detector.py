@@ -12,10 +12,10 @@ from datalake.sample import Objects
 from student.backbone import Backbone, Features
 from student.config import StudentConfig, StudentError
 from student.detections import Detections
-from student.heads import DepthRoIHeads, RoIPredictions, RoIs
 from student.labels import labels_on
 from student.layers import memory_format
-from student.proposals import ProposalNetwork, Proposals
+from student.roi_heads import DepthRoIHeads, RoIPredictions, RoIs
+from student.rpn import ProposalNetwork, Proposals
 from student.sampling import draw_keys
 
 # Of the lake's pictures, roughly; any fixed numbers near them would do.
@@ -23,7 +23,7 @@ _MEAN, _DEVIATION = 0.45, 0.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
+class Prediction:
     """All that the student says of B pictures.
 
     detections: of each picture
@@ -33,7 +33,7 @@ class Answer:
 
     detections: list[Detections]
     proposals: list[Tensor]
-    said: dict[str, Tensor]
+    branch_outputs: dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,9 +84,9 @@ class Student(nn.Module):
         """
         entrance = next(layer for layer in self.backbone.trunk.modules() if isinstance(layer, nn.Conv2d))
         answers = [
-            *(branch.say for branch in self.backbone.branches.values()),
+            *(branch.predictor for branch in self.backbone.branches.values()),
             *(layer for layer in self.rpn.head.modules() if isinstance(layer, nn.Conv2d)),
-            *(self.heads.box_predictor.cls_score, self.heads.box_predictor.bbox_pred, self.heads.depth_head.tell),
+            *(self.heads.box_predictor.cls_score, self.heads.box_predictor.bbox_pred, self.heads.depth_head.predictor),
         ]
         facing = {id(layer.weight) for layer in (entrance, *answers)}
         return [weight for weight in self.parameters() if weight.ndim > 1 and id(weight) not in facing]
@@ -133,7 +133,7 @@ class Student(nn.Module):
         return DetectorOutput(losses, features, proposals, rois, predictions)
 
     @torch.no_grad()
-    def answer(self, pictures: Tensor) -> Answer:
+    def predict(self, pictures: Tensor) -> Prediction:
         """Return what is found in pictures [B, 3, H, W] (see `features`). The student must be in eval mode."""
         if self.training:
             raise StudentError("the student is in training mode; call eval() before it answers")
@@ -145,8 +145,8 @@ class Student(nn.Module):
         detections = self.heads.detect(levels, proposals, image_size)
         counts = proposals.valid.sum(1).tolist()
         each = [boxes[:count] for boxes, count in zip(proposals.boxes, counts, strict=True)]
-        return Answer(detections, each, features.said)
+        return Prediction(detections, each, features.branch_outputs)
 
     def forward(self, pictures: Tensor) -> list[Detections]:
         """Return what is found in pictures [B, 3, H, W] (see `features`)."""
-        return self.answer(pictures).detections
+        return self.predict(pictures).detections

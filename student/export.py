@@ -30,7 +30,7 @@ from torch.export.passes import move_to_device_pass
 from student.config import StudentConfig, StudentError
 from student.detections import CLASS_NAMES, Detections
 from student.detector import Student
-from student.program import DetectionProgram
+from student.export_module import ExportableDetector
 from training.run_dir import RunDir
 
 WEIGHTS_FILE, PROGRAM_FILE = "student.safetensors", "student.pt2"
@@ -144,25 +144,25 @@ def compare(student: Student, program: Program, pictures: Sequence[Tensor]) -> E
     for number, picture in enumerate(pictures):
         (own,) = student(picture[None])
         with torch.no_grad():
-            told = Detections(*program(picture[None]))
-        for whose, one in (("student", own), ("exported program", told)):
+            predicted = Detections(*program(picture[None]))
+        for whose, one in (("student", own), ("exported program", predicted)):
             if (field := one.not_finite) is not None:
                 raise StudentError(f"picture {number}: the {whose} says {field} that are not finite")
-        if (partner := _partners(own, told)) is None:
+        if (partner := _partners(own, predicted)) is None:
             raise StudentError(
-                f"picture {number}: the exported program does not find what the student finds: {len(told.classes)}"
+                f"picture {number}: the exported program does not find what the student finds: {len(predicted.classes)}"
                 f" objects, not the same {len(own.classes)}; where all scores are alike, as before training, rounding"
                 " decides: train it further; otherwise this is a fault in student/program.py"
             )
-        if bool((told.scores.diff() > _MOST_SCORE).any()):
+        if bool((predicted.scores.diff() > _MOST_SCORE).any()):
             raise StudentError(
                 f"picture {number}: the exported program does not say the best first; this is a fault in"
                 " student/program.py"
             )
         detections += len(own.classes)
-        box_px = max(box_px, _furthest(own.boxes, told.boxes[partner]))
-        score = max(score, _furthest(own.scores, told.scores[partner]))
-        depth_m = max(depth_m, _furthest(own.depth_m, told.depth_m[partner]))
+        box_px = max(box_px, _furthest(own.boxes, predicted.boxes[partner]))
+        score = max(score, _furthest(own.scores, predicted.scores[partner]))
+        depth_m = max(depth_m, _furthest(own.depth_m, predicted.depth_m[partner]))
     check = ExportCheck(pictures=len(pictures), detections=detections, box_px=box_px, score=score, depth_m=depth_m)
     if box_px > _MOST_BOX_PX or score > _MOST_SCORE or depth_m > _MOST_DEPTH_M:
         raise StudentError(
@@ -176,7 +176,7 @@ def _program(student: Student, image_size: tuple[int, int]) -> bytes:
     picture = torch.zeros(1, 3, *image_size, dtype=torch.uint8)
     with torch.no_grad():
         # Followed operator by operator: dynamo, the other way, is slower and gains nothing here.
-        exported = torch.export.export(DetectionProgram(student, image_size).eval(), (picture,), strict=False)
+        exported = torch.export.export(ExportableDetector(student, image_size).eval(), (picture,), strict=False)
     file = io.BytesIO()
     about = {
         "input": f"RGB picture, uint8 {list(picture.shape)}",
@@ -188,18 +188,18 @@ def _program(student: Student, image_size: tuple[int, int]) -> bytes:
     return file.getvalue()
 
 
-def _partners(own: Detections, told: Detections) -> Tensor | None:
+def _partners(own: Detections, predicted: Detections) -> Tensor | None:
     """Return int64 [N], which of the program's detections is each of the student's; None where they do not pair up.
 
     Where scores are equal but for rounding, the order says nothing.
     """
-    if len(own.classes) != len(told.classes):
+    if len(own.classes) != len(predicted.classes):
         return None
     if not len(own.classes):
         return own.classes
-    apart = (own.boxes[:, None] - told.boxes).abs().amax(2)
-    nearest = apart.masked_fill(own.classes[:, None] != told.classes, torch.inf).argmin(1)
-    same = torch.equal(own.classes, told.classes[nearest]) and len(nearest.unique()) == len(nearest)
+    apart = (own.boxes[:, None] - predicted.boxes).abs().amax(2)
+    nearest = apart.masked_fill(own.classes[:, None] != predicted.classes, torch.inf).argmin(1)
+    same = torch.equal(own.classes, predicted.classes[nearest]) and len(nearest.unique()) == len(nearest)
     return nearest if same else None
 
 

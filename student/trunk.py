@@ -11,7 +11,7 @@ from student.layers import ConvNorm, stage, twice_as_large
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class View:
+class TrunkFeatures:
     """What a trunk makes of pictures.
 
     fine: [B, width, h, w] on the imitation's grid
@@ -34,9 +34,9 @@ class PaperTrunk(nn.Module):
         self.width = second
         self.coarse_widths: tuple[int, ...] = ()
 
-    def forward(self, pictures: Tensor) -> View:
+    def forward(self, pictures: Tensor) -> TrunkFeatures:
         """Return the view of pictures float32 [B, 3, H, W]."""
-        return View(self.second(self.first(self.stem(pictures))), ())
+        return TrunkFeatures(self.second(self.first(self.stem(pictures))), ())
 
 
 class ClassroomTrunk(nn.Module):
@@ -66,7 +66,7 @@ class ClassroomTrunk(nn.Module):
         self.smooth = ConvNorm(config.width, config.width, 3, norm=norm)
         self.coarse_widths = (config.width,) * (len(self.laterals) - 1)
 
-    def forward(self, pictures: Tensor) -> View:
+    def forward(self, pictures: Tensor) -> TrunkFeatures:
         """Return the view of pictures float32 [B, 3, H, W]; H and W are multiples of 32."""
         features = self.stem(pictures)
         down = []
@@ -79,7 +79,7 @@ class ClassroomTrunk(nn.Module):
         for side in reversed(sides[:-1]):
             up = side + twice_as_large(up)
             ups.append(up)
-        return View(self.smooth(ups.pop()), tuple(reversed(ups)))
+        return TrunkFeatures(self.smooth(ups.pop()), tuple(reversed(ups)))
 
 
 def build_trunk(config: StudentConfig) -> PaperTrunk | ClassroomTrunk:

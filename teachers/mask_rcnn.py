@@ -310,8 +310,8 @@ def _scaled(network: MaskRCNN, samples: Sequence[Sample], device: torch.device) 
     """Return the pictures as the network's own transform makes them; those of one size all at once."""
     transform = network.transform
     if len({sample.image.shape for sample in samples}) > 1:
-        images: ImageList = transform([sample.image.to(device).float() / 255 for sample in samples])[0]
-        return images
+        transformed: ImageList = transform([sample.image.to(device).float() / 255 for sample in samples])[0]
+        return transformed
     pictures = joined_on_device([sample.image[None] for sample in samples], device).float() / 255
     height, width = pictures.shape[-2:]
     scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))

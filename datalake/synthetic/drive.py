@@ -170,18 +170,18 @@ class _Recorder:
         for name, value in zip(names, np.concatenate(list(velocities)), strict=True):
             setattr(image.velocity, name, value)
 
-        picture = panoptic(hits, solids)
+        segments = panoptic(hits, solids)
         segmentation = image.camera_segmentation_label
         segmentation.panoptic_label_divisor = PANOPTIC_DIVISOR
-        segmentation.panoptic_label = encode_png(picture)
+        segmentation.panoptic_label = encode_png(segments)
         segmentation.sequence_id = self.name
-        for instance in np.unique(picture % PANOPTIC_DIVISOR).tolist():
+        for instance in np.unique(segments % PANOPTIC_DIVISOR).tolist():
             if instance:
                 # Instance numbers are those of the segment's objects, in every frame and camera.
                 segmentation.instance_id_to_global_id_mapping.add(
                     local_instance_id=instance, global_instance_id=instance, is_tracked=True
                 )
-        labels = camera_labels(self.name, world.actors, picture, hits, world.atmosphere.sight_m)
+        labels = camera_labels(self.name, world.actors, segments, hits, world.atmosphere.sight_m)
         frame.camera_labels.add(name=camera.enum, labels=labels)
 
     def _add_laser(self, frame: dataset_pb2.Frame, swept: Sweep, t: float) -> None:

@@ -59,20 +59,22 @@ class Imitation(DistillationMethod):
         Raises StudentError where a target does not fit the student's branches.
         """
         del student
-        foreground = object_cells(batch.targets)
+        foreground = foreground_cells(batch.targets)
         cells = None if foreground is None else 1 + (self.config.foreground_factor - 1) * foreground.float()
         losses = {}
         for name, target in batch.targets.items():
-            if name not in output.features.said:
+            if name not in output.features.branch_outputs:
                 raise StudentError(
-                    f"teacher {name}: this student has no branch for it; it has {list(output.features.said)}"
+                    f"teacher {name}: this student has no branch for it; it has {list(output.features.branch_outputs)}"
                 )
-            said = output.features.said[name]
-            if target.kind == "continuous" and said.shape != target.values.shape:
+            branch_outputs = output.features.branch_outputs[name]
+            if target.kind == "continuous" and branch_outputs.shape != target.values.shape:
                 raise StudentError(
-                    f"teacher {name}: expected targets {list(said.shape)}, got: {list(target.values.shape)}"
+                    f"teacher {name}: expected targets {list(branch_outputs.shape)}, got: {list(target.values.shape)}"
                 )
-            value = imitation_loss(said, target, cell_weights=cells, class_weights=self.class_weights.get(name, None))
+            value = imitation_loss(
+                branch_outputs, target, cell_weights=cells, class_weights=self.class_weights.get(name, None)
+            )
             losses[f"imitation/{name}"] = Loss(value, self.weight(target, progress))
         return losses
 
@@ -88,7 +90,7 @@ class Imitation(DistillationMethod):
 
 
 def imitation_loss(
-    said: Tensor, target: Target, *, cell_weights: Tensor | None = None, class_weights: Tensor | None = None
+    branch_outputs: Tensor, target: Target, *, cell_weights: Tensor | None = None, class_weights: Tensor | None = None
 ) -> Tensor:
     """Return the loss of what a branch says, the mean over pictures of the weighted mean over their valid cells.
 
@@ -105,18 +107,18 @@ def imitation_loss(
     # computed from it, since a gradient of 0 times NaN would be NaN again.
     if target.kind == "classes":
         truth = target.values.where(target.valid, 0)[:, 0]
-        unknown = (truth < 0) | (truth >= said.shape[1])
+        unknown = (truth < 0) | (truth >= branch_outputs.shape[1])
         truth = truth.where(~unknown, 0)
         if class_weights is not None:
             weights = weights * class_weights[truth][:, None]
-        error = cross_entropy(said, truth, reduction="none").masked_fill(unknown, torch.nan)[:, None]
+        error = cross_entropy(branch_outputs, truth, reduction="none").masked_fill(unknown, torch.nan)[:, None]
     else:
-        error = (said - target.values).where(target.valid, 0.0).square().mean(1, keepdim=True)
+        error = (branch_outputs - target.values).where(target.valid, 0.0).square().mean(1, keepdim=True)
     total = (error * weights).sum((1, 2, 3))
     return (total / weights.sum((1, 2, 3)).clamp(min=1e-6)).mean()
 
 
-def object_cells(targets: Mapping[str, Target]) -> Tensor | None:
+def foreground_cells(targets: Mapping[str, Target]) -> Tensor | None:
     """Return bool [B, 1, h, w], the cells in which a teacher of classes sees an object; None without such a teacher."""
     seen = [target.valid & (target.values > 0) for target in targets.values() if target.kind == "classes"]
     return torch.stack(seen).any(0) if seen else None

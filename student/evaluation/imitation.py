@@ -59,16 +59,16 @@ class RegressionScores:
             )
         # One sample after the other: float64 copies of a batch of full pictures would take gigabytes.
         for number, valid in enumerate(target.valid[:, 0]):
-            told, true = _rows(prediction[number], valid), _rows(target.values[number], valid)
-            if not bool(told.isfinite().all() and true.isfinite().all()):
+            predicted, true = _rows(prediction[number], valid), _rows(target.values[number], valid)
+            if not bool(predicted.isfinite().all() and true.isfinite().all()):
                 raise ValueError("Expected finite values in valid cells, got one that is not in prediction or target")
-            self._everywhere.add(told, true)
+            self._everywhere.add(predicted, true)
             if foreground is not None:
                 on_object = foreground[number, 0][valid]
-                self._foreground.add(told[on_object], true[on_object])
+                self._foreground.add(predicted[on_object], true[on_object])
             if self._position_mean is not None:
                 self._position.add(_rows(self._position_mean.to(valid.device), valid), true)
-            self._cosine += float(F.cosine_similarity(told, true, dim=1).sum())
+            self._cosine += float(F.cosine_similarity(predicted, true, dim=1).sum())
             self._unit_targets += F.normalize(true, dim=1).sum(0).cpu()
 
     def figures(self) -> dict[str, float]:
@@ -120,9 +120,9 @@ class ClassScores:
         batch, _, height, width = target.values.shape
         if logits.shape != (batch, classes, height, width):
             raise ValueError(f"Expected logits {[batch, classes, height, width]}, got: {list(logits.shape)}")
-        told = target.values[target.valid]
-        if len(told) and not 0 <= int(told.min()) <= int(told.max()) < classes:
-            raise ValueError(f"Expected classes below {classes}, got: {int(told.min())} … {int(told.max())}")
+        predicted = target.values[target.valid]
+        if len(predicted) and not 0 <= int(predicted.min()) <= int(predicted.max()) < classes:
+            raise ValueError(f"Expected classes below {classes}, got: {int(predicted.min())} … {int(predicted.max())}")
         truth = target.values.masked_fill(~target.valid, IGNORED)
         self._confusion += Confusion.of(truth, logits.argmax(1, keepdim=True), classes)
 
@@ -180,10 +180,10 @@ class _Fit:
         self.moments = Moments.empty(channels)
         self._errors = torch.zeros(channels, dtype=torch.float64)
 
-    def add(self, told: Tensor, true: Tensor) -> None:
+    def add(self, predicted: Tensor, true: Tensor) -> None:
         """Count cells, float64 [n, D] each."""
         self.moments += Moments.of(true)
-        self._errors += (told - true).square().sum(0).cpu()
+        self._errors += (predicted - true).square().sum(0).cpu()
 
     def explained(self) -> float | None:
         """Return 1 - errors / deviations over all channels, or None where the targets do not vary."""

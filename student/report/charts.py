@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from student.report.colours import CLASS_COLOURS, SERIES
+from student.report.colors import CLASS_COLOURS, SERIES
 
 Floats = NDArray[np.float64]
 
@@ -62,12 +62,12 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> bytes:
     for axes, name in zip(panels, losses, strict=False):
         steps, values = _series(history, name)
         _draw_smoothed(axes, steps, values, SERIES[0])
-        told = values[np.isfinite(values)]
-        logarithmic = len(told) and told.min() > 0 and told.max() > _LOGARITHMIC_FROM * told.min()
+        predicted = values[np.isfinite(values)]
+        logarithmic = len(predicted) and predicted.min() > 0 and predicted.max() > _LOGARITHMIC_FROM * predicted.min()
         if logarithmic:
             axes.set_yscale("log")
         else:
-            axes.set_ylim(bottom=min(0.0, float(told.min(initial=0.0))))
+            axes.set_ylim(bottom=min(0.0, float(predicted.min(initial=0.0))))
         title = f"loss: {name.removeprefix('loss/')}"
         _finish(axes, title, "step", "loss (logarithmic)" if logarithmic else "loss")
     for axes, name in zip(panels[len(losses) :], rest, strict=False):
@@ -122,8 +122,8 @@ def depth_errors(true_m: ArrayLike, predicted_m: ArrayLike) -> bytes:
     true, predicted = np.asarray(true_m, np.float64), np.asarray(predicted_m, np.float64)
     if true.ndim != 1 or true.shape != predicted.shape:
         raise ValueError(f"Expected two arrays [n], got: {list(true.shape)} and {list(predicted.shape)}")
-    told = np.isfinite(true) & np.isfinite(predicted) & (true > 0)
-    true, predicted = true[told], predicted[told]
+    finite = np.isfinite(true) & np.isfinite(predicted) & (true > 0)
+    true, predicted = true[finite], predicted[finite]
     figure = _figure(9.6, 4.2)
     scatter, bins = figure.subplots(1, 2)
 
@@ -215,9 +215,9 @@ def _draw_smoothed(axes: Axes, steps: Floats, values: Floats, colour: str, label
 def _smooth(values: Floats) -> Floats:
     """Return the mean of each value and its neighbours on both sides, as many as there are; NaN does not count."""
     half = int(_SMOOTHED_SHARE * len(values) / 2)
-    told = np.isfinite(values)
-    sums = np.concatenate(([0.0], np.cumsum(np.where(told, values, 0.0))))
-    counts = np.concatenate(([0], np.cumsum(told)))
+    predicted = np.isfinite(values)
+    sums = np.concatenate(([0.0], np.cumsum(np.where(predicted, values, 0.0))))
+    counts = np.concatenate(([0], np.cumsum(predicted)))
     here = np.arange(len(values))
     first, last = np.maximum(here - half, 0), np.minimum(here + half + 1, len(values))
     number = counts[last] - counts[first]

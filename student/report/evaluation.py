@@ -12,13 +12,13 @@ from torch import Tensor
 from student.detections import CLASS_NAMES, Detections
 from student.evaluation.detection import PrecisionRecall
 from student.evaluation.ranges import ABOVE_16_PIXELS, DISTANCES, SIZES
-from student.examination import Examination, Example
+from student.evaluation.run import EvaluationResult, Example
 from student.report.charts import depth_errors, precision_recall, training_curves
-from student.report.colours import CLASS_COLOURS, COLOUR_WORDS
+from student.report.colors import CLASS_COLOURS, COLOUR_WORDS
 from student.report.comparisons import Comparison, comparisons, teacher_of, teachers_in
 from student.report.page import Page
 from student.report.pictures import (
-    Picture,
+    ImageArray,
     beside,
     colours_of_classes,
     colours_of_features,
@@ -45,7 +45,7 @@ class Evaluation:
     settings: what the run and its examination were, by name
     """
 
-    examination: Examination
+    result: EvaluationResult
     figures: Mapping[str, float]
     settings: Mapping[str, str]
     history: Sequence[Mapping[str, float]] = ()
@@ -68,10 +68,10 @@ def write_report(
 
 def show_evaluation(page: Page, evaluation: Evaluation) -> None:
     """Add the evaluation to a page: a verdict, pictures, charts, and the figures beside those of trivial answers."""
-    examination, figures = evaluation.examination, evaluation.figures
-    page.text(verdict(figures, examination.samples, evaluation.unheard))
-    _show_frames(page, examination)
-    if lessons := [example for example in _chosen(examination.examples, LESSONS) if example.targets]:
+    result, figures = evaluation.result, evaluation.figures
+    page.text(verdict(figures, result.samples, evaluation.unheard))
+    _show_frames(page, result)
+    if lessons := [example for example in _chosen(result.examples, LESSONS) if example.targets]:
         page.heading("What its teachers say, and what it says to them")
         page.text(
             "Cells of equal colour mean the same to the teacher and to the student. Numbers are shown by their three"
@@ -88,14 +88,14 @@ def show_evaluation(page: Page, evaluation: Evaluation) -> None:
         )
     page.heading("What it finds")
     page.picture(
-        precision_recall(examination.curves),
+        precision_recall(result.curves),
         "At IoU 0.5. A curve ends where more objects are not found at any score.",
     )
     _show_ranges(page, figures)
-    if len(examination.depths_m[0]):
+    if len(result.depths_m[0]):
         page.heading("How far away it says things are")
         page.picture(
-            depth_errors(*examination.depths_m),
+            depth_errors(*result.depths_m),
             "Detections that overlap an object of their class by IoU 0.5 or more, each against the mean distance of the"
             " object's lidar points.",
         )
@@ -178,9 +178,9 @@ def _beside(one: Comparison, form: str) -> str:
     return "" if one.trivial is None else f" ({one.answer}: {one.trivial:{form}})"
 
 
-def _show_frames(page: Page, examination: Examination) -> None:
-    thresholds = best_scores(examination.curves)
-    if not (frames := _chosen(examination.examples, FRAMES)):
+def _show_frames(page: Page, result: EvaluationResult) -> None:
+    thresholds = best_scores(result.curves)
+    if not (frames := _chosen(result.examples, FRAMES)):
         return
     page.heading("What it sees")
     least = {name: thresholds.get(name, _ANY_SCORE) for name in CLASS_NAMES[1:]}
@@ -236,10 +236,10 @@ def _confident(found: Detections, thresholds: Mapping[str, float]) -> Detections
     return Detections(found.boxes[kept], found.classes[kept], found.scores[kept], found.depth_m[kept])
 
 
-def _lesson(example: Example, class_names: Mapping[str, Sequence[str]]) -> Picture:
+def _lesson(example: Example, class_names: Mapping[str, Sequence[str]]) -> ImageArray:
     """Return a row for each teacher: what there is to see, what it says, and what the student says to it."""
     sample, legend = example.sample, list[str]()
-    panels: list[tuple[str, Picture]] = []
+    panels: list[tuple[str, ImageArray]] = []
     for name, target in example.targets.items():
         if target.kind == "continuous" and sample.lidar is not None:
             scale = max(1, _PANEL_PX // sample.image.shape[1])
@@ -247,24 +247,26 @@ def _lesson(example: Example, class_names: Mapping[str, Sequence[str]]) -> Pictu
             panels.append((f"what {name} sees: the lidar's points", points))
         else:
             panels.append((f"what {name} sees: the picture", sample.image.permute(1, 2, 0).numpy()))
-        teacher, student = _views(target, example.said[name], class_names.get(name, ()))
+        teacher, student = _views(target, example.branch_outputs[name], class_names.get(name, ()))
         panels += [(f"what {name} says", teacher), ("what the student says, from the picture", student)]
         legend += [one for one in class_names.get(name, ()) if one in CLASS_COLOURS and one not in legend]
     return beside(panels, columns=3, legend=legend)
 
 
-def _views(target: Target, said: Tensor, class_names: Sequence[str]) -> tuple[Picture, Picture]:
+def _views(target: Target, branch_outputs: Tensor, class_names: Sequence[str]) -> tuple[ImageArray, ImageArray]:
     """Return what the teacher says of one picture and what the student says, float32 [D, h, w], in equal colours."""
     scale = max(1, _PANEL_PX // target.values.shape[2])
     if target.kind == "continuous":
-        return colours_of_features(target.values[0], target.valid[0], said, scale=scale)
+        return colours_of_features(target.values[0], target.valid[0], branch_outputs, scale=scale)
     if not class_names or set(class_names) - set(CLASS_COLOURS):
         # Classes without colours of their own: the same is done with each cell's shares of them.
-        return colours_of_features(target.one_hot(len(said)).values[0], target.valid[0], said.softmax(0), scale=scale)
+        return colours_of_features(
+            target.one_hot(len(branch_outputs)).values[0], target.valid[0], branch_outputs.softmax(0), scale=scale
+        )
     everywhere = torch.ones_like(target.valid[0])
     return (
         colours_of_classes(target.values[0, 0], target.valid[0], class_names=class_names, scale=scale),
-        colours_of_classes(said.argmax(0), everywhere, class_names=class_names, scale=scale),
+        colours_of_classes(branch_outputs.argmax(0), everywhere, class_names=class_names, scale=scale),
     )
 
 

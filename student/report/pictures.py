@@ -16,11 +16,11 @@ from torch import Tensor
 
 from datalake.sample import Objects
 from student.detections import CLASS_NAMES, Detections
-from student.report.colours import CLASS_COLOURS, INVALID, rgb
+from student.report.colors import CLASS_COLOURS, INVALID, rgb
 from student.report.labels import Box, Labels, font
 from teachers.classes import MASK_CLASSES
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 _WHITE = (255, 255, 255)
 _BOARD = (20, 22, 26)
@@ -43,7 +43,7 @@ _DIMMED = 0.35
 
 def draw_detections(
     image: Tensor, found: Detections, objects: Objects | None, *, min_score: float = 0.5, scale: int = 3
-) -> Picture:
+) -> ImageArray:
     """Return the picture with what was found, and the labelled objects as thin dashed white boxes with their depth.
 
     Each detection has its class's colour and, where there is room, class, score and depth; a small one the depth only.
@@ -75,7 +75,7 @@ def draw_detections(
     return np.asarray(canvas)
 
 
-def draw_points(image: Tensor, uv: Tensor, depth_m: Tensor, *, scale: int = 3) -> Picture:
+def draw_points(image: Tensor, uv: Tensor, depth_m: Tensor, *, scale: int = 3) -> ImageArray:
     """Return the darkened picture under its lidar points, coloured by their distance from the camera.
 
     image: uint8 [3, H, W]; uv: float [2, n] in pixels of it; depth_m: float [n]; as `datalake.sample.Lidar` has them
@@ -94,7 +94,7 @@ def draw_points(image: Tensor, uv: Tensor, depth_m: Tensor, *, scale: int = 3) -
 
 def colours_of_features(
     values: Tensor, valid: Tensor, prediction: Tensor, *, scale: int = 8
-) -> tuple[Picture, Picture]:
+) -> tuple[ImageArray, ImageArray]:
     """Return a teacher's features and the student's prediction of them, equal colours meaning equal features.
 
     The colours are the three principal components of the teacher's valid cells. The prediction is projected on the
@@ -109,21 +109,21 @@ def colours_of_features(
         )
     height, width = values.shape[1:]
     rows, guess = (features.double().flatten(1).T for features in (values, prediction))
-    told = valid.flatten()
-    if not bool(told.any()):
+    predicted = valid.flatten()
+    if not bool(predicted.any()):
         nothing = _enlarge_cells(_filled(height, width, INVALID), scale)
         return nothing, nothing.copy()
-    mean, basis = _principal(rows[told])
-    components = (rows[told] - mean) @ basis
+    mean, basis = _principal(rows[predicted])
+    components = (rows[predicted] - mean) @ basis
     low, high = torch.quantile(components, torch.tensor(_PERCENTILES, dtype=torch.float64), dim=0)
 
-    def paint(features: Tensor) -> Picture:
+    def paint(features: Tensor) -> ImageArray:
         # A component without spread is in the middle wherever it is met as it was.
         spread = torch.where(high > low, high - low, 1.0)
         position = ((features - mean) @ basis - (low + high) / 2) / spread + 0.5
         return (position.clamp(0, 1) * 255).round().byte().view(height, width, 3).numpy()
 
-    judged, student = told.view(height, width, 1).numpy(), paint(guess)
+    judged, student = predicted.view(height, width, 1).numpy(), paint(guess)
     teacher = np.where(judged, paint(rows), _filled(height, width, INVALID))
     student = np.where(judged, student, (student * _DIMMED).astype(np.uint8))
     return _enlarge_cells(teacher, scale), _enlarge_cells(student, scale)
@@ -131,7 +131,7 @@ def colours_of_features(
 
 def colours_of_classes(
     classes: Tensor, valid: Tensor, *, class_names: Sequence[str] = MASK_CLASSES, scale: int = 8
-) -> Picture:
+) -> ImageArray:
     """Return each cell in the colour of its class as in `draw_detections`, dark grey where it is not valid.
 
     classes: integers [h, w], numbers of `class_names`; valid: bool [h, w] or [1, h, w]
@@ -139,16 +139,18 @@ def colours_of_classes(
     if unknown := sorted(set(class_names) - set(CLASS_COLOURS)):
         raise ValueError(f"no colour for class {unknown[0]!r}; there are colours for {', '.join(CLASS_COLOURS)}")
     height, width = classes.shape
-    told = valid.reshape(height, width).numpy()
-    numbers = np.where(told, classes.numpy(), 0)
+    predicted = valid.reshape(height, width).numpy()
+    numbers = np.where(predicted, classes.numpy(), 0)
     if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(class_names):
         raise ValueError(f"Expected classes within 0 … {len(class_names) - 1}, got: {numbers.min()} … {numbers.max()}")
     colours = np.array([rgb(CLASS_COLOURS[name]) for name in class_names], np.uint8)
-    cells = np.where(told[..., None], colours[numbers], _filled(height, width, INVALID))
+    cells = np.where(predicted[..., None], colours[numbers], _filled(height, width, INVALID))
     return _enlarge_cells(cells, scale)
 
 
-def beside(panels: Sequence[tuple[str, Picture]], *, columns: int | None = None, legend: Sequence[str] = ()) -> Picture:
+def beside(
+    panels: Sequence[tuple[str, ImageArray]], *, columns: int | None = None, legend: Sequence[str] = ()
+) -> ImageArray:
     """Return pictures in a row under their titles, all as tall as the tallest.
 
     columns: how many before the next row begins; None for a single row
@@ -179,8 +181,8 @@ def beside(panels: Sequence[tuple[str, Picture]], *, columns: int | None = None,
 def _enlarged(image: Tensor, scale: int) -> Image.Image:
     if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
         raise ValueError(f"Expected an image uint8 [3, H, W], got: {image.dtype} {list(image.shape)}")
-    picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
+    whole = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    return whole.resize((whole.width * scale, whole.height * scale), Image.Resampling.BICUBIC)
 
 
 def _text_size(scale: int) -> int:
@@ -211,11 +213,11 @@ def _draw_dashed(pen: ImageDraw.ImageDraw, outline: Box) -> None:
             pen.line((x, y, x, end), fill=_WHITE)
 
 
-def _depth_colours(depth_m: NDArray[np.float64]) -> Picture:
+def _depth_colours(depth_m: NDArray[np.float64]) -> ImageArray:
     position = np.log(np.maximum(depth_m, 1e-6) / _NEAREST_M) / np.log(_FARTHEST_M / _NEAREST_M)
     # Reversed: what is near is warm.
     bright = np.interp(position, (0, 1), _BRIGHT)
-    colours: Picture = mpl.colormaps[_DEPTH_COLOURS].reversed()(bright, bytes=True)[:, :3]
+    colours: ImageArray = mpl.colormaps[_DEPTH_COLOURS].reversed()(bright, bytes=True)[:, :3]
     return colours
 
 
@@ -245,15 +247,15 @@ def _principal(rows: Tensor) -> tuple[Tensor, Tensor]:
     return mean, basis
 
 
-def _filled(height: int, width: int, colour: str) -> Picture:
+def _filled(height: int, width: int, colour: str) -> ImageArray:
     return np.full((height, width, 3), rgb(colour), np.uint8)
 
 
-def _enlarge_cells(cells: Picture, scale: int) -> Picture:
+def _enlarge_cells(cells: ImageArray, scale: int) -> ImageArray:
     return cells.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _grown(picture: Picture, height: int) -> Image.Image:
+def _grown(picture: ImageArray, height: int) -> Image.Image:
     tile = Image.fromarray(np.ascontiguousarray(picture))
     if tile.height == height:
         return tile

@@ -47,7 +47,7 @@ def parts(lake: Lake) -> list[SideCommit | None]:
     return read_side_commits(lake.store, "teacher_mask_rcnn", lake.commits)
 
 
-def said(config: CacheTargets, capsys: pytest.CaptureFixture[str]) -> str:
+def branch_outputs(config: CacheTargets, capsys: pytest.CaptureFixture[str]) -> str:
     """Return the closing line of a run that went well."""
     assert run(config, Console(width=200)) == 0
     return capsys.readouterr().out.strip().splitlines()[-1]
@@ -55,14 +55,14 @@ def said(config: CacheTargets, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_run_goes_on_where_one_was_interrupted(lake: Lake, teacher: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = settings(lake, teacher)
-    closing = said(config, capsys)
+    closing = branch_outputs(config, capsys)
     assert closing.startswith("teacher_mask_rcnn, split train: 2 segments cached, 0 there before; 4 pictures in ")
     first, second = parts(lake)
     assert first is not None
     assert second is not None
     # As a run leaves it that is killed before the second commit.
     lake.store.delete(f"_side/teacher_mask_rcnn/train/{second.segment}.json")
-    assert "1 segments cached, 1 there before; 2 pictures" in said(config, capsys)
+    assert "1 segments cached, 1 there before; 2 pictures" in branch_outputs(config, capsys)
     again = parts(lake)
     assert again[0] == first
     assert again[1] is not None
@@ -73,10 +73,10 @@ def test_a_run_goes_on_where_one_was_interrupted(lake: Lake, teacher: str, capsy
 def test_the_weights_are_not_read_where_nothing_is_left_to_do(
     lake: Lake, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said(settings(lake, teacher), capsys)
+    branch_outputs(settings(lake, teacher), capsys)
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/card.json").write_bytes((Path(teacher) / "card.json").read_bytes())
-    closing = said(settings(lake, str(tmp_path / "bare")), capsys)
+    closing = branch_outputs(settings(lake, str(tmp_path / "bare")), capsys)
     assert "0 segments cached, 2 there before" in closing
 
 

@@ -80,9 +80,9 @@ def test_the_figures_say_what_was_examined(folder: Path, examined: tuple[Path, s
     text = (examined[0] / METRICS_FILE).read_text()
     metrics = json.loads(text, parse_constant=pytest.fail)
     assert text == json.dumps(metrics, indent=1, sort_keys=True) + "\n"
-    figures = metrics["figures"]
-    assert {"AP50", "recall@100", "imitation/lidar/R2", "imitation/lidar/R2/position"} <= figures.keys()
-    assert figures["images_per_second"] > 0
+    found = metrics["figures"]
+    assert {"AP50", "recall@100", "imitation/lidar/R2", "imitation/lidar/R2/position"} <= found.keys()
+    assert found["images_per_second"] > 0
     assert metrics["samples"] == FRAMES
     assert metrics["checkpoint"]["step"] == STEPS
     assert metrics["fingerprint"]["split"] == "train"

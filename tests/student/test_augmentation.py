@@ -39,9 +39,9 @@ def extent(image: Tensor) -> list[int]:
 
 def test_a_mirrored_box_lies_on_the_mirrored_object() -> None:
     objects = objects_of((10, 20, 31, 27, 1, 5.0))
-    image = picture(objects)
-    assert extent(image) == objects.boxes[0].tolist()
-    assert extent(image.flip(-1)) == mirrored_objects(objects, WIDTH).boxes[0].tolist()
+    drawn = picture(objects)
+    assert extent(drawn) == objects.boxes[0].tolist()
+    assert extent(drawn.flip(-1)) == mirrored_objects(objects, WIDTH).boxes[0].tolist()
 
 
 def test_a_picture_without_objects_can_be_mirrored() -> None:
@@ -65,8 +65,8 @@ def test_the_mirrored_target_is_what_a_teacher_says_of_the_mirrored_picture() ->
 def test_validity_and_confidence_are_mirrored_with_the_values() -> None:
     target = ColourTeacher().look([sample()], 16, 24)
     valid = torch.rand(1, 1, 16, 24, generator=torch.Generator().manual_seed(0)) > 0.5
-    told = replace(target, values=target.values * valid, valid=valid, confidence=valid.float())
-    turned = mirrored_target(told, torch.tensor([True]))
+    predicted = replace(target, values=target.values * valid, valid=valid, confidence=valid.float())
+    turned = mirrored_target(predicted, torch.tensor([True]))
     assert torch.equal(turned.valid, valid.flip(-1))
     assert turned.confidence is not None
     assert torch.equal(turned.confidence, valid.float().flip(-1))

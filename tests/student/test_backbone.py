@@ -17,7 +17,7 @@ def test_each_level_is_half_the_one_before(config: StudentConfig) -> None:
     features = Backbone(config)(torch.rand(2, 3, 64, 128))
     sizes = [(64 // config.stride >> level, 128 // config.stride >> level) for level in range(4)]
     assert [level.shape for level in features.pyramid] == [(2, config.width, *size) for size in sizes]
-    assert {name: said.shape for name, said in features.said.items()} == {
+    assert {name: branch_outputs.shape for name, branch_outputs in features.branch_outputs.items()} == {
         spec.name: (2, spec.channels, *sizes[0]) for spec in config.branches
     }
 
@@ -25,7 +25,7 @@ def test_each_level_is_half_the_one_before(config: StudentConfig) -> None:
 def test_the_paper_student_imitates_at_the_resolution_of_the_picture() -> None:
     config = replace(StudentConfig.paper((COLOURS, SHADES), AnchorShapes()), stages=(8, 8, 8), width=8, branch_width=8)
     features = Backbone(config)(torch.rand(1, 3, 16, 24))
-    assert [said.shape for said in features.said.values()] == [(1, 3, 16, 24)] * 2
+    assert [branch_outputs.shape for branch_outputs in features.branch_outputs.values()] == [(1, 3, 16, 24)] * 2
     assert [level.shape[2:] for level in features.pyramid] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
 

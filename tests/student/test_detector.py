@@ -90,9 +90,9 @@ def test_whole_and_float_pictures_are_the_same_to_it() -> None:
 
 def test_an_answer_is_of_each_picture_and_within_it() -> None:
     student = build(replace(TAUGHT, min_score=0.0)).eval()
-    answer = student.answer(torch.stack([one.image for one in samples(2)]))
-    assert len(answer.detections) == len(answer.proposals) == 2
-    for found, proposals in zip(answer.detections, answer.proposals, strict=True):
+    prediction = student.predict(torch.stack([one.image for one in samples(2)]))
+    assert len(prediction.detections) == len(prediction.proposals) == 2
+    for found, proposals in zip(prediction.detections, prediction.proposals, strict=True):
         assert 0 < len(found.boxes) <= TAUGHT.detections
         assert 0 < len(proposals) <= TAUGHT.proposals
         for boxes in (found.boxes, proposals):
@@ -102,7 +102,7 @@ def test_an_answer_is_of_each_picture_and_within_it() -> None:
         assert bool((found.classes >= 1).all())
         assert torch.equal(found.scores, found.scores.sort(descending=True).values)
         assert bool(((found.depth_m >= 0) & (found.depth_m <= TAUGHT.max_depth_m)).all())
-    assert {name: said.shape for name, said in answer.said.items()} == {
+    assert {name: branch_outputs.shape for name, branch_outputs in prediction.branch_outputs.items()} == {
         "colours": (2, 3, 16, 24), "shades": (2, 3, 16, 24),
     }  # fmt: skip
 
@@ -143,7 +143,7 @@ def test_layers_inside_a_student_are_hidden(name: str) -> None:
     "name",
     [
         "backbone.trunk.stem.0.0.weight",
-        "backbone.branches.colours.say.weight",
+        "backbone.branches.colours.predictor.weight",
         "rpn.head.cls_logits.weight",
         "rpn.head.conv.0.0.weight",
         "heads.box_predictor.cls_score.weight",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from student.config import AnchorShapes, StudentConfig, StudentError
-from student.detector import Answer, Student
+from student.detector import Prediction, Student
 from student.export import (
     PROGRAM_FILE,
     WEIGHTS_FILE,
@@ -26,7 +26,7 @@ from student.export import (
     load_exported,
     load_program,
 )
-from student.program import DetectionProgram
+from student.export_module import ExportableDetector
 from tests.student.students import HEIGHT, TAUGHT, TINY, WIDTH, build, samples
 from training.run_dir import RunDir
 
@@ -93,8 +93,8 @@ def test_the_program_runs_where_our_package_is_not(
     assert done.returncode == 0, done.stderr
     for picture, found in zip(PICTURES, torch.load(tmp_path / "found.pt"), strict=True):
         (own,) = student(picture[None])
-        for told, truth in zip(found, (own.boxes, own.classes, own.scores, own.depth_m), strict=True):
-            torch.testing.assert_close(told, truth, rtol=0, atol=1e-3)
+        for predicted, truth in zip(found, (own.boxes, own.classes, own.scores, own.depth_m), strict=True):
+            torch.testing.assert_close(predicted, truth, rtol=0, atol=1e-3)
     about = json.loads(done.stdout)
     assert about["input"] == f"RGB picture, uint8 [1, 3, {HEIGHT}, {WIDTH}]"
     assert about["classes"][1] == "VEHICLE"
@@ -144,7 +144,7 @@ def test_dropping_late_gives_what_dropping_early_gives(config: StudentConfig, mo
     for layer in (student.rpn.head.cls_logits, student.heads.box_predictor.cls_score):
         # Before training all scores are alike, and rounding decides which of them are the best.
         layer.weight.data *= 50
-    check = compare(student, DetectionProgram(student, (HEIGHT, WIDTH)).eval(), PICTURES)
+    check = compare(student, ExportableDetector(student, (HEIGHT, WIDTH)).eval(), PICTURES)
     assert 0 < check.detections <= most * len(PICTURES)
     assert max(check.box_px, check.score, check.depth_m) < 1e-4
 
@@ -181,11 +181,11 @@ def test_a_student_on_its_way_elsewhere_is_left_as_it_was() -> None:
 class Crooked(Student):
     """Says something else than its heads do."""
 
-    def answer(self, pictures: Tensor) -> Answer:
-        answer = super().answer(pictures)
-        for found in answer.detections:
+    def predict(self, pictures: Tensor) -> Prediction:
+        prediction = super().predict(pictures)
+        for found in prediction.detections:
             found.boxes.add_(0.01)
-        return answer
+        return prediction
 
 
 def test_a_program_that_finds_something_else_is_not_written(tmp_path: Path) -> None:
@@ -213,13 +213,13 @@ Told = tuple[Tensor, Tensor, Tensor, Tensor]
 def test_a_program_that_says_one_thing_otherwise_is_found_out(
     student: Student, change: Callable[[Tensor, Tensor, Tensor, Tensor], Told], message: str
 ) -> None:
-    program = DetectionProgram(student, (HEIGHT, WIDTH)).eval()
+    program = ExportableDetector(student, (HEIGHT, WIDTH)).eval()
     with pytest.raises(StudentError, match=message):
         compare(student, lambda picture: change(*program(picture)), PICTURES)
 
 
 def test_another_students_program_is_told_apart(student: Student) -> None:
-    other = DetectionProgram(build(TAUGHT, seed=1).eval(), (HEIGHT, WIDTH)).eval()
+    other = ExportableDetector(build(TAUGHT, seed=1).eval(), (HEIGHT, WIDTH)).eval()
     with pytest.raises(StudentError, match="the exported program"):
         compare(student, other, PICTURES)
 

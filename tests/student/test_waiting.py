@@ -20,9 +20,9 @@ from datalake.sample import Objects
 from student import detector
 from student.config import StudentConfig
 from student.detector import Student
-from student.heads import Found
 from student.labels import Labels
-from student.trunk import View
+from student.roi_heads import Found
+from student.trunk import TrunkFeatures
 from tests.student.students import HEIGHT, TAUGHT, WIDTH, generators, objects_of
 
 GPU = torch.device("cuda", 0)
@@ -132,7 +132,7 @@ def test_under_autocast_on_a_gpu_activations_stay_bfloat16(gpu: FakeGpu) -> None
     try:
         with gpu.mode:
             pictures = torch.empty(1, 3, HEIGHT, WIDTH, device=GPU)
-            view: View = student.backbone.trunk(pictures)
+            view: TrunkFeatures = student.backbone.trunk(pictures)
     finally:
         torch.set_autocast_enabled("cuda", was)
     assert {view.fine.dtype, *(one.dtype for one in view.coarse)} == {torch.bfloat16}

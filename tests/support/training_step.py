@@ -24,7 +24,7 @@ from student.distillation.batch import DetectionBatch
 from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.objective import DetectionObjective, LossWeights
 from student.layers import memory_format
-from student.proposals import Proposals
+from student.rpn import Proposals
 from teachers.card import read_card
 from teachers.classroom import Classroom, LocalClassroom
 from teachers.lidar import ARCHITECTURE, SpvnasTeacher

@@ -39,22 +39,22 @@ def mirrored(classes: Tensor) -> Tensor:
 
 @dataclass
 class LabelReader:
-    """A mask teacher that reads the labels, and then says what `answer` makes of them."""
+    """A mask teacher that reads the labels, and then says what `read` makes of them."""
 
     card: TeacherCard
-    answer: Answer
+    read: Answer
     network: nn.Module
 
     def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return classes of the top left of each picture: which pixels does not matter here."""
-        maps = [self.answer(truth_of(sample))[:height, :width] for sample in samples]
+        maps = [self.read(truth_of(sample))[:height, :width] for sample in samples]
         classes = torch.stack(maps)[:, None]
         return Target(tuple(sample.key for sample in samples), classes, torch.ones_like(classes, dtype=torch.bool))
 
     def confusion(self, samples: Sequence[Sample]) -> Confusion:
         """Return labels against answers."""
         truth = [truth_of(sample) for sample in samples]
-        return Confusion.of(torch.stack(truth), torch.stack([self.answer(each) for each in truth]), 4)
+        return Confusion.of(torch.stack(truth), torch.stack([self.read(each) for each in truth]), 4)
 
 
 def truth_of(sample: Sample) -> Tensor:

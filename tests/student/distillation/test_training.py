@@ -290,9 +290,9 @@ def test_every_worker_names_the_sample_of_the_worker_that_has_it(tmp_path: Path)
     run = Run(folder=str(tmp_path / "two"), some=some)
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(_stop, (run, f"{folder}/meeting", str(tmp_path)), nprocs=2)
-    told = [(tmp_path / f"told-{rank}").read_text() for rank in range(2)]
-    assert told[0] == told[1]
-    assert told[0].endswith("at segment_1 1 FRONT; look at that sample, or lower the learning rate")
+    predicted = [(tmp_path / f"told-{rank}").read_text() for rank in range(2)]
+    assert predicted[0] == predicted[1]
+    assert predicted[0].endswith("at segment_1 1 FRONT; look at that sample, or lower the learning rate")
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_the_perfect_prediction_has_one_and_the_mean_zero(seed: int, share: floa
 def test_many_batches_are_one_data_set(seed: int, batches: int, offset: float) -> None:
     random = torch.Generator().manual_seed(seed)
     scores = RegressionScores(3, position_mean := torch.randn(3, 4, 5, generator=random) + offset)
-    told, true, objects, position = [], [], [], []
+    predicted, true, objects, position = [], [], [], []
     for number in range(batches):
         target = random_target(seed + number, classes=False, share=0.7)
         # What is not valid must not matter, whatever it is.
@@ -149,11 +149,11 @@ def test_many_batches_are_one_data_set(seed: int, batches: int, offset: float) -
         prediction = (target.values + 0.5 * torch.randn(2, 3, 4, 5, generator=random)).where(target.valid, torch.inf)
         foreground = torch.rand(2, 1, 4, 5, generator=random) < 0.6
         scores.add(prediction, target, foreground)
-        told.append(rows_of(prediction, target.valid))
+        predicted.append(rows_of(prediction, target.valid))
         true.append(rows_of(target.values, target.valid))
         objects.append(foreground[target.valid].numpy())
         position.append(rows_of(position_mean.expand_as(prediction), target.valid))
-    p, t, on, at = (np.concatenate(parts) for parts in (told, true, objects, position))
+    p, t, on, at = (np.concatenate(parts) for parts in (predicted, true, objects, position))
     length = np.linalg.norm
     mean = t.mean(0)
     by_channel = 1 - ((p - t) ** 2).sum(0) / ((t - mean) ** 2).sum(0)

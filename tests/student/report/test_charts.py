@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from student.report.charts import arms, depth_errors, precision_recall, training_curves
-from student.report.colours import CLASS_COLOURS, SERIES, rgb
+from student.report.colors import CLASS_COLOURS, SERIES, rgb
 
 
 @dataclass(frozen=True)

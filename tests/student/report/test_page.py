@@ -78,7 +78,7 @@ def test_everything_is_escaped_and_well_formed(tmp_path: Path) -> None:
     assert "script" not in reader.tags
     # title, h1, heading, text, two captions, table cell, header, preformatted, and the figures' three names
     assert reader.words.count("<script>alert(") >= 10
-    assert [image["alt"] for image in reader.images] == [NASTY, NASTY]
+    assert [image["alt"] for one in reader.images] == [NASTY, NASTY]
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_an_array_becomes_a_jpeg_that_shows_it_and_a_chart_stays_a_png(tmp_path:
     page.picture(picture, "array")
     page.picture(chart, "chart")
     reader, _ = read(page, tmp_path)
-    jpeg, png = (str(image["src"]).split(",", 1) for image in reader.images)
+    jpeg, png = (str(one["src"]).split(",", 1) for one in reader.images)
     assert jpeg[0] == "data:image/jpeg;base64"
     assert png[0] == "data:image/png;base64"
     assert base64.b64decode(png[1]) == chart

@@ -8,9 +8,9 @@ import torch
 
 from datalake.sample import Objects
 from student.detections import CLASS_NAMES, Detections
-from student.report.colours import CLASS_COLOURS, INVALID, rgb
+from student.report.colors import CLASS_COLOURS, INVALID, rgb
 from student.report.pictures import (
-    Picture,
+    ImageArray,
     beside,
     colours_of_classes,
     colours_of_features,
@@ -31,13 +31,13 @@ def objects(*boxes: tuple[float, ...], depth_m: tuple[float, ...]) -> Objects:
     return Objects(torch.tensor(boxes), torch.ones(len(boxes), dtype=torch.int64), torch.tensor(depth_m))
 
 
-def border(picture: Picture, box: tuple[int, int, int, int]) -> Picture:
+def border(picture: ImageArray, box: tuple[int, int, int, int]) -> ImageArray:
     """The outermost pixels of a box, its upper edge aside: a label may stand there."""
     x0, y0, x1, y1 = box
     return np.concatenate((picture[y1 - 1, x0:x1], picture[y0:y1, x0], picture[y0:y1, x1 - 1]))
 
 
-def has(picture: Picture, colour: tuple[int, ...]) -> bool:
+def has(picture: ImageArray, colour: tuple[int, ...]) -> bool:
     return bool((picture == colour).all(-1).any())
 
 
@@ -228,7 +228,7 @@ def test_a_class_beyond_the_names_is_refused() -> None:
         colours_of_classes(torch.tensor([[7]]), torch.ones(1, 1, dtype=torch.bool))
 
 
-def filled(height: int, width: int, value: int) -> Picture:
+def filled(height: int, width: int, value: int) -> ImageArray:
     return np.full((height, width, 3), value, np.uint8)
 
 

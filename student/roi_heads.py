@@ -18,7 +18,7 @@ from student.detections import Detections
 from student.labels import Labels
 from student.matching import match_boxes
 from student.pooling import LevelPool, rois_of
-from student.proposals import Proposals
+from student.rpn import Proposals
 from student.sampling import sample
 from student.suppression import NOTHING, suppressed
 
@@ -53,9 +53,9 @@ class DepthHead(nn.Module):
         self._sees_box = config.preset == "classroom"
         inputs = config.head_width + (_GEOMETRY if self._sees_box else 0)
         self.hidden = nn.Linear(inputs, config.head_width // 2)
-        self.tell = nn.Linear(config.head_width // 2, config.classes)
+        self.predictor = nn.Linear(config.head_width // 2, config.classes)
         # Starts in the middle of the road rather than at the bumper.
-        nn.init.constant_(self.tell.bias, 0.7)
+        nn.init.constant_(self.predictor.bias, 0.7)
 
     def forward(self, features: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Return encoded depths float32 [N, M] of boxes [N, 4], whose pooled features are [N, C]."""
@@ -63,8 +63,8 @@ class DepthHead(nn.Module):
         if self._sees_box:
             features = torch.cat([features, _geometry(boxes, image_size)], 1)
         with torch.autocast(features.device.type, enabled=False):
-            told: Tensor = self.tell(self.hidden(features).relu())
-        return told
+            predicted: Tensor = self.predictor(self.hidden(features).relu())
+        return predicted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,11 +168,11 @@ class DepthRoIHeads(nn.Module):
         classes, images = rois.classes, len(rois.classes)
         rows = self._size * images
         positive, column = classes > 0, classes.clamp(min=0)
-        told = deltas.view(*classes.shape, -1, 4).gather(2, column[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
+        predicted = deltas.view(*classes.shape, -1, 4).gather(2, column[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
         truth = encode_boxes(rois.object_boxes, rois.boxes, _WEIGHTS)
         # Taken out before anything is computed from them: of what is not an object's there may be no logarithm.
-        told, truth = (torch.where(positive[..., None], values, 0.0) for values in (told, truth))
-        box = smooth_l1_loss(told, truth, beta=_BOX_BETA, reduction="sum")
+        predicted, truth = (torch.where(positive[..., None], values, 0.0) for values in (predicted, truth))
+        box = smooth_l1_loss(predicted, truth, beta=_BOX_BETA, reduction="sum")
         return {
             "classification": cross_entropy(logits, classes.flatten(), ignore_index=-1, reduction="sum") / rows,
             "box": box / rows,
@@ -181,11 +181,11 @@ class DepthRoIHeads(nn.Module):
 
     def _depth_loss(self, pooled: Tensor, rois: RoIs, image_size: tuple[int, int]) -> Tensor:
         known = (rois.classes > 0) & rois.depth_m.isfinite()
-        told = self.depth_head(pooled, rois.boxes.flatten(0, 1), image_size).view(*known.shape, -1)
-        told = told.gather(2, rois.classes.clamp(min=0)[..., None])[..., 0]
+        predicted = self.depth_head(pooled, rois.boxes.flatten(0, 1), image_size).view(*known.shape, -1)
+        predicted = predicted.gather(2, rois.classes.clamp(min=0)[..., None])[..., 0]
         truth = encode_depth(rois.depth_m, self._max_depth_m)
-        told, truth = (torch.where(known, values, 0.0) for values in (told, truth))
-        error = smooth_l1_loss(told, truth, beta=self._depth_beta, reduction="none").sum(1)
+        predicted, truth = (torch.where(known, values, 0.0) for values in (predicted, truth))
+        error = smooth_l1_loss(predicted, truth, beta=self._depth_beta, reduction="none").sum(1)
         return (error / known.sum(1).clamp(min=1)).mean()
 
     def find(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> Found:
@@ -204,8 +204,8 @@ class DepthRoIHeads(nn.Module):
 
     def depths_m(self, levels: Sequence[Tensor], rois: Tensor, classes: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Return the depths [K] of rois [K, 5] of these classes [K], told of final boxes as Mask R-CNN tells masks."""
-        told: Tensor = self.depth_head(self.box_head(self.pool(levels, rois)), rois[:, 1:], image_size)
-        return decode_depth(told.gather(1, classes[:, None])[:, 0], self._max_depth_m)
+        predicted: Tensor = self.depth_head(self.box_head(self.pool(levels, rois)), rois[:, 1:], image_size)
+        return decode_depth(predicted.gather(1, classes[:, None])[:, 0], self._max_depth_m)
 
     def detect(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> list[Detections]:
         """Return what is found in each image."""

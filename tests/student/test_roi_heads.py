@@ -17,9 +17,9 @@ from datalake.sample import Objects
 from student.config import AnchorShapes, StudentConfig
 from student.depth import encode_depth
 from student.detector import Student
-from student.heads import DepthHead, RoIs
 from student.labels import Labels, labels_on
-from student.proposals import Proposals
+from student.roi_heads import DepthHead, RoIs
+from student.rpn import Proposals
 from student.sampling import draw_keys
 from tests.student.students import HEIGHT, TINY, WIDTH, build, generators, objects_of, picture
 
@@ -36,7 +36,7 @@ def depth_gradient(student: Student, objects: Objects) -> Tensor:
     """Return the gradient of the depth loss with respect to the depth of each class, float32 [5, C]."""
     student.zero_grad()
     losses(student, objects)["depth"].backward()
-    gradient = student.heads.depth_head.tell.weight.grad
+    gradient = student.heads.depth_head.predictor.weight.grad
     assert gradient is not None
     return gradient.clone()
 
@@ -52,9 +52,9 @@ def test_half_a_pixel_more_is_another_distance_under_bfloat16_too() -> None:
     head, features = DepthHead(TINY), torch.rand(1, TINY.head_width)
     lower, higher = torch.tensor([[300.0, 100, 340, 160.0]]), torch.tensor([[300.0, 100, 340, 160.5]])
     with torch.autocast("cpu", torch.bfloat16):
-        told = [head(features, boxes, (256, 384)) for boxes in (lower, higher)]
-    assert not torch.equal(*told)
-    assert torch.equal(told[0], head(features, lower, (256, 384)))
+        predicted = [head(features, boxes, (256, 384)) for boxes in (lower, higher)]
+    assert not torch.equal(*predicted)
+    assert torch.equal(predicted[0], head(features, lower, (256, 384)))
 
 
 @pytest.mark.parametrize(("preset", "sees"), [("classroom", True), ("paper", False)])
@@ -63,8 +63,8 @@ def test_only_the_default_student_sees_where_the_box_is(preset: str, sees: bool)
     config = TINY if preset == "classroom" else StudentConfig.paper((), AnchorShapes())
     head, features = DepthHead(config), torch.rand(1, config.head_width)
     near, far = torch.tensor([[10.0, 30, 80, 64]]), torch.tensor([[40.0, 20, 44, 24]])
-    told = [head(features, boxes, (HEIGHT, WIDTH)) for boxes in (near, far)]
-    assert torch.equal(*told) != sees
+    predicted = [head(features, boxes, (HEIGHT, WIDTH)) for boxes in (near, far)]
+    assert torch.equal(*predicted) != sees
 
 
 def test_background_and_objects_of_unknown_depth_teach_no_depth() -> None:
@@ -79,7 +79,7 @@ def test_what_is_told_of_them_changes_nothing() -> None:
     student, objects = build(), objects_of((*CAR, 20.0), (*MAN, math.nan))
     before, gradient = losses(student, objects)["depth"], depth_gradient(student, objects)
     with torch.no_grad():
-        student.heads.depth_head.tell.bias[[0, 2]] += 1000
+        student.heads.depth_head.predictor.bias[[0, 2]] += 1000
     assert torch.equal(losses(student, objects)["depth"], before)
     assert torch.equal(depth_gradient(student, objects), gradient)
 
@@ -94,8 +94,8 @@ def test_without_a_known_depth_there_is_no_loss(rows: list[tuple[float, float, f
 def test_an_object_of_unknown_depth_is_still_detected_and_the_other_depth_counts_whole() -> None:
     student = build()
     with torch.no_grad():
-        student.heads.depth_head.tell.weight.zero_()
-        student.heads.depth_head.tell.bias.fill_(0.5)
+        student.heads.depth_head.predictor.weight.zero_()
+        student.heads.depth_head.predictor.bias.fill_(0.5)
     error = abs(0.5 - float(encode_depth(torch.tensor(20.0), 75.0)))
     expected = error - 0.025 if error > 0.05 else error**2 / 0.1
     known = losses(student, objects_of((*CAR, 20.0), (*MAN, 20.0)))
@@ -110,9 +110,9 @@ def test_an_object_of_unknown_depth_is_still_detected_and_the_other_depth_counts
 def test_the_loss_is_of_the_column_of_the_labels_class() -> None:
     student = build()
     with torch.no_grad():
-        student.heads.depth_head.tell.weight.zero_()
-        student.heads.depth_head.tell.bias[1] = float(encode_depth(torch.tensor(20.0), 75.0))
-        student.heads.depth_head.tell.bias[2] = float(encode_depth(torch.tensor(50.0), 75.0))
+        student.heads.depth_head.predictor.weight.zero_()
+        student.heads.depth_head.predictor.bias[1] = float(encode_depth(torch.tensor(20.0), 75.0))
+        student.heads.depth_head.predictor.bias[2] = float(encode_depth(torch.tensor(50.0), 75.0))
     right = losses(student, objects_of((*CAR, 20.0), (*MAN, 50.0)))["depth"]
     wrong = losses(student, objects_of((*CAR, 50.0), (*MAN, 20.0)))["depth"]
     assert float(right.detach()) == pytest.approx(0, abs=1e-6)
@@ -123,8 +123,8 @@ def test_detections_have_the_depth_of_their_class_in_metres() -> None:
     student = build(replace(TINY, min_score=0.0)).eval()
     depths = torch.tensor([1.0, 20.0, 30.0, 40.0, 50.0])
     with torch.no_grad():
-        student.heads.depth_head.tell.weight.zero_()
-        student.heads.depth_head.tell.bias.copy_(encode_depth(depths, 75.0))
+        student.heads.depth_head.predictor.weight.zero_()
+        student.heads.depth_head.predictor.bias.copy_(encode_depth(depths, 75.0))
     (found,) = student(picture(objects_of((*CAR, 20.0)))[None])
     assert len(found.boxes) > 0
     assert len(found.classes.unique()) > 1
@@ -210,8 +210,8 @@ def losses_one_by_one(student: Student, levels: list[Tensor], rois: RoIs) -> dic
         (positive,) = torch.where(classes > 0)
         coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
         truth = coder.encode_single(rois.object_boxes[image, there][positive], boxes[positive])
-        told = deltas.view(len(deltas), -1, 4)[positive, classes[positive]]
-        totals["box"] = totals["box"] + smooth_l1_loss(told, truth, beta=1 / 9, reduction="sum")
+        predicted = deltas.view(len(deltas), -1, 4)[positive, classes[positive]]
+        totals["box"] = totals["box"] + smooth_l1_loss(predicted, truth, beta=1 / 9, reduction="sum")
         depth_m = rois.depth_m[image, there]
         (known,) = torch.where((classes > 0) & depth_m.isfinite())
         if len(known):

@@ -13,7 +13,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from datalake.sample import Objects
 from student.config import StudentConfig
 from student.labels import labels_on
-from student.proposals import ProposalNetwork, anchor_generator
+from student.rpn import ProposalNetwork, anchor_generator
 from student.sampling import draw_keys, sample
 from tests.student.students import HEIGHT, TINY, WIDTH, generators, objects_of
 

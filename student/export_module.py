@@ -13,7 +13,7 @@ from student.detector import Student
 from student.pooling import rois_of
 
 
-class DetectionProgram(nn.Module):
+class ExportableDetector(nn.Module):
     """A student for pictures uint8 [1, 3, H, W] of one size. Its weights are the student's own, not copies."""
 
     anchors: Tensor

@@ -11,13 +11,13 @@ from torch import Tensor
 from datalake.sample import Sample
 from student.config import StudentError
 from student.detections import Detections
-from student.detector import Answer, Student
-from student.distillation.imitation import object_cells
+from student.detector import Prediction, Student
+from student.distillation.imitation import foreground_cells
 from student.evaluation.depth import DepthScores
 from student.evaluation.detection import DetectionScores
 from student.evaluation.imitation import ClassScores, RegressionScores
 from student.evaluation.proposals import ProposalRecall
-from student.examination import examine
+from student.evaluation.run import evaluate_student
 from teachers.classroom import LocalClassroom
 from tests.student.students import COLOURS, HEIGHT, SHADES, TAUGHT, WIDTH, ColourTeacher, samples, targets_of
 
@@ -36,14 +36,14 @@ def knowledge(sample: Sample) -> tuple[Detections, Tensor]:
 class Knowing(Student):
     """Answers pictures it has seen before from memory, and imitates colours a little worse from picture to picture."""
 
-    def answer(self, pictures: Tensor) -> Answer:
+    def predict(self, pictures: Tensor) -> Prediction:
         numbers = [next(i for i, one in enumerate(FIVE) if torch.equal(one.image, picture)) for picture in pictures]
         targets = targets_of([FIVE[number] for number in numbers], blind=0)
         blur = 0.1 * torch.tensor(numbers, dtype=torch.float32)[:, None, None, None]
         shades = torch.nn.functional.one_hot(targets["shades"].values[:, 0], 3).permute(0, 3, 1, 2).float()
-        said = {"colours": targets["colours"].values + blur, "shades": shades.roll(numbers[0] % 2, 1)}
+        branch_outputs = {"colours": targets["colours"].values + blur, "shades": shades.roll(numbers[0] % 2, 1)}
         known = [knowledge(FIVE[number]) for number in numbers]
-        return Answer([found for found, _ in known], [proposed for _, proposed in known], said)
+        return Prediction([found for found, _ in known], [proposed for _, proposed in known], branch_outputs)
 
 
 def classroom() -> LocalClassroom:
@@ -52,7 +52,7 @@ def classroom() -> LocalClassroom:
 
 def figures(student: Student, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
     mean = torch.full((3, *GRID), 0.5)
-    found = dict(examine(student, groups, classroom(), cell_means={"colours": mean}).figures)
+    found = dict(evaluate_student(student, groups, classroom(), cell_means={"colours": mean}).figures)
     assert found.pop("images_per_second") > 0
     return found
 
@@ -70,9 +70,9 @@ def test_every_figure_is_that_of_each_pictures_own_answer(student: Student) -> N
         detection.add(found, one.objects)
         depth.add(found, one.objects)
         proposals.add(proposed, one.objects)
-        said = student.answer(one.image[None]).said
-        colours.add(said["colours"], targets["colours"], object_cells(targets))
-        shades.add(said["shades"], targets["shades"])
+        branch_outputs = student.predict(one.image[None]).branch_outputs
+        colours.add(branch_outputs["colours"], targets["colours"], foreground_cells(targets))
+        shades.add(branch_outputs["shades"], targets["shades"])
     expected = {**detection.figures(), **proposals.figures(), **depth.figures()}
     for name, scores in (("colours", colours), ("shades", shades)):
         expected |= {f"imitation/{name}/{figure}": value for figure, value in scores.figures().items()}
@@ -89,10 +89,10 @@ def test_how_pictures_are_grouped_does_not_matter(student: Student) -> None:
 
 def test_an_answer_that_is_not_finite_is_refused_with_its_picture() -> None:
     class Spoilt(Knowing):
-        def answer(self, pictures: Tensor) -> Answer:
-            answer = super().answer(pictures)
-            answer.detections[1].depth_m.fill_(torch.nan)
-            return answer
+        def predict(self, pictures: Tensor) -> Prediction:
+            prediction = super().predict(pictures)
+            prediction.detections[1].depth_m.fill_(torch.nan)
+            return prediction
 
     with pytest.raises(StudentError, match=r"segment_1 1 FRONT: the student's depth_m is not finite"):
         figures(Spoilt(TAUGHT).eval(), [FIVE])
@@ -100,10 +100,10 @@ def test_an_answer_that_is_not_finite_is_refused_with_its_picture() -> None:
 
 def test_an_imitation_that_is_not_finite_is_refused_with_its_picture() -> None:
     class Spoilt(Knowing):
-        def answer(self, pictures: Tensor) -> Answer:
-            answer = super().answer(pictures)
-            answer.said["shades"][2] = torch.inf
-            return answer
+        def predict(self, pictures: Tensor) -> Prediction:
+            prediction = super().predict(pictures)
+            prediction.branch_outputs["shades"][2] = torch.inf
+            return prediction
 
     with pytest.raises(StudentError, match=r"segment_2 2 FRONT: the student's imitation of shades is not finite"):
         figures(Spoilt(TAUGHT).eval(), [FIVE])

@@ -14,8 +14,8 @@ from torch import Tensor
 from datalake.sample import Sample
 from student.config import StudentError
 from student.detections import Detections
-from student.detector import Answer, Student
-from student.distillation.imitation import object_cells
+from student.detector import Prediction, Student
+from student.distillation.imitation import foreground_cells
 from student.evaluation.depth import DepthScores
 from student.evaluation.detection import DetectionScores, PrecisionRecall
 from student.evaluation.imitation import ClassScores, RegressionScores
@@ -34,12 +34,12 @@ class Example:
 
     sample: Sample
     found: Detections
-    said: dict[str, Tensor]
+    branch_outputs: dict[str, Tensor]
     targets: dict[str, Target]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Examination:
+class EvaluationResult:
     """How good a student is.
 
     figures: `AP50`, `recall@100`, `depth/AbsRel` … and `imitation/<teacher>/R2` …, `images_per_second` (the student
@@ -57,7 +57,7 @@ class Examination:
 
 
 @torch.no_grad()
-def examine(
+def evaluate_student(
     student: Student,
     batches: Iterable[Sequence[Sample]],
     classroom: Classroom | None,
@@ -66,7 +66,7 @@ def examine(
     example_every: int = 0,
     bfloat16: bool = False,
     progress: Callable[[int], None] = lambda _samples: None,
-) -> Examination:
+) -> EvaluationResult:
     """Return how good the student, in eval mode, is on the samples.
 
     classroom: teachers that its branches are compared with; None: they are not
@@ -85,25 +85,25 @@ def examine(
         pictures = torch.stack([sample.image for sample in batch]).to(device)
         started = time.monotonic()
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            answer = student.answer(pictures)
+            prediction = student.predict(pictures)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds += time.monotonic() - started
-        _check_finite(batch, answer)
-        objects = object_cells(targets)
+        _check_finite(batch, prediction)
+        objects = foreground_cells(targets)
         for name, target in targets.items():
             scores = imitation[name]
             if isinstance(scores, RegressionScores):
-                scores.add(answer.said[name], target, objects)
+                scores.add(prediction.branch_outputs[name], target, objects)
             else:
-                scores.add(answer.said[name], target)
+                scores.add(prediction.branch_outputs[name], target)
         for place, sample in enumerate(batch):
-            found = answer.detections[place].to("cpu")
+            found = prediction.detections[place].to("cpu")
             detection.add(found, sample.objects)
             depth.add(found, sample.objects)
-            proposals.add(answer.proposals[place].cpu(), sample.objects)
+            proposals.add(prediction.proposals[place].cpu(), sample.objects)
             if example_every and samples % example_every == 0:
-                examples.append(_example(sample, found, place, answer.said, targets))
+                examples.append(_example(sample, found, place, prediction.branch_outputs, targets))
             samples += 1
         progress(samples)
     if not samples:
@@ -112,13 +112,13 @@ def examine(
     for name, scores in imitation.items():
         figures |= {f"imitation/{name}/{figure}": value for figure, value in scores.figures().items()}
     figures["images_per_second"] = samples / seconds
-    return Examination(samples, figures, detection.curves(), depth.pairs, examples)
+    return EvaluationResult(samples, figures, detection.curves(), depth.pairs, examples)
 
 
-def _check_finite(batch: Sequence[Sample], answer: Answer) -> None:
+def _check_finite(batch: Sequence[Sample], prediction: Prediction) -> None:
     for place, sample in enumerate(batch):
-        what = answer.detections[place].not_finite
-        for name, values in answer.said.items():
+        what = prediction.detections[place].not_finite
+        for name, values in prediction.branch_outputs.items():
             if what is None and not bool(values[place].isfinite().all()):
                 what = f"imitation of {name}"
         if what is not None:
@@ -140,13 +140,13 @@ def _imitation_scores(
 
 
 def _example(
-    sample: Sample, found: Detections, place: int, said: Mapping[str, Tensor], targets: Mapping[str, Target]
+    sample: Sample, found: Detections, place: int, branch_outputs: Mapping[str, Tensor], targets: Mapping[str, Target]
 ) -> Example:
     chosen = slice(place, place + 1)
     return Example(
         sample,
         found,
-        {name: values[place].float().cpu() for name, values in said.items()},
+        {name: values[place].float().cpu() for name, values in branch_outputs.items()},
         {
             name: Target(
                 target.keys[chosen],

@@ -132,8 +132,10 @@ class ProposalNetwork(nn.Module):
         )
         truth = encode_boxes(_rows(labels.boxes, matches.index.gather(1, drawn.index)), anchors[drawn.index], _WEIGHTS)
         # Taken out before anything is computed from them: of what is not an object's there may be no logarithm.
-        told, truth = (torch.where(positive[..., None], values, 0.0) for values in (_rows(deltas, drawn.index), truth))
-        boxes = smooth_l1_loss(told, truth, beta=_BETA, reduction="sum")
+        predicted, truth = (
+            torch.where(positive[..., None], values, 0.0) for values in (_rows(deltas, drawn.index), truth)
+        )
+        boxes = smooth_l1_loss(predicted, truth, beta=_BETA, reduction="sum")
         return found / anchors_looked_at, boxes / anchors_looked_at
 
 
