@@ -23,9 +23,9 @@ from datalake.plan import index_source, plan_segments
 from datalake.store import Store
 from datalake.waymo.protos import dataset_pb2
 from datalake.waymo.tfrecord import RecordFile, Slot, write_records
-from pipelines.curriculum import Frames
-from pipelines.settings import Train
+from pipelines.data import Frames
 from pipelines.train import run as run_training
+from pipelines.train_config import TrainConfig
 from student.checkpoint import read_student
 from student.evaluation.run import evaluate_student
 from training.loop import LoopConfig
@@ -78,7 +78,7 @@ def run(options: Options, console: Console) -> int:
     for seed in options.seeds:
         out = str((options.output / f"student-{seed}").absolute())
         # At 384 pixels half of the real boxes are smaller than any anchor can be on a grid of 4 pixels.
-        config = Train(lake=url, out=out, seed=seed, min_anchor_recall=0.2, loop=LoopConfig(steps=options.steps))
+        config = TrainConfig(lake=url, out=out, seed=seed, min_anchor_recall=0.2, loop=LoopConfig(steps=options.steps))
         run_training(config, console)
         student, _ = read_student(out)
         for split in _PARTS:

@@ -30,14 +30,14 @@ from rich.console import Console
 from datalake.children import process_pool
 from datalake.commit import LakeError
 from pipelines.classrooms import look_at_points, open_classroom, parse_teachers, read_cards
-from pipelines.curriculum import check_splits, check_strangers
+from pipelines.data import check_disjoint_splits, check_no_leakage
 from pipelines.device import device_of
-from pipelines.place import absolute
+from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from pipelines.settings import Train, settings_of
-from pipelines.stop import stoppable
-from pipelines.syllabus import plan_training
+from pipelines.signals import stoppable
 from pipelines.train import train_worker
+from pipelines.train_config import TrainConfig, run_fingerprint
+from pipelines.train_setup import prepare_training
 from student.checkpoint import read_student
 from student.config import StudentError
 from student.evaluation.imitation import CellMean
@@ -64,12 +64,12 @@ def _at_a_time() -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablate:
+class AblateConfig:
     """Train the same student with and without its teachers, and compare."""
 
     # How each student is trained; `--train.lake`, `--train.out` and `--train.teachers` are those of the study. The
     # arms set seed, rate and whom the student hears.
-    train: Train
+    train: TrainConfig
     # The arms; by default all: none, classroom, each teacher alone, shuffled.
     arms: tuple[str, ...] = ()
     # Seeds of every arm.
@@ -92,12 +92,12 @@ class Job:
 
     arm: str
     fraction: float
-    config: Train
+    config: TrainConfig
     examined: str
     threads: int
 
 
-def jobs_of(study: Ablate) -> list[Job]:
+def jobs_of(study: AblateConfig) -> list[Job]:
     """Return the students to train, one seed after the other so that what is there is comparable at any time.
 
     Raises StudentError for an unknown arm or rate, and where two students would be one in folders and tables.
@@ -165,7 +165,7 @@ def finished(job: Job) -> dict[str, float] | None:
     folder = RunDir(job.config.out)
     if (done := folder.read(_kept(job))) is None:
         return None
-    settings = settings_of(job.config, device_of(job.config.device))
+    settings = run_fingerprint(job.config, device_of(job.config.device))
     fingerprint = read_student(job.config.out)[1].fingerprint
     # The student's architecture, which it has as well, follows from the settings.
     check_same_run(folder.place(CHECKPOINT_FILE), {name: fingerprint.get(name) for name in settings}, settings)
@@ -182,17 +182,17 @@ def work(job: Job) -> dict[str, float]:
     """Train and examine one student, from its checkpoint if there is one; return its figures."""
     torch.set_num_threads(job.threads)
     silent = Console(file=sys.stderr, quiet=True)
-    syllabus = plan_training(job.config, silent, lambda *_: None)
+    plan = prepare_training(job.config, silent, lambda *_: None)
     with run_lock(job.config.out):
-        trained = train_worker(syllabus, Distributed(device=device_of(job.config.device)))
+        trained = train_worker(plan, Distributed(device=device_of(job.config.device)))
     figures = {
         **_examined(job),
         "training/seconds": trained.seconds,
         "training/steps": float(trained.steps),
         "training/pictures": float(trained.steps * job.config.batch),
-        "training/labelled_pictures": float(trained.steps * syllabus.labelled),
-        "training/labelled_segments": float(len(syllabus.labelled_segments)),
-        "training/segments": float(len(syllabus.labelled_segments | syllabus.unlabelled_segments)),
+        "training/labelled_pictures": float(trained.steps * plan.labelled),
+        "training/labelled_segments": float(len(plan.labelled_segments)),
+        "training/segments": float(len(plan.labelled_segments | plan.unlabelled_segments)),
         "training/learning_rate": job.config.optimizer.learning_rate,
     }
     RunDir(job.config.out).write(_kept(job), json.dumps(figures, indent=1, allow_nan=False).encode())
@@ -229,18 +229,18 @@ def _examined(job: Job) -> dict[str, float]:
     return result.figures
 
 
-def opened(study: Ablate) -> Ablate:
+def opened(study: AblateConfig) -> AblateConfig:
     """Return the study of the lake as it is now: a snapshot that is published meanwhile changes none of its students.
 
     Raises LakeError or TeacherError where somebody would be examined on what he was trained on.
     """
     lake = study.train.open_lake(study.train.snapshot)
-    check_splits(lake, study.train.split, study.examined)
-    check_strangers(read_cards(parse_teachers(study.train.teachers)), lake, [study.train.split, study.examined])
+    check_disjoint_splits(lake, study.train.split, study.examined)
+    check_no_leakage(read_cards(parse_teachers(study.train.teachers)), lake, [study.train.split, study.examined])
     return replace(study, train=replace(study.train, snapshot=lake.snapshot))
 
 
-def run(study: Ablate, console: Console) -> int:
+def run(study: AblateConfig, console: Console) -> int:
     """Train and compare, print the tables, and return the exit status 0."""
     out = absolute(study.train.out)
     jobs = jobs_of(opened(study))
@@ -295,7 +295,7 @@ def _write(out: str, results: Results, split: str) -> None:
 
 def main() -> None:
     """Run from the command line; bad input ends in one line and status 2, a signal in one and 128 + its number."""
-    study = tyro.cli(Ablate, description=__doc__)
+    study = tyro.cli(AblateConfig, description=__doc__)
     try:
         with stoppable("ablate"):
             status = run(study, Console())

@@ -17,7 +17,7 @@ from datalake.commit import LakeError
 from datalake.lake import open_lake
 from datalake.side_table import missing_segments
 from pipelines.device import device_of
-from pipelines.place import absolute
+from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from teachers.cached import cache_segment, origin_of
 from teachers.card import TeacherError, read_card
@@ -25,7 +25,7 @@ from teachers.load import load_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheTargets:
+class CacheTargetsConfig:
     """Ask a teacher of classes about every picture of a split once, and keep what it says as a table of the lake."""
 
     # The lake: a local path, s3:// or gs://.
@@ -44,7 +44,7 @@ class CacheTargets:
     device: str = "auto"
 
 
-def run(config: CacheTargets, console: Console) -> int:
+def run(config: CacheTargetsConfig, console: Console) -> int:
     """Cache what is missing, print a closing line, and return the exit status 0."""
     if min(*config.grid, *config.image_size) < 1:
         raise TeacherError(f"--grid {config.grid}, --image-size {config.image_size}: expected at least 1 each")
@@ -85,7 +85,7 @@ def run(config: CacheTargets, console: Console) -> int:
 
 def main() -> None:
     """Run from the command line; bad input ends in one line and exit status 2."""
-    config = tyro.cli(CacheTargets, description=__doc__)
+    config = tyro.cli(CacheTargetsConfig, description=__doc__)
     try:
         status = run(config, Console())
     except (LakeError, TeacherError, OSError) as error:

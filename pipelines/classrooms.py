@@ -12,7 +12,7 @@ from torch import Tensor
 from datalake.lake import Lake
 from datalake.sample import Sample
 from datalake.waymo.frame import CAMERAS
-from pipelines.curriculum import Frames
+from pipelines.data import Frames
 from teachers import lidar
 from teachers.cached import CachedTeacher
 from teachers.card import TeacherCard, TeacherError, read_card

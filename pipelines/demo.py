@@ -41,13 +41,13 @@ from pipelines import evaluate, train, train_teachers
 from pipelines.build_lake import summary
 from pipelines.classrooms import answer_ahead, look_at_points, read_cards
 from pipelines.cluster import cluster
-from pipelines.curriculum import Frames
+from pipelines.data import Frames
 from pipelines.device import device_of
-from pipelines.place import cluster_address
+from pipelines.paths import cluster_address
 from pipelines.progress import ProgressBar
-from pipelines.settings import Train
-from pipelines.stop import stoppable
-from pipelines.train_teachers import TeacherName, TrainTeachers
+from pipelines.signals import stoppable
+from pipelines.train_config import TrainConfig
+from pipelines.train_teachers import TeacherName, TrainTeachersConfig
 from student.config import StudentConfig, StudentError
 from student.report.page import Page
 from teachers.card import CARD_FILE, WEIGHTS_FILE, TeacherError
@@ -66,7 +66,7 @@ _EXAMINED, _MEASURED = 40, 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class DemoConfig:
     """Simulate drives, build their lake, train teachers and a student, and look at what came of it."""
 
     # Drives, lake, teachers, student and report go here.
@@ -98,7 +98,7 @@ class Demo:
         return self.store.rstrip("/") if self.store else str(self.out.absolute())
 
 
-def run(config: Demo, console: Console) -> int:
+def run(config: DemoConfig, console: Console) -> int:
     """Run every step and return the exit status: 0 only if every segment is committed and verified."""
     if re.match(r"[a-z0-9+]+:/", str(config.out)):
         raise LakeError(f"--out {config.out}: trainings keep files of their own in a local folder; --store takes a URL")
@@ -120,7 +120,7 @@ def run(config: Demo, console: Console) -> int:
     student = f"{config.place}/student"
     console.print("\n[bold]the student[/]")
     train.run(
-        Train(
+        TrainConfig(
             lake=lake_url,
             out=student,
             teachers=named,
@@ -131,7 +131,7 @@ def run(config: Demo, console: Console) -> int:
         ),
         console,
     )
-    examined = evaluate.Evaluate(
+    examined = evaluate.EvaluateConfig(
         checkpoint=student,
         lake=lake_url,
         teachers=named,
@@ -148,7 +148,7 @@ def run(config: Demo, console: Console) -> int:
     return 0
 
 
-def build(config: Demo, lake_url: str, console: Console) -> bool:
+def build(config: DemoConfig, lake_url: str, console: Console) -> bool:
     """Simulate the drives and build their lake; return whether every segment is committed."""
     drives = DriveConfig(cameras=config.cameras, frame_rate_hz=_FRAME_RATE_HZ)
     complete = True
@@ -177,14 +177,14 @@ def build(config: Demo, lake_url: str, console: Console) -> bool:
     return complete
 
 
-def teach(config: Demo, lake_url: str, answers: Path, console: Console) -> dict[str, Path]:
+def teach(config: DemoConfig, lake_url: str, answers: Path, console: Console) -> dict[str, Path]:
     """Train the teachers side by side, each on its share of the cores; return name -> folder.
 
     answers: folder in which they leave what they say of every frame that a student will see; nobody has to wait for
     them then
     """
     folder = (config.out / "teachers").absolute()
-    base = TrainTeachers(
+    base = TrainTeachersConfig(
         lake=lake_url,
         out=str(folder),
         train_split="teach",
@@ -218,7 +218,7 @@ def teach(config: Demo, lake_url: str, answers: Path, console: Console) -> dict[
     return {name: folder / name for name in _TEACHERS}
 
 
-def _published(name: str, folder: Path, config: Demo) -> str:
+def _published(name: str, folder: Path, config: DemoConfig) -> str:
     """Return where the demo's student finds a teacher: trainings of teachers need a local folder, readers do not."""
     if config.store is None:
         return str(folder)
@@ -228,7 +228,7 @@ def _published(name: str, folder: Path, config: Demo) -> str:
     return place.url
 
 
-def _hold(course: TrainTeachers, answers: Path) -> str:
+def _hold(course: TrainTeachersConfig, answers: Path) -> str:
     """Train one teacher and let it answer, in a process of its own; return what it printed of the training."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(_TEACHERS)))
     output = io.StringIO()
@@ -242,7 +242,7 @@ def _hold(course: TrainTeachers, answers: Path) -> str:
     return "\n".join(lines[first:])
 
 
-def _asked(course: TrainTeachers, *, points: bool = False) -> list[Frames]:
+def _asked(course: TrainTeachersConfig, *, points: bool = False) -> list[Frames]:
     """Return the frames that a student will ask about: those it learns from, and those it is examined on."""
     lake = open_lake(course.lake)
     return [
@@ -257,7 +257,7 @@ def _steps_done(folder: Path) -> int:
     return history.read_bytes().count(b"\n") if history.exists() else 0
 
 
-def _simulate(config: Demo, drives: DriveConfig, split: str, bar: ProgressBar) -> list[str]:
+def _simulate(config: DemoConfig, drives: DriveConfig, split: str, bar: ProgressBar) -> list[str]:
     segments = {"teach": config.teach_segments, "train": config.train_segments, "val": config.val_segments}[split]
     done = 0
 
@@ -296,7 +296,7 @@ def _fill_page(page: Page, lake: Lake, out: Path) -> None:
 
 def main() -> None:
     """Run from the command line; bad input ends in one line and status 2, a signal in one and 128 + its number."""
-    config = tyro.cli(Demo, description=__doc__)
+    config = tyro.cli(DemoConfig, description=__doc__)
     try:
         with stoppable("demo"):
             status = run(config, Console())

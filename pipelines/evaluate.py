@@ -29,9 +29,9 @@ from datalake.commit import LakeError
 from datalake.lake import Lake, open_lake
 from datalake.sample import Sample
 from pipelines.classrooms import look_at_points, open_classroom, parse_teachers, read_cards
-from pipelines.curriculum import Frames, check_splits, check_strangers
+from pipelines.data import Frames, check_disjoint_splits, check_no_leakage
 from pipelines.device import decoding_threads, device_of
-from pipelines.place import absolute
+from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from student.checkpoint import read_student
 from student.config import StudentError
@@ -64,7 +64,7 @@ Tell = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class EvaluateConfig:
     """Examine a student on frames that neither it nor its teachers were trained on."""
 
     # The folder that a training wrote to: a local path or any fsspec URL.
@@ -104,7 +104,7 @@ class Evaluated:
     report: str
 
 
-def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = lambda _page: None) -> Evaluated:
+def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], None] = lambda _page: None) -> Evaluated:
     """Examine the student, write figures and page, and with `export` the student; progress goes to the console.
 
     more: called with the page when the evaluation is on it, to add what else there is to show
@@ -178,7 +178,7 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
     return Evaluated(evaluation=evaluation, step=checkpoint.step, report=out.place(REPORT_FILE))
 
 
-def run(config: Evaluate, console: Console, more: Callable[[Page], None] = lambda _page: None) -> int:
+def run(config: EvaluateConfig, console: Console, more: Callable[[Page], None] = lambda _page: None) -> int:
     """Examine, print the chief figures and the page's path, and return the exit status 0; see `evaluate`."""
     evaluated = evaluate(config, console, more)
     console.print(summary(evaluated))
@@ -200,7 +200,7 @@ def summary(evaluated: Evaluated) -> Table:
 
 
 def _check(
-    config: Evaluate,
+    config: EvaluateConfig,
     student: Student,
     checkpoint: Checkpoint,
     lake: Lake,
@@ -224,12 +224,12 @@ def _check(
                 " the teacher that it was trained with"
             )
     _check_unseen(config, checkpoint, lake, console)
-    check_strangers(cards, lake, [config.split])
+    check_no_leakage(cards, lake, [config.split])
     if any(card.kind == "continuous" for card in cards.values()):
-        check_splits(lake, config.train_split, config.split)
+        check_disjoint_splits(lake, config.train_split, config.split)
 
 
-def _check_unseen(config: Evaluate, checkpoint: Checkpoint, lake: Lake, console: Console) -> None:
+def _check_unseen(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, console: Console) -> None:
     """Raise LakeError where the student was trained on a segment that it is to be examined on."""
     url, snapshot, split = (checkpoint.fingerprint.get(name) for name in ("lake", "snapshot", "split"))
     if not isinstance(url, str) or not isinstance(snapshot, int) or not isinstance(split, str):
@@ -256,14 +256,14 @@ def _learned_from(checkpoint: Checkpoint, teacher: str) -> object:
     return checkpoint.fingerprint.get(f"teacher.{teacher}")
 
 
-def _export(config: Evaluate, student: Student, frames: Frames, out: RunDir) -> dict[str, float]:
+def _export(config: EvaluateConfig, student: Student, frames: Frames, out: RunDir) -> dict[str, float]:
     """Write the student by itself, checked on a few pictures of the split; return the check's figures."""
     batches, _ = _batches(replace(frames, points=False), replace(config, samples=_EXPORT_PICTURES))
     return export_student(student, out.url, [sample.image for batch in batches for sample in batch]).figures()
 
 
 def _cell_means(
-    config: Evaluate, frames: Frames, cards: Mapping[str, TeacherCard], classroom: Classroom, tell: Tell
+    config: EvaluateConfig, frames: Frames, cards: Mapping[str, TeacherCard], classroom: Classroom, tell: Tell
 ) -> dict[str, Tensor]:
     """Return the mean of each cell over samples of the training split, for each teacher of numbers."""
     means = {
@@ -281,7 +281,7 @@ def _cell_means(
     return {name: mean.values() for name, mean in means.items()}
 
 
-def _batches(frames: Frames, config: Evaluate) -> tuple[Iterable[Sequence[Sample]], int]:
+def _batches(frames: Frames, config: EvaluateConfig) -> tuple[Iterable[Sequence[Sample]], int]:
     """Return batches of all samples, or of `samples` from everywhere in the split, and how many samples these are."""
     in_order = frames.stream(config.batch, shuffle=False)
     if config.samples is None or config.samples >= in_order.epoch_samples:
@@ -295,7 +295,7 @@ def _grouped(samples: Iterator[Sample], batch: int) -> Iterator[list[Sample]]:
         yield group
 
 
-def _frames(config: Evaluate, checkpoint: Checkpoint, lake: Lake, points: bool, console: Console) -> Frames:
+def _frames(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, points: bool, console: Console) -> Frames:
     """Return the frames to examine on, seen as in the training unless asked otherwise, which the reader is told.
 
     Raises StudentError where the checkpoint does not say how the training saw them.
@@ -353,7 +353,7 @@ def _described(device: torch.device) -> str:
 
 def main() -> None:
     """Run from the command line; bad input ends in one line and exit status 2."""
-    config = tyro.cli(Evaluate, description=__doc__)
+    config = tyro.cli(EvaluateConfig, description=__doc__)
     try:
         status = run(config, Console())
     except (LakeError, TeacherError, TrainingError, StudentError, OSError) as error:

@@ -25,7 +25,7 @@ from datalake.lake import Lake, open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
 from pipelines.device import device_of
-from pipelines.place import absolute
+from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from teachers.card import TeacherCard, TeacherError, TrainingData
 from teachers.confusion import Confusion
@@ -40,7 +40,7 @@ TeacherName = Literal["spvcnn", "mask_rcnn"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTeachers:
+class TrainTeachersConfig:
     """Train SPVCNN on point labels and Mask R-CNN on panoptic labels, and examine them on other segments."""
 
     # The lake: a local path, s3:// or gs://.
@@ -73,7 +73,7 @@ class TrainTeachers:
     mask_rcnn: MaskRcnnTrainConfig = field(default_factory=MaskRcnnTrainConfig)
 
 
-def run(config: TrainTeachers, console: Console) -> int:
+def run(config: TrainTeachersConfig, console: Console) -> int:
     """Train, print each teacher's figures, and return the exit status 0."""
     lake = open_lake(absolute(config.lake), config.snapshot)
     out = absolute(config.out)
@@ -97,7 +97,7 @@ def run(config: TrainTeachers, console: Console) -> int:
 
 
 def teacher_data(
-    lake: Lake, config: TrainTeachers, *, points: bool, progress: Callable[[str, int, int, str], None]
+    lake: Lake, config: TrainTeachersConfig, *, points: bool, progress: Callable[[str, int, int, str], None]
 ) -> TeacherData:
     """Return the samples to train and to examine on. Raises LakeError or TrainingError where the splits do not do.
 
@@ -172,7 +172,7 @@ def _length(card: TeacherCard) -> str:
     return f"{card.figures['training/steps']:,.0f} steps in {card.figures['training/seconds']:,.0f} s"
 
 
-def _fingerprint(config: TrainTeachers, lake: Lake) -> dict[str, str | int | float | bool | None]:
+def _fingerprint(config: TrainTeachersConfig, lake: Lake) -> dict[str, str | int | float | bool | None]:
     return {
         "lake": lake.store.url,
         "snapshot": lake.snapshot,
@@ -185,7 +185,7 @@ def _fingerprint(config: TrainTeachers, lake: Lake) -> dict[str, str | int | flo
 
 def main() -> None:
     """Run from the command line; bad input ends in one line and exit status 2."""
-    config = tyro.cli(TrainTeachers, description=__doc__)
+    config = tyro.cli(TrainTeachersConfig, description=__doc__)
     try:
         status = run(config, Console())
     except (LakeError, TeacherError, TrainingError, OSError) as error:

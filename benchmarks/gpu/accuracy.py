@@ -15,7 +15,7 @@ from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.throughput import Setting, students_at_once
 from benchmarks.gpu.workplace import Workplace
 from pipelines.classrooms import answer_ahead, look_at_points, read_cards
-from pipelines.curriculum import Frames
+from pipelines.data import Frames
 from student.config import StudentConfig
 
 # The arms of the ablation, and the names of their figures.

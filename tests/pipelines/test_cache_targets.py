@@ -12,7 +12,7 @@ from datalake.build import BuildConfig
 from datalake.lake import Lake, open_lake
 from datalake.side_table import SideCommit, read_side_commits
 from datalake.synthetic import DriveConfig, write_drives
-from pipelines.cache_targets import CacheTargets, main, run
+from pipelines.cache_targets import CacheTargetsConfig, main, run
 from teachers.cached import CachedTeacher
 from teachers.card import WEIGHTS_FILE, read_card
 from tests.lakes import build_files
@@ -39,15 +39,15 @@ def lake(sources: list[str], tmp_path: Path) -> Lake:
     return build_files(str(tmp_path / "lake"), sources, BuildConfig(cameras=("FRONT",))).lake
 
 
-def settings(lake: Lake, teacher: str) -> CacheTargets:
-    return CacheTargets(lake=lake.store.root, teacher=teacher, grid=(16, 24), image_size=(96, 64), device="cpu")
+def settings(lake: Lake, teacher: str) -> CacheTargetsConfig:
+    return CacheTargetsConfig(lake=lake.store.root, teacher=teacher, grid=(16, 24), image_size=(96, 64), device="cpu")
 
 
 def parts(lake: Lake) -> list[SideCommit | None]:
     return read_side_commits(lake.store, "teacher_mask_rcnn", lake.commits)
 
 
-def branch_outputs(config: CacheTargets, capsys: pytest.CaptureFixture[str]) -> str:
+def branch_outputs(config: CacheTargetsConfig, capsys: pytest.CaptureFixture[str]) -> str:
     """Return the closing line of a run that went well."""
     assert run(config, Console(width=200)) == 0
     return capsys.readouterr().out.strip().splitlines()[-1]

@@ -22,7 +22,7 @@ from pipelines.classrooms import (
     parse_teachers,
     read_cards,
 )
-from pipelines.curriculum import Frames
+from pipelines.data import Frames
 from teachers.card import TeacherCard, TeacherError
 from teachers.classroom import LocalClassroom
 from teachers.remembered import RememberedTeacher, remembered_total

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from datalake.commit import LakeError
 from datalake.lake import open_lake
-from pipelines.demo import Demo, run
+from pipelines.demo import DemoConfig, run
 from teachers.card import read_card
 from training.checkpoint import load_checkpoint
 from training.run_dir import RunDir
@@ -127,4 +127,4 @@ def test_bad_arguments_end_in_one_line_and_status_2(tmp_path: Path) -> None:
 
 def test_a_store_as_the_local_folder_is_refused() -> None:
     with pytest.raises(LakeError, match="--store takes a URL"):
-        run(Demo(out=Path("s3://bucket/demo")), Console(quiet=True))
+        run(DemoConfig(out=Path("s3://bucket/demo")), Console(quiet=True))

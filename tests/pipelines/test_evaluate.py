@@ -16,8 +16,8 @@ from datalake.build import BuildConfig
 from datalake.lake import open_lake
 from datalake.synthetic import DriveConfig, write_drives
 from pipelines import train
-from pipelines.evaluate import METRICS_FILE, REPORT_FILE, Evaluate, evaluate, main, run
-from pipelines.settings import Train
+from pipelines.evaluate import METRICS_FILE, REPORT_FILE, EvaluateConfig, evaluate, main, run
+from pipelines.train_config import TrainConfig
 from student.checkpoint import read_student
 from student.export import PROGRAM_FILE, WEIGHTS_FILE, load_exported
 from teachers.card import TrainingData, read_card, write_card
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sources = write_drives(str(folder / split), drives, segments=segments, frames=FRAMES, seed=seed)
         build_files(str(folder / "lake"), sources, BuildConfig(split=split, cameras=("FRONT",)))
     lidar_folder(folder / "teacher")
-    config = Train(
+    config = TrainConfig(
         lake=str(folder / "lake"),
         out=str(folder / "run"),
         teachers=(f"lidar={folder / 'teacher'}",),
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(folder: Path, **more: object) -> Evaluate:
+def settings(folder: Path, **more: object) -> EvaluateConfig:
     """Return an examination beside the teacher."""
     known = {
         "checkpoint": str(folder / "run"),
@@ -65,7 +65,7 @@ def settings(folder: Path, **more: object) -> Evaluate:
         "batch": 3,
         "device": "cpu",
     }
-    return Evaluate(**{**known, **more})  # type: ignore[arg-type]
+    return EvaluateConfig(**{**known, **more})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

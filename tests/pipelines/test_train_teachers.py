@@ -16,7 +16,7 @@ from datalake.build import BuildConfig
 from datalake.lake import open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.synthetic import DriveConfig, write_drives
-from pipelines.train_teachers import TeacherName, TrainTeachers, main, run
+from pipelines.train_teachers import TeacherName, TrainTeachersConfig, main, run
 from teachers.card import read_card
 from teachers.classes import MASK_CLASSES
 from teachers.load import load_teacher
@@ -48,11 +48,11 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "lake")
 
 
-def settings(lake: str, out: Path) -> TrainTeachers:
+def settings(lake: str, out: Path) -> TrainTeachersConfig:
     """Return the tiny training that `arguments` asks for."""
     loop = LoopConfig(steps=14, warmup=0.1, checkpoint_every=2, precision="float32")
     optimizer = OptimizerConfig(learning_rate=2e-3)
-    return TrainTeachers(
+    return TrainTeachersConfig(
         lake=lake,
         out=str(out),
         image_size=(96, 64),

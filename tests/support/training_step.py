@@ -17,7 +17,7 @@ from torch import Tensor
 from datalake.lake import Lake
 from datalake.loader import SampleStream
 from datalake.sample import Sample
-from pipelines.curriculum import Frames
+from pipelines.data import Frames
 from student.config import BranchSpec, StudentConfig
 from student.detector import Student
 from student.distillation.batch import DetectionBatch

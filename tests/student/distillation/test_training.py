@@ -300,7 +300,7 @@ def test_a_batch_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:
         Run(folder=str(tmp_path), unlabelled=3).train(Distributed(size=2))
 
 
-def _work(rank: int, run: Run, meeting: str) -> None:
+def _ray_worker(rank: int, run: Run, meeting: str) -> None:
     """One of two workers."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
@@ -313,7 +313,7 @@ def _work(rank: int, run: Run, meeting: str) -> None:
 def _stop(rank: int, run: Run, meeting: str, folder: str) -> None:
     """One of two workers, whose training stops; writes down why."""
     with pytest.raises(TrainingError) as stopped:
-        _work(rank, run, meeting)
+        _ray_worker(rank, run, meeting)
     (Path(folder) / f"told-{rank}").write_text(str(stopped.value))
     # The error is still kept. A thread of the group's that lived on could abort the process at its end.
     names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
@@ -328,7 +328,7 @@ def test_two_workers_do_what_one_does(tmp_path: Path) -> None:
     Run(folder=str(tmp_path / "one"), config=config, optimizer=optimizer).train()
     run = Run(folder=str(tmp_path / "two"), config=config, optimizer=optimizer)
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_work, (run, f"{folder}/meeting"), nprocs=2)
+        multiprocessing.spawn(_ray_worker, (run, f"{folder}/meeting"), nprocs=2)
     one, two = log(tmp_path / "one"), log(tmp_path / "two")
     assert [line["step"] for line in two] == list(range(20))
     for first, second in zip(one, two, strict=True):

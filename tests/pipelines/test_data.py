@@ -16,14 +16,14 @@ from datalake.commit import LakeError
 from datalake.lake import Lake
 from datalake.loader import SampleStream
 from datalake.sample import Sample
-from pipelines.curriculum import (
+from pipelines.data import (
     Frames,
-    check_splits,
-    check_strangers,
+    check_disjoint_splits,
+    check_no_leakage,
     labelled_segments,
     mixed_batches,
     read_boxes,
-    spare_places,
+    unlabelled_per_batch,
 )
 from student.config import StudentError
 from teachers.card import TeacherError, TrainingData
@@ -139,7 +139,7 @@ def test_two_workers_see_together_what_one_sees(drive_lake: Lake) -> None:
 def test_unlabelled_pictures_get_the_places_that_labelled_ones_do_not_need(
     batch: int, steps: int, labelled: int
 ) -> None:
-    spare = spare_places(batch, steps, labelled)
+    spare = unlabelled_per_batch(batch, steps, labelled)
     assert 0 <= spare <= batch // 2
     visits = (batch - spare) * steps / labelled
     assert visits >= 20 or spare == 0
@@ -149,8 +149,8 @@ def test_unlabelled_pictures_get_the_places_that_labelled_ones_do_not_need(
 
 @given(batch=st.integers(1, 8), workers=st.integers(1, 4), steps=st.integers(1, 1000), labelled=st.integers(1, 1000))
 def test_each_worker_gets_as_many_unlabelled_pictures(batch: int, workers: int, steps: int, labelled: int) -> None:
-    spare = spare_places(batch * workers, steps, labelled, workers)
-    alone = spare_places(batch * workers, steps, labelled)
+    spare = unlabelled_per_batch(batch * workers, steps, labelled, workers)
+    alone = unlabelled_per_batch(batch * workers, steps, labelled)
     assert spare % workers == 0
     assert alone - workers < spare <= alone
 
@@ -185,10 +185,10 @@ def test_no_segment_may_have_taught_the_teacher(drive_lake: Lake) -> None:
     own = names(drive_lake)[1]
     stranger = lidar_card()
     taught = replace(stranger, data=TrainingData(lake="/lake", snapshot=1, segments={"val": (own, "other")}))
-    check_strangers({"spvcnn": stranger, "public": replace(stranger, data=None)}, drive_lake, ["train"])
-    check_strangers({"spvcnn": taught}, drive_lake, ["val"])
+    check_no_leakage({"spvcnn": stranger, "public": replace(stranger, data=None)}, drive_lake, ["train"])
+    check_no_leakage({"spvcnn": taught}, drive_lake, ["val"])
     with pytest.raises(TeacherError, match=f"spvcnn was trained on 1 of the student's .*, e.g. {own} of split train"):
-        check_strangers({"public": stranger, "spvcnn": taught}, drive_lake, ["train"])
+        check_no_leakage({"public": stranger, "spvcnn": taught}, drive_lake, ["train"])
 
 
 def test_no_segment_may_be_in_both_splits(drive_lake: Lake) -> None:
@@ -197,6 +197,6 @@ def test_no_segment_may_be_in_both_splits(drive_lake: Lake) -> None:
         drive_lake,
         commits=tuple(replace(c, split="val") if c.segment == first else c for c in drive_lake.commits),
     )
-    check_splits(val_only, "train", "val")
+    check_disjoint_splits(val_only, "train", "val")
     with pytest.raises(LakeError, match=f"segment {second} and 0 more are in both splits, train and val"):
-        check_splits(in_split(val_only, second, "val"), "train", "val")
+        check_disjoint_splits(in_split(val_only, second, "val"), "train", "val")

@@ -91,7 +91,7 @@ def labelled_segments(lake: Lake, split: str, fraction: float, seed: int) -> tup
     return frozenset(drawn[:count]), frozenset(drawn[count:])
 
 
-def spare_places(batch: int, steps: int, labelled: int, workers: int = 1) -> int:
+def unlabelled_per_batch(batch: int, steps: int, labelled: int, workers: int = 1) -> int:
     """Return how many pictures of a batch may go without labels: those that labelled ones do not need, at most half.
 
     Labels come first: in a training too short for many visits to each of the `labelled` pictures all places are theirs.
@@ -157,7 +157,7 @@ def read_boxes(frames: Frames) -> Tensor:
     return torch.stack(columns, 1).float()
 
 
-def check_strangers(cards: dict[str, TeacherCard], lake: Lake, splits: Sequence[str]) -> None:
+def check_no_leakage(cards: dict[str, TeacherCard], lake: Lake, splits: Sequence[str]) -> None:
     """Raise TeacherError where a teacher was trained on a segment of these splits: it would pass its labels on."""
     segments = {commit.segment: commit.split for commit in lake.commits if commit.split in splits}
     for name, card in cards.items():
@@ -169,7 +169,7 @@ def check_strangers(cards: dict[str, TeacherCard], lake: Lake, splits: Sequence[
             )
 
 
-def check_splits(lake: Lake, train: str, examined: str) -> None:
+def check_disjoint_splits(lake: Lake, train: str, examined: str) -> None:
     """Raise LakeError where a segment is in both splits: figures on frames that were trained on mean nothing."""
     names = {split: {commit.segment for commit in lake.in_split(split)} for split in (train, examined)}
     if shared := sorted(names[train] & names[examined]):

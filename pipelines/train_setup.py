@@ -20,10 +20,10 @@ from pipelines.classrooms import (
     parse_teachers,
     read_cards,
 )
-from pipelines.curriculum import check_strangers, read_boxes
+from pipelines.data import check_no_leakage, read_boxes
 from pipelines.device import device_of
-from pipelines.place import absolute
-from pipelines.settings import Train
+from pipelines.paths import absolute
+from pipelines.train_config import TrainConfig
 from student.anchors import AnchorReport, anchor_recall, fit_anchors
 from student.config import AnchorShapes, BranchSpec, StudentConfig, StudentError
 from student.distillation.imitation import balanced_weights
@@ -34,12 +34,12 @@ from training.distributed import Distributed
 _PAPER_ANCHORS = AnchorShapes(sizes=((32,), (64,), (128,), (256,)), ratios=(0.5, 1.0, 2.0))
 _LEVELS = 4
 # Pictures that each teacher looks at before the training.
-_SURVEY = 48
+_CHECKED_SAMPLES = 48
 _TOLD = ("accuracy", "mIoU")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Syllabus:
+class TrainPlan:
     """All that a worker needs to know; found out once, before the first step.
 
     teachers: name -> folder of those who are asked
@@ -48,7 +48,7 @@ class Syllabus:
     labelled, unlabelled: pictures per step over all workers; segments of either kind
     """
 
-    config: Train
+    config: TrainConfig
     snapshot: int
     student: StudentConfig
     teachers: dict[str, str]
@@ -60,7 +60,9 @@ class Syllabus:
     unlabelled_segments: frozenset[str]
 
 
-def plan_training(config: Train, console: Console, progress: Callable[[str, int, int, str], None]) -> Syllabus:
+def prepare_training(
+    config: TrainConfig, console: Console, progress: Callable[[str, int, int, str], None]
+) -> TrainPlan:
     """Look at lake and teachers, print what was found, and return what the workers need.
 
     Raises LakeError, TeacherError, StudentError or TrainingError where the training would be in vain.
@@ -69,13 +71,13 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
     lake = config.open_lake(config.snapshot)
     named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
     cards = read_cards(named)
-    check_strangers(cards, lake, [config.split])
+    check_no_leakage(cards, lake, [config.split])
     if unknown := sorted(set(config.mute) - named.keys()):
         raise TeacherError(f"--mute {unknown[0]}: expected one of the teachers {', '.join(named) or '(there is none)'}")
     if config.targets != "real" and not config.active_teachers:
         raise StudentError(f"--targets {config.targets}: expected teachers whose targets are replaced")
     with_labels, without = config.segments(lake)
-    unlabelled = config.unlabelled_places(lake)
+    unlabelled = config.unlabelled_in_batch(lake)
     _check_batch(config, lake, unlabelled, with_labels, without)
 
     boxes = read_boxes(config.frames(lake, points=False, segments=with_labels))
@@ -83,20 +85,20 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
     student = _student_config(config, tuple(BranchSpec.of(name, card) for name, card in cards.items()), shapes)
     width, height = config.image_size
     grid = student.grid(height, width)
-    _check_posts(config, lake, grid)
+    _check_teachers_in(config, lake, grid)
     _check_anchors(config, anchor_recall(student, boxes, (height, width)), console)
     console.print(
         f"{len(with_labels):,} segments with labels, {len(without):,} without;"
         f" {config.batch - unlabelled} and {unlabelled} pictures of a batch",
         highlight=False,
     )
-    return Syllabus(
+    return TrainPlan(
         config=config,
         snapshot=lake.snapshot,
         student=student,
         teachers=config.active_teachers,
         methods=config.methods,
-        class_weights=_survey(config, lake, grid, console, progress) if config.active_teachers else {},
+        class_weights=_check_teachers(config, lake, grid, console, progress) if config.active_teachers else {},
         labelled=config.batch - unlabelled,
         unlabelled=unlabelled,
         labelled_segments=with_labels,
@@ -105,7 +107,7 @@ def plan_training(config: Train, console: Console, progress: Callable[[str, int,
 
 
 def _check_batch(
-    config: Train, lake: Lake, unlabelled: int, with_labels: frozenset[str], without: frozenset[str]
+    config: TrainConfig, lake: Lake, unlabelled: int, with_labels: frozenset[str], without: frozenset[str]
 ) -> None:
     """Raise now for what a worker would find out in its first step."""
     if not 0 <= unlabelled < config.batch:
@@ -121,7 +123,7 @@ def _check_batch(
         raise StudentError("--targets shuffled: a worker needs two pictures, to give one the targets of the other")
 
 
-def _check_posts(config: Train, lake: Lake, grid: tuple[int, int]) -> None:
+def _check_teachers_in(config: TrainConfig, lake: Lake, grid: tuple[int, int]) -> None:
     """Raise where the teachers cannot be where the configuration has them."""
     if config.teachers_in == "actors" and not config.workers:
         raise TeacherError("--teachers-in actors: expected --workers 1 or more, which ask them; alone, leave it out")
@@ -147,15 +149,15 @@ def _by(sides: tuple[int, int], between: str = " x ") -> str:
     return between.join(map(str, sides))
 
 
-def _student_config(config: Train, branches: tuple[BranchSpec, ...], anchors: AnchorShapes) -> StudentConfig:
+def _student_config(config: TrainConfig, branches: tuple[BranchSpec, ...], anchors: AnchorShapes) -> StudentConfig:
     if config.preset == "paper":
-        if (config.stride, config.feed) != (Train.stride, Train.feed):
+        if (config.stride, config.feed) != (TrainConfig.stride, TrainConfig.feed):
             raise StudentError("--preset paper: stride and feed are the paper's, leave --stride and --feed out")
         return StudentConfig.paper(branches, anchors)
     return StudentConfig(branches=branches, anchors=anchors, stride=config.stride, feed=config.feed)
 
 
-def _check_anchors(config: Train, report: AnchorReport, console: Console) -> None:
+def _check_anchors(config: TrainConfig, report: AnchorReport, console: Console) -> None:
     console.print(str(report), soft_wrap=True, highlight=False)
     if report.recall[0.5] < config.min_anchor_recall:
         raise StudentError(
@@ -165,8 +167,8 @@ def _check_anchors(config: Train, report: AnchorReport, console: Console) -> Non
         )
 
 
-def _survey(
-    config: Train,
+def _check_teachers(
+    config: TrainConfig,
     lake: Lake,
     grid: tuple[int, int],
     console: Console,
@@ -176,11 +178,11 @@ def _survey(
     device = device_of(config.device)
     frames = config.frames(lake, points=look_at_points(read_cards(config.active_teachers).values()))
     stream = frames.stream(config.batch, shuffle=True, panoptic=True)
-    wanted = min(_SURVEY, stream.epoch_samples)
+    wanted = min(_CHECKED_SAMPLES, stream.epoch_samples)
     batches: list[list[Sample]] = []
     for batch in stream.loader():
         batches.append(batch)
-        progress("survey", min(len(batches) * config.batch, wanted), wanted, "pictures")
+        progress("check teachers", min(len(batches) * config.batch, wanted), wanted, "pictures")
         if len(batches) * config.batch >= wanted:
             break
     for name, seen in examine_teachers(config.active_teachers, batches, grid, device).items():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from datalake.commit import LakeError
-from pipelines.place import absolute, cluster_address
+from pipelines.paths import absolute, cluster_address
 
 
 @pytest.mark.parametrize("outside", [{}, {"RAY_ADDRESS": "http://head:8265"}], ids=["no address", "where jobs go"])

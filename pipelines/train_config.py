@@ -10,8 +10,8 @@ import torch
 from datalake.cache import RangeCache
 from datalake.lake import Lake, open_lake
 from pipelines.classrooms import parse_teachers, read_cards
-from pipelines.curriculum import Frames, labelled_segments, spare_places
-from pipelines.place import absolute
+from pipelines.data import Frames, labelled_segments, unlabelled_per_batch
+from pipelines.paths import absolute
 from student.augmentation import Augmentation
 from student.config import Feed, Preset, StudentError
 from student.distillation.controls import Targets
@@ -26,7 +26,7 @@ Method = Literal["imitation", "none"]
 Anchors = Literal["fitted", "paper"]
 
 # What does not decide about the result: where things are kept and who does the work.
-_INDIFFERENT = {
+_IRRELEVANT = {
     "out",
     "remember",
     "cache",
@@ -42,7 +42,7 @@ _INDIFFERENT = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class TrainConfig:
     """Train a Faster R-CNN with a depth head that listens to frozen teachers."""
 
     # The lake: a local path, s3:// or gs://.
@@ -119,7 +119,7 @@ class Train:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     @property
-    def located(self) -> Train:
+    def located(self) -> TrainConfig:
         """The same with absolute places: a worker of Ray may run in another folder."""
         return replace(
             self,
@@ -177,7 +177,7 @@ class Train:
         """Return the segments that keep their labels, and the others."""
         return labelled_segments(lake, self.split, self.labelled_fraction, self.label_seed)
 
-    def unlabelled_places(self, lake: Lake) -> int:
+    def unlabelled_in_batch(self, lake: Lake) -> int:
         """Return how many pictures of a batch go without labels."""
         with_labels, without = self.segments(lake)
         if not self.active_teachers or not without:
@@ -185,11 +185,11 @@ class Train:
         if self.unlabelled is not None:
             return self.unlabelled
         labelled = self.frames(lake, points=False, segments=with_labels).stream(1, shuffle=False).epoch_samples
-        return spare_places(self.batch, self.loop.steps, labelled, max(1, self.workers))
+        return unlabelled_per_batch(self.batch, self.loop.steps, labelled, max(1, self.workers))
 
     def identity(self, lake: Lake) -> dict[str, Plain]:
         """Return what decides about the result: settings, branches, teachers' weights and the lake's snapshot."""
-        kept = {name: value for name, value in flatten(self.located).items() if name not in _INDIFFERENT}
+        kept = {name: value for name, value in flatten(self.located).items() if name not in _IRRELEVANT}
         named = read_cards(parse_teachers(self.located.teachers))
         heard = {f"teacher.{name}": named[name].weights_sha256 for name in self.active_teachers}
         return {
@@ -199,11 +199,11 @@ class Train:
             "snapshot": lake.snapshot,
             "teachers": ", ".join(heard),
             "branches": ", ".join(f"{name} {card.kind} {card.channels}" for name, card in named.items()),
-            "unlabelled": self.unlabelled_places(lake),
+            "unlabelled": self.unlabelled_in_batch(lake),
         }
 
 
-def settings_of(config: Train, device: torch.device) -> dict[str, Plain]:
+def run_fingerprint(config: TrainConfig, device: torch.device) -> dict[str, Plain]:
     """Return what decides about a run's result, as its checkpoint has it."""
     identity = config.identity(config.open_lake(config.snapshot))
     return {**identity, "bfloat16": uses_bfloat16(config.loop.precision, device)}
