@@ -46,8 +46,8 @@ from training.precision import uses_bfloat16
 
 _LIMIT = 1.3
 _BRANCHES = (
-    BranchSpec(name="spvcnn", kind="continuous", channels=24),
-    BranchSpec(name="mask_rcnn", kind="classes", channels=4),
+    BranchSpec(name="spvcnn", kind="regression", channels=24),
+    BranchSpec(name="mask_rcnn", kind="classification", channels=4),
 )
 
 

@@ -46,8 +46,8 @@ from teachers.mask_rcnn import build_network
 from teachers.spvnas.network import SPVCNN
 from teachers.spvnas.scan import Scan
 from teachers.spvnas.teacher import LidarTeacher
-from teachers.training.lidar_course import SpvcnnTrainConfig
-from teachers.training.mask_course import MaskRcnnTrainConfig
+from teachers.training.train_mask_rcnn import MaskRcnnTrainConfig
+from teachers.training.train_spvcnn import SpvcnnTrainConfig
 from training.generators import Chance
 
 _LAKE, _SOURCE = "s3://lakes/lake", "s3://lakes/source.tfrecord"
@@ -56,8 +56,8 @@ IMAGE_SIZE = (384, 256)
 # Of the snapshot and the driver: enough that what does not depend on their number is a small part.
 _COMMITS, _TINY_SEGMENTS, _SEGMENT_FRAMES = 1000, 150, 172
 _BRANCHES = (
-    BranchSpec(name="spvcnn", kind="continuous", channels=24),
-    BranchSpec(name="mask_rcnn", kind="classes", channels=4),
+    BranchSpec(name="spvcnn", kind="regression", channels=24),
+    BranchSpec(name="mask_rcnn", kind="classification", channels=4),
 )
 
 

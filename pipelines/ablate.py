@@ -29,12 +29,12 @@ from rich.console import Console
 
 from datalake.children import process_pool
 from datalake.commit import LakeError
-from pipelines.classrooms import look_at_points, open_classroom, parse_teachers, read_cards
 from pipelines.data import check_disjoint_splits, check_no_leakage
 from pipelines.device import device_of
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from pipelines.signals import stoppable
+from pipelines.teacher_loading import needs_points, open_pool, parse_teachers, read_cards
 from pipelines.train import train_worker
 from pipelines.train_config import TrainConfig, run_fingerprint
 from pipelines.train_setup import prepare_training
@@ -205,13 +205,13 @@ def _examined(job: Job) -> dict[str, float]:
     student, _ = read_student(config.out)
     student = student.to(device)
     lake = config.open_lake(config.snapshot)
-    points = look_at_points(read_cards(parse_teachers(config.teachers)).values())
+    points = needs_points(read_cards(parse_teachers(config.teachers)).values())
     # Of all seeds the same, so that all are compared with the same means.
     frames = replace(config.frames(lake, points=points), split=job.examined, seed=0)
     grid = student.config.grid(config.image_size[1], config.image_size[0])
     remember = Path(absolute(config.remember)) if config.remember else None
-    room = open_classroom(parse_teachers(config.teachers), grid, device, remember)
-    means = {name: CellMean(card.channels, *grid) for name, card in room.cards.items() if card.kind == "continuous"}
+    room = open_pool(parse_teachers(config.teachers), grid, device, remember)
+    means = {name: CellMean(card.channels, *grid) for name, card in room.cards.items() if card.kind == "regression"}
     seen = 0
     for batch, targets in room.follow(replace(frames, split=config.split).stream(config.batch, shuffle=True).loader()):
         for name, mean in means.items():

@@ -39,13 +39,13 @@ from datalake.synthetic import DriveConfig, write_drives
 from datalake.verify import verify
 from pipelines import evaluate, train, train_teachers
 from pipelines.build_lake import summary
-from pipelines.classrooms import answer_ahead, look_at_points, read_cards
 from pipelines.cluster import cluster
 from pipelines.data import Frames
 from pipelines.device import device_of
 from pipelines.paths import cluster_address
 from pipelines.progress import ProgressBar
 from pipelines.signals import stoppable
+from pipelines.teacher_loading import needs_points, precompute_targets, read_cards
 from pipelines.train_config import TrainConfig
 from pipelines.train_teachers import TeacherName, TrainTeachersConfig
 from student.config import StudentConfig, StudentError
@@ -235,8 +235,8 @@ def _hold(course: TrainTeachersConfig, answers: Path) -> str:
     train_teachers.run(course, Console(file=output, width=100))
     named = {str(course.teacher): f"{course.out}/{course.teacher}"}
     width, height = course.image_size
-    for frames in _asked(course, points=look_at_points(read_cards(named).values())):
-        answer_ahead(named, frames, StudentConfig().grid(height, width), device_of(course.device), answers)
+    for frames in _asked(course, points=needs_points(read_cards(named).values())):
+        precompute_targets(named, frames, StudentConfig().grid(height, width), device_of(course.device), answers)
     lines = output.getvalue().splitlines()
     first = next(number for number, line in enumerate(lines) if " steps in " in line)
     return "\n".join(lines[first:])

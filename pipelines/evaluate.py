@@ -28,11 +28,11 @@ from torch import Tensor
 from datalake.commit import LakeError
 from datalake.lake import Lake, open_lake
 from datalake.sample import Sample
-from pipelines.classrooms import look_at_points, open_classroom, parse_teachers, read_cards
 from pipelines.data import Frames, check_disjoint_splits, check_no_leakage
 from pipelines.device import decoding_threads, device_of
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
+from pipelines.teacher_loading import needs_points, open_pool, parse_teachers, read_cards
 from student.checkpoint import read_student
 from student.config import StudentError
 from student.detector import Student
@@ -44,7 +44,7 @@ from student.report.comparisons import comparisons
 from student.report.evaluation import Evaluation, write_report
 from student.report.page import Page
 from teachers.card import TeacherCard, TeacherError
-from teachers.classroom import Classroom
+from teachers.pool import TeacherPool
 from training.checkpoint import Checkpoint
 from training.errors import TrainingError
 from training.metrics_log import HISTORY_FILE
@@ -117,7 +117,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
     lake = open_lake(absolute(config.lake))
     named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
     cards = read_cards(named)
-    frames = _frames(config, checkpoint, lake, look_at_points(cards.values()), console)
+    frames = _frames(config, checkpoint, lake, needs_points(cards.values()), console)
     _check(config, student, checkpoint, lake, cards, console)
     width, height = frames.image_size
     grid = student.config.grid(height, width)
@@ -128,10 +128,10 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
     frames = replace(frames, threads=decoding_threads(device))
     # As in the training, where this device can.
     bfloat16 = bool(checkpoint.fingerprint.get("bfloat16")) and uses_bfloat16("auto", device)
-    classroom = None
+    pool = None
     if named:
         remember = Path(absolute(config.remember)) if config.remember else None
-        classroom = open_classroom(named, grid, device, remember)
+        pool = open_pool(named, grid, device, remember)
     layout = memory_format(student.config.norm, device)
     student = student.to(device).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     batches, samples = _batches(frames, config)
@@ -139,8 +139,8 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
         result = evaluate_student(
             student,
             batches,
-            classroom,
-            cell_means=_cell_means(config, frames, cards, classroom, bar.update) if classroom else None,
+            pool,
+            cell_means=_cell_means(config, frames, cards, pool, bar.update) if pool else None,
             example_every=-(-samples // _EXAMPLES),
             bfloat16=bfloat16,
             progress=lambda done: bar.update("examine", done, samples, "samples"),
@@ -161,7 +161,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
         figures={**result.figures, **exported},
         settings=_settings(checkpoint, named, how),
         history=_history(RunDir(checkpoint_url), checkpoint.step),
-        class_names={name: card.class_names for name, card in cards.items() if card.kind == "classes"},
+        class_names={name: card.class_names for name, card in cards.items() if card.kind == "classification"},
         unheard=frozenset(name for name in named if _learned_from(checkpoint, name) is None),
     )
     metrics = {
@@ -225,7 +225,7 @@ def _check(
             )
     _check_unseen(config, checkpoint, lake, console)
     check_no_leakage(cards, lake, [config.split])
-    if any(card.kind == "continuous" for card in cards.values()):
+    if any(card.kind == "regression" for card in cards.values()):
         check_disjoint_splits(lake, config.train_split, config.split)
 
 
@@ -263,17 +263,15 @@ def _export(config: EvaluateConfig, student: Student, frames: Frames, out: RunDi
 
 
 def _cell_means(
-    config: EvaluateConfig, frames: Frames, cards: Mapping[str, TeacherCard], classroom: Classroom, tell: Tell
+    config: EvaluateConfig, frames: Frames, cards: Mapping[str, TeacherCard], pool: TeacherPool, tell: Tell
 ) -> dict[str, Tensor]:
     """Return the mean of each cell over samples of the training split, for each teacher of numbers."""
-    means = {
-        name: CellMean(card.channels, *classroom.grid) for name, card in cards.items() if card.kind == "continuous"
-    }
+    means = {name: CellMean(card.channels, *pool.grid) for name, card in cards.items() if card.kind == "regression"}
     if not means:
         return {}
     batches, samples = _batches(replace(frames, split=config.train_split), replace(config, samples=_MEAN_SAMPLES))
     done = 0
-    for batch, targets in classroom.follow(batches):
+    for batch, targets in pool.follow(batches):
         for name, mean in means.items():
             mean.add(targets[name])
         done += len(batch)

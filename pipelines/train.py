@@ -21,20 +21,20 @@ import tyro
 from rich.console import Console
 
 from datalake.commit import LakeError
-from pipelines.classrooms import (
-    NamedTeacher,
-    all_remembered,
-    look_at_points,
-    open_cached,
-    open_teacher,
-    read_cards,
-)
 from pipelines.cluster import cluster
 from pipelines.data import mixed_batches
 from pipelines.device import decoding_threads, device_of
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from pipelines.signals import stoppable
+from pipelines.teacher_loading import (
+    NamedTeacher,
+    all_remembered,
+    needs_points,
+    open_cached,
+    open_teacher,
+    read_cards,
+)
 from pipelines.train_config import TrainConfig
 from pipelines.train_setup import TrainPlan, prepare_training
 from student.config import StudentError
@@ -44,7 +44,7 @@ from student.distillation.method import DistillationMethod
 from student.distillation.objective import DetectionObjective
 from student.layers import memory_format
 from teachers.card import TeacherError
-from teachers.classroom import Classroom, LocalClassroom
+from teachers.pool import LocalPool, TeacherPool
 from teachers.teacher import Teacher
 from training.distributed import Distributed
 from training.errors import TrainingError
@@ -70,7 +70,7 @@ def train_worker(
     width, height = config.image_size
     grid = plan.student.grid(height, width)
     remember = Path(absolute(config.remember)) if config.remember else None
-    points = look_at_points(read_cards(plan.teachers).values())
+    points = needs_points(read_cards(plan.teachers).values())
     if points and remember is not None:
         # Nobody will look at points whose answers are all there, and they are most of what would be read.
         everything = config.frames(lake, points=False)
@@ -95,7 +95,7 @@ def train_worker(
         for step, samples in enumerate(from_step(cursor), cursor):
             yield Batch(samples, share, step + 1)
 
-    pool = _classroom(plan, grid, distributed.device)
+    pool = _open_pool(plan, grid, distributed.device)
     inputs = TrainInputs(
         batches=batches,
         labelled=plan.labelled,
@@ -127,14 +127,14 @@ def build_objective(plan: TrainPlan) -> DetectionObjective:
     return DetectionObjective(student, config.weights, methods, config.augmentation, config.targets)
 
 
-def _classroom(plan: TrainPlan, grid: tuple[int, int], device: torch.device) -> Classroom | None:
+def _open_pool(plan: TrainPlan, grid: tuple[int, int], device: torch.device) -> TeacherPool | None:
     if not plan.teachers:
         return None
     if plan.config.teachers_in == "actors":
-        from teachers.remote import RemoteClassroom
+        from teachers.ray_pool import RayPool
 
-        return RemoteClassroom(list(plan.teachers), grid, device=device)
-    return LocalClassroom([teacher_of(plan, name, device) for name in plan.teachers], grid, device=device)
+        return RayPool(list(plan.teachers), grid, device=device)
+    return LocalPool([teacher_of(plan, name, device) for name in plan.teachers], grid, device=device)
 
 
 def teacher_of(plan: TrainPlan, name: str, device: torch.device | str) -> Teacher:

@@ -9,9 +9,9 @@ import torch
 
 from datalake.cache import RangeCache
 from datalake.lake import Lake, open_lake
-from pipelines.classrooms import parse_teachers, read_cards
 from pipelines.data import Frames, labelled_segments, unlabelled_per_batch
 from pipelines.paths import absolute
+from pipelines.teacher_loading import parse_teachers, read_cards
 from student.augmentation import Augmentation
 from student.config import Feed, Preset, StudentError
 from student.distillation.controls import Targets

@@ -20,7 +20,7 @@ from pipelines.train import teacher_of, train_worker
 from pipelines.train_config import TrainConfig
 from pipelines.train_setup import TrainPlan
 from student.config import StudentError
-from teachers.remote import TeacherPost, employed
+from teachers.ray_pool import ActorSpec, teacher_actors
 from training.distributed import Distributed
 from training.errors import TrainingError
 
@@ -46,7 +46,7 @@ def train_on_ray(plan: TrainPlan, console: Console) -> None:
     )
     try:
         # Ray Train keeps a record of its own there.
-        with room_in(folder), employed(_actor_specs(plan)):
+        with room_in(folder), teacher_actors(_actor_specs(plan)):
             result = trainer.fit()
     except WorkerGroupError as error:
         raise TrainingError(f"a worker failed: {_last_line(next(iter(error.worker_failures.values())))}") from error
@@ -80,12 +80,12 @@ def wants_gpus(config: TrainConfig, available: int) -> bool:
     return True
 
 
-def _actor_specs(plan: TrainPlan) -> list[TeacherPost]:
+def _actor_specs(plan: TrainPlan) -> list[ActorSpec]:
     if plan.config.teachers_in == "process":
         return []
     # No CPU is set aside: Ray would wait for ever for one that workers have taken.
     return [
-        TeacherPost(name=name, load=partial(teacher_of, plan, name), num_cpus=0, num_gpus=plan.config.teacher_gpus)
+        ActorSpec(name=name, load=partial(teacher_of, plan, name), num_cpus=0, num_gpus=plan.config.teacher_gpus)
         for name in plan.teachers
     ]
 

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from datalake.lake import Lake
 from datalake.sample import Sample
-from pipelines.classrooms import (
-    class_shares,
-    examine_teachers,
-    look_at_points,
-    open_cached,
-    open_classroom,
-    parse_teachers,
-    read_cards,
-)
 from pipelines.data import check_no_leakage, read_boxes
 from pipelines.device import device_of
 from pipelines.paths import absolute
+from pipelines.teacher_loading import (
+    class_shares,
+    evaluate_teachers,
+    needs_points,
+    open_cached,
+    open_pool,
+    parse_teachers,
+    read_cards,
+)
 from pipelines.train_config import TrainConfig
 from student.anchors import AnchorReport, anchor_recall, fit_anchors
 from student.config import AnchorShapes, BranchSpec, StudentConfig, StudentError
@@ -176,7 +176,7 @@ def _check_teachers(
 ) -> dict[str, Tensor]:
     """Check each teacher on a few pictures and say how well it does; return the class weights of those of classes."""
     device = device_of(config.device)
-    frames = config.frames(lake, points=look_at_points(read_cards(config.active_teachers).values()))
+    frames = config.frames(lake, points=needs_points(read_cards(config.active_teachers).values()))
     stream = frames.stream(config.batch, shuffle=True, panoptic=True)
     wanted = min(_CHECKED_SAMPLES, stream.epoch_samples)
     batches: list[list[Sample]] = []
@@ -185,7 +185,7 @@ def _check_teachers(
         progress("check teachers", min(len(batches) * config.batch, wanted), wanted, "pictures")
         if len(batches) * config.batch >= wanted:
             break
-    for name, seen in examine_teachers(config.active_teachers, batches, grid, device).items():
+    for name, seen in evaluate_teachers(config.active_teachers, batches, grid, device).items():
         figures = ", ".join(f"{figure} {seen.figures[figure]:.2f}" for figure in _TOLD if figure in seen.figures)
         answers = f"answers for {seen.valid_share:.0%} of the cells"
         console.print(
@@ -194,5 +194,5 @@ def _check_teachers(
             highlight=False,
         )
     remember = Path(config.remember) if config.remember else None
-    shares = class_shares(open_classroom(config.active_teachers, grid, device, remember), batches)
+    shares = class_shares(open_pool(config.active_teachers, grid, device, remember), batches)
     return {name: balanced_weights(share) for name, share in shares.items()}

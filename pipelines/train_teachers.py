@@ -29,9 +29,9 @@ from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from teachers.card import TeacherCard, TeacherError, TrainingData
 from teachers.confusion import Confusion
-from teachers.training.lessons import RunContext, TeacherData
-from teachers.training.lidar_course import SpvcnnTrainConfig, train_spvcnn
-from teachers.training.mask_course import MaskRcnnTrainConfig, train_mask_rcnn
+from teachers.training.teacher_training import RunContext, TeacherData
+from teachers.training.train_mask_rcnn import MaskRcnnTrainConfig, train_mask_rcnn
+from teachers.training.train_spvcnn import SpvcnnTrainConfig, train_spvcnn
 from training.distributed import Distributed
 from training.errors import TrainingError
 from training.run_lock import run_lock

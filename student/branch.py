@@ -38,7 +38,7 @@ class ImitationBranch(nn.Module):
             return branch_outputs.float(), self.projection(hidden)
         predicted = (
             branch_outputs.float().softmax(1).to(branch_outputs.dtype)
-            if self.spec.kind == "classes"
+            if self.spec.kind == "classification"
             else self.normalise(branch_outputs)
         )
         passed = predicted if self._feed == "imitation" else torch.cat([hidden, predicted], 1)

@@ -26,7 +26,7 @@ class StudentError(ValueError):
 class BranchSpec:
     """What one branch is to imitate.
 
-    kind: `continuous`: numbers to come close to; `classes`: a class of each cell to tell
+    kind: `regression`: numbers to come close to; `classification`: a class of each cell to tell
     channels: numbers or classes per cell
     """
 

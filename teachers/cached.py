@@ -69,7 +69,7 @@ def origin_of(card: TeacherCard, name: str, grid: tuple[int, int], image_size: t
     grid: height and width of the student's grid in cells
     image_size: width and height in pixels of the pictures that the teacher looks at
 
-    Raises TeacherError for a continuous teacher, and LakeError for an impossible name.
+    Raises TeacherError for a regression teacher, and LakeError for an impossible name.
     """
     _check_kind(card)
     settings = {
@@ -84,7 +84,7 @@ def origin_of(card: TeacherCard, name: str, grid: tuple[int, int], image_size: t
 
 
 def _check_kind(card: TeacherCard) -> None:
-    if card.kind != "classes":
+    if card.kind != "classification":
         raise TeacherError(
             f"teacher {card.name}: {card.channels} numbers per cell are too large to keep; only teachers of classes can"
             " be cached, let this one look at every batch"
@@ -113,7 +113,7 @@ def cache_segment(
                 continue
             chunk = Chunk(files, group, options)
             samples = [chunk.sample(row) for row in range(len(cameras))]
-            yield _to_rows(teacher.look(samples, height, width))
+            yield _to_rows(teacher.predict(samples, height, width))
             notify(len(samples))
 
     try:
@@ -151,7 +151,7 @@ class CachedTeacher:
         _check_kind(card)
         return CachedTeacher(card, open_side_table(lake, table_name(name or card.name), split, card.weights_sha256))
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return what the teacher said, in the precision in which targets travel.
 
         Raises TeacherError for a sample that is not cached, another grid, or pictures of another size.

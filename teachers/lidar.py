@@ -100,7 +100,7 @@ class SpvnasTeacher:
             sha256 = hashlib.sha256(file.read()).hexdigest()
         card = TeacherCard(
             name="spvnas",
-            kind="continuous",
+            kind="regression",
             architecture=ARCHITECTURE,
             options=network_options(config),
             channels=config.feature_width,
@@ -115,7 +115,7 @@ class SpvnasTeacher:
         """The frozen network."""
         return self._lidar.network
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return float32 [B, D, height, width]; valid where a TOP point shows.
 
         Raises TeacherError for a sample that was loaded without points.

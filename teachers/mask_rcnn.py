@@ -31,7 +31,7 @@ from teachers.slim_mask_rcnn import slim_mask_rcnn
 from teachers.spvnas.checkpoint import read_state_dict
 from teachers.spvnas.state_dict_adapter import CheckpointError
 from teachers.target import Target
-from teachers.training.overheard import Overheard
+from teachers.training.captured_features import CapturedFeatures
 from teachers.transfer import joined_on_device, on_device
 from training.precision import uses_bfloat16
 
@@ -152,7 +152,7 @@ class MaskRcnnTeacher:
     """
 
     def __init__(self, card: TeacherCard, network: MaskRCNN) -> None:
-        if card.kind != "classes" or card.class_names != MASK_CLASSES:
+        if card.kind != "classification" or card.class_names != MASK_CLASSES:
             raise TeacherError(
                 f"teacher {card.name}: expected classes {', '.join(MASK_CLASSES)}, got: {', '.join(card.class_names)}"
             )
@@ -188,7 +188,7 @@ class MaskRcnnTeacher:
         _load_strictly(network, state, weights_url)
         card = TeacherCard(
             name="mask_rcnn",
-            kind="classes",
+            kind="classification",
             architecture=ARCHITECTURE,
             options=config.to_options(),
             channels=len(MASK_CLASSES),
@@ -198,7 +198,7 @@ class MaskRcnnTeacher:
         return MaskRcnnTeacher(card, _placed(network, device))
 
     @torch.no_grad()
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return class numbers int64 [B, 1, height, width] with their confidence."""
         found = self._detect(samples)
         device = found.masks.device
@@ -249,7 +249,10 @@ class MaskRcnnTeacher:
         device = next(network.parameters()).device
         lowered = _is_lowered(device)
         images = _scaled(network, samples, device)
-        with Overheard(network) if lowered else nullcontext(), torch.autocast(device.type, torch.bfloat16, lowered):
+        with (
+            CapturedFeatures(network) if lowered else nullcontext(),
+            torch.autocast(device.type, torch.bfloat16, lowered),
+        ):
             features = network.backbone(images.tensors)
             proposals, _ = network.rpn(images, features)
             found, _ = network.roi_heads(features, proposals, images.image_sizes)

@@ -47,12 +47,12 @@ class RememberedTeacher:
         """Return whether the answer to the sample is there."""
         return self._path(sample, height, width).exists()
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return the answer to the samples on a grid of `height` x `width`; only new ones are looked at."""
         paths = [self._path(sample, height, width) for sample in samples]
         new = [(sample, path) for sample, path in zip(samples, paths, strict=True) if not path.exists()]
         if new:
-            answer = self._teacher.look([sample for sample, _ in new], height, width)
+            answer = self._teacher.predict([sample for sample, _ in new], height, width)
             for place, (_, path) in enumerate(new):
                 _write(path, _one(answer, place).to_sparse().to("cpu"))
         targets = [_read(path, sample) for path, sample in zip(paths, samples, strict=True)]

@@ -26,7 +26,7 @@ _CONSTANT_VARIANCE = 1e-12
 _log = logging.getLogger(__name__)
 
 
-class ExaminedTeacher(Teacher, Protocol):
+class ComparableTeacher(Teacher, Protocol):
     """A teacher whose network can be inspected and whose classes can be compared with the lake's labels."""
 
     @property
@@ -42,7 +42,7 @@ class SanityReport:
     """What was seen of a teacher that may teach.
 
     valid_share: share of the cells that it answers for
-    constant_channels: of a continuous teacher, how many channels have one value in all valid cells
+    constant_channels: of a regression teacher, how many channels have one value in all valid cells
     labels: how many points or pixels were compared with labels; with none, nothing is known of its accuracy
     figures: of these labels, named as in the card
     """
@@ -56,7 +56,7 @@ class SanityReport:
 
 
 def check_teacher(
-    teacher: ExaminedTeacher,
+    teacher: ComparableTeacher,
     batches: Iterable[Sequence[Sample]],
     height: int,
     width: int,
@@ -75,10 +75,10 @@ def check_teacher(
     confusion, moments, seen = Confusion.empty(classes), Moments.empty(teacher.card.channels), torch.zeros(classes)
     samples = cells = valid = 0
     for batch in batches:
-        target = teacher.look(batch, height, width)
+        target = teacher.predict(batch, height, width)
         _check_form(target, teacher, batch, (height, width))
         samples, cells, valid = samples + len(batch), cells + target.valid.numel(), valid + int(target.valid.sum())
-        if target.kind == "continuous":
+        if target.kind == "regression":
             moments += Moments.of_target(target)
         else:
             seen += torch.bincount(target.values[target.valid], minlength=classes).cpu()
@@ -86,7 +86,7 @@ def check_teacher(
     if not valid:
         raise TeacherError(f"teacher {name}: not one of {cells:,} cells of {samples} samples is valid")
     constant = 0
-    if teacher.card.kind == "continuous":
+    if teacher.card.kind == "regression":
         constant = sum(variance <= _CONSTANT_VARIANCE for variance in moments.statistics().variance)
         if constant == teacher.card.channels:
             raise TeacherError(
@@ -109,9 +109,9 @@ def _check_frozen(network: nn.Module, name: str) -> None:
         raise TeacherError(f"teacher {name}: {learning[0]} is not frozen; call requires_grad_(False)")
 
 
-def _check_form(target: Target, teacher: ExaminedTeacher, batch: Sequence[Sample], grid: tuple[int, int]) -> None:
+def _check_form(target: Target, teacher: ComparableTeacher, batch: Sequence[Sample], grid: tuple[int, int]) -> None:
     card = teacher.card
-    channels = card.channels if card.kind == "continuous" else 1
+    channels = card.channels if card.kind == "regression" else 1
     expected = (len(batch), channels, *grid)
     if target.keys != tuple(sample.key for sample in batch):
         raise TeacherError(f"teacher {card.name}: the answer is of other samples than it was asked about")
@@ -125,7 +125,7 @@ def _check_form(target: Target, teacher: ExaminedTeacher, batch: Sequence[Sample
         raise TeacherError(f"teacher {card.name}: the answer has values that are NaN or infinite")
 
 
-def _check_figures(teacher: ExaminedTeacher, figures: dict[str, float], margin: float) -> None:
+def _check_figures(teacher: ComparableTeacher, figures: dict[str, float], margin: float) -> None:
     card = teacher.card
     for name in _COMPARED:
         if name in figures and figures[name] < card.figures.get(name, 0) - margin:

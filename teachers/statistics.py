@@ -45,8 +45,8 @@ class Moments:
     @staticmethod
     def of_target(target: Target) -> Moments:
         """Return the moments of the target's valid cells."""
-        if target.kind != "continuous":
-            raise TeacherError("classes have no mean and variance; only continuous targets do")
+        if target.kind != "regression":
+            raise TeacherError("classes have no mean and variance; only regression targets do")
         return Moments.of(target.values.permute(0, 2, 3, 1)[target.valid[:, 0]])
 
     def __add__(self, other: Moments) -> Moments:

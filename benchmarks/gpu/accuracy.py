@@ -14,8 +14,8 @@ from benchmarks.gpu.command import run_command
 from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.throughput import Setting, students_at_once
 from benchmarks.gpu.workplace import Workplace
-from pipelines.classrooms import answer_ahead, look_at_points, read_cards
 from pipelines.data import Frames
+from pipelines.teacher_loading import needs_points, precompute_targets, read_cards
 from student.config import StudentConfig
 
 # The arms of the ablation, and the names of their figures.
@@ -38,7 +38,7 @@ def measure_accuracy(place: Workplace, rows: Rows) -> None:
     folder = place.scratch / "answers"
 
     def answers() -> Mapping[str, Any]:
-        points = look_at_points(read_cards(place.teachers).values())
+        points = needs_points(read_cards(place.teachers).values())
         grid = StudentConfig().grid(sizes.image_size[1], sizes.image_size[0])
         count, began = 0, time.time()
         for split in ("train", "val"):
@@ -46,7 +46,7 @@ def measure_accuracy(place: Workplace, rows: Rows) -> None:
                 lake=lake, split=split, cameras=("FRONT",), image_size=sizes.image_size, points=points,
                 threads=min(8, len(os.sched_getaffinity(0))),
             )  # fmt: skip
-            answer_ahead(place.teachers, frames, grid, place.device, folder)
+            precompute_targets(place.teachers, frames, grid, place.device, folder)
             count += frames.stream(1, shuffle=False).epoch_samples
         return {"pictures": count, "images_per_second": count / (time.time() - began)}
 

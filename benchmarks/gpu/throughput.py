@@ -24,7 +24,7 @@ from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.workplace import Workplace
 from datalake.sample import Sample
 from student.config import AnchorShapes, StudentConfig
-from teachers.classroom import Classroom
+from teachers.pool import TeacherPool
 from teachers.sparse.choice import BackendName, choose_backend
 from teachers.sparse.grid import BackendError
 from tests.support.training_step import (
@@ -171,9 +171,9 @@ def _measure(
     if setting.compiled:
         # In a rehearsal only the graph is made: to compile it for a CPU takes minutes.
         objective.student.backbone.compile(backend="eager" if place.dry else "inductor")
-    pool: Classroom | KeptAnswers | None = open_pool(asked, grid, device, setting.backend) if asked else None
+    pool: TeacherPool | KeptAnswers | None = open_pool(asked, grid, device, setting.backend) if asked else None
     if setting.kept:
-        assert isinstance(pool, Classroom)
+        assert isinstance(pool, TeacherPool)
         pool = KeptAnswers(pool, in_turn(samples, setting.batch))
     timed = sizes.timed if beside is None or place.dry else 1 << 20
     watch = _Watch(

@@ -68,7 +68,7 @@ class Imitation(DistillationMethod):
                     f"teacher {name}: this student has no branch for it; it has {list(output.features.branch_outputs)}"
                 )
             branch_outputs = output.features.branch_outputs[name]
-            if target.kind == "continuous" and branch_outputs.shape != target.values.shape:
+            if target.kind == "regression" and branch_outputs.shape != target.values.shape:
                 raise StudentError(
                     f"teacher {name}: expected targets {list(branch_outputs.shape)}, got: {list(target.values.shape)}"
                 )
@@ -80,7 +80,7 @@ class Imitation(DistillationMethod):
 
     def weight(self, target: Target, progress: float) -> float:
         """Return how much a loss counts after `progress`, 0 … 1, of the training."""
-        start = self.config.classification if target.kind == "classes" else self.config.regression
+        start = self.config.classification if target.kind == "classification" else self.config.regression
         fall = (1 - math.cos(math.pi * progress)) / 2
         return start * (1 - (1 - self.config.final_factor) * fall)
 
@@ -96,16 +96,16 @@ def imitation_loss(
 
     said: float32 [B, D, h, w], standardised numbers, or logits of classes
     cell_weights: float32 [B, 1, h, w], how much each cell counts beside the picture's others; all the same by default
-    class_weights: float32 [D], how much a cell of each class counts; continuous targets have none
+    class_weights: float32 [D], how much a cell of each class counts; regression targets have none
 
-    Continuous targets: the squared error, mean over channels (paper, section 3.1; Liu et al. 2021, over valid pixels
+    Regression targets: the squared error, mean over channels (paper, section 3.1; Liu et al. 2021, over valid pixels
     alone). Classes: cross-entropy. A picture without valid cells counts 0. A class number that the branch has no
     channel for makes the loss NaN, on every device: looked up on a GPU, it would end the process instead.
     """
     weights = target.valid.float() if cell_weights is None else cell_weights * target.valid
     # What stands in cells that are not valid must not matter, not even if it is NaN: it is taken out before anything is
     # computed from it, since a gradient of 0 times NaN would be NaN again.
-    if target.kind == "classes":
+    if target.kind == "classification":
         truth = target.values.where(target.valid, 0)[:, 0]
         unknown = (truth < 0) | (truth >= branch_outputs.shape[1])
         truth = truth.where(~unknown, 0)
@@ -120,7 +120,7 @@ def imitation_loss(
 
 def foreground_cells(targets: Mapping[str, Target]) -> Tensor | None:
     """Return bool [B, 1, h, w], the cells in which a teacher of classes sees an object; None without such a teacher."""
-    seen = [target.valid & (target.values > 0) for target in targets.values() if target.kind == "classes"]
+    seen = [target.valid & (target.values > 0) for target in targets.values() if target.kind == "classification"]
     return torch.stack(seen).any(0) if seen else None
 
 

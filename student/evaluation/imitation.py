@@ -19,7 +19,7 @@ _CONSTANT_VARIANCE = 1e-12
 
 
 class RegressionScores:
-    """How near predictions come to a continuous teacher's values, in the valid cells alone.
+    """How near predictions come to a regression teacher's values, in the valid cells alone.
 
     Sums are kept in float64 and merged about their means (`Moments`), so that a large offset costs no precision.
 
@@ -115,7 +115,7 @@ class ClassScores:
         Raises ValueError where shapes do not fit, the target is continuous, or it has a class of K or above.
         """
         classes = len(self._class_names)
-        if target.kind != "classes":
+        if target.kind != "classification":
             raise ValueError("Expected a target of classes, got: a continuous one")
         batch, _, height, width = target.values.shape
         if logits.shape != (batch, classes, height, width):
@@ -141,7 +141,7 @@ class ClassScores:
 
 
 class CellMean:
-    """The mean of a continuous teacher's values in each of h x w cells: what is known without looking at a picture."""
+    """The mean of a regression teacher's values in each of h x w cells: what is known without looking at a picture."""
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         self._sum = torch.zeros(channels, height, width, dtype=torch.float64)
@@ -201,7 +201,7 @@ class _Fit:
 
 
 def _check_continuous(target: Target, channels: int) -> None:
-    if target.kind != "continuous":
+    if target.kind != "regression":
         raise ValueError("Expected a continuous target, got: one of classes")
     if target.values.shape[1] != channels:
         raise ValueError(f"Expected a target of {channels} channels, got: {target.values.shape[1]}")

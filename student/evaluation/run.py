@@ -21,7 +21,7 @@ from student.evaluation.detection import DetectionScores, PrecisionRecall
 from student.evaluation.imitation import ClassScores, RegressionScores
 from student.evaluation.proposals import ProposalRecall
 from teachers.card import TeacherCard
-from teachers.classroom import Classroom
+from teachers.pool import TeacherPool
 from teachers.target import Target
 
 
@@ -60,7 +60,7 @@ class EvaluationResult:
 def evaluate_student(
     student: Student,
     batches: Iterable[Sequence[Sample]],
-    classroom: Classroom | None,
+    pool: TeacherPool | None,
     *,
     cell_means: Mapping[str, Tensor] | None = None,
     example_every: int = 0,
@@ -70,18 +70,18 @@ def evaluate_student(
     """Return how good the student, in eval mode, is on the samples.
 
     classroom: teachers that its branches are compared with; None: they are not
-    cell_means: of continuous teachers, float32 [D, h, w], the mean of their training targets in each cell
+    cell_means: of regression teachers, float32 [D, h, w], the mean of their training targets in each cell
     example_every: one sample of so many becomes an example; 0: none does
     progress: called with the samples done
 
     Raises StudentError where there is no sample, a teacher has no branch, or an answer is not finite.
     """
     detection, proposals, depth = DetectionScores(), ProposalRecall(), DepthScores(student.config.max_depth_m)
-    imitation = _imitation_scores(student, classroom.cards if classroom else {}, cell_means or {})
+    imitation = _imitation_scores(student, pool.cards if pool else {}, cell_means or {})
     device = next(student.parameters()).device
     examples: list[Example] = []
     samples, seconds = 0, 0.0
-    for batch, targets in classroom.follow(batches) if classroom else ((batch, {}) for batch in batches):
+    for batch, targets in pool.follow(batches) if pool else ((batch, {}) for batch in batches):
         pictures = torch.stack([sample.image for sample in batch]).to(device)
         started = time.monotonic()
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
@@ -133,7 +133,7 @@ def _imitation_scores(
         raise StudentError(f"teacher {strangers[0]}: this student has no branch for it; it has {sorted(branches)}")
     return {
         name: ClassScores(card.class_names)
-        if card.kind == "classes"
+        if card.kind == "classification"
         else RegressionScores(card.channels, cell_means.get(name))
         for name, card in cards.items()
     }

@@ -241,7 +241,7 @@ def _lesson(example: Example, class_names: Mapping[str, Sequence[str]]) -> Image
     sample, legend = example.sample, list[str]()
     panels: list[tuple[str, ImageArray]] = []
     for name, target in example.targets.items():
-        if target.kind == "continuous" and sample.lidar is not None:
+        if target.kind == "regression" and sample.lidar is not None:
             scale = max(1, _PANEL_PX // sample.image.shape[1])
             points = draw_points(sample.image, sample.lidar.pixel_uv, sample.lidar.pixel_depth_m, scale=scale)
             panels.append((f"what {name} sees: the lidar's points", points))
@@ -256,7 +256,7 @@ def _lesson(example: Example, class_names: Mapping[str, Sequence[str]]) -> Image
 def _views(target: Target, branch_outputs: Tensor, class_names: Sequence[str]) -> tuple[ImageArray, ImageArray]:
     """Return what the teacher says of one picture and what the student says, float32 [D, h, w], in equal colours."""
     scale = max(1, _PANEL_PX // target.values.shape[2])
-    if target.kind == "continuous":
+    if target.kind == "regression":
         return colours_of_features(target.values[0], target.valid[0], branch_outputs, scale=scale)
     if not class_names or set(class_names) - set(CLASS_COLOURS):
         # Classes without colours of their own: the same is done with each cell's shares of them.

@@ -22,7 +22,7 @@ def write_teachers(folder: Path) -> dict[str, str]:
     masks = str(folder / "masks")
     card = TeacherCard(
         name="mask_rcnn",
-        kind="classes",
+        kind="classification",
         architecture=ARCHITECTURE,
         options=_SLIM.to_options(),
         channels=len(MASK_CLASSES),

@@ -249,9 +249,9 @@ def test_a_teacher_whose_answers_cannot_be_kept_says_where(disk: Callable[[int],
     teacher = RememberedTeacher(ColourTeacher(), small.folder / "answers")
     small.leave(0)
     with pytest.raises(NoSpaceError, match=r"/answers/.*: no space left there; make room"):
-        teacher.look(samples(1), 16, 24)
+        teacher.predict(samples(1), 16, 24)
     small.free()
-    assert len(teacher.look(samples(1), 16, 24).keys) == 1
+    assert len(teacher.predict(samples(1), 16, 24).keys) == 1
 
 
 @pytest.mark.parametrize(("number", "full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])

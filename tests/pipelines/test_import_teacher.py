@@ -38,7 +38,7 @@ def test_spvnas_of_its_authors_says_numbers_of_mean_0_and_variance_1(
     )  # fmt: skip
     config = LoaderConfig(global_batch=1, image_size=(96, 64))
     samples = list(itertools.islice(SampleStream(drive_lake, config), 3))
-    target = load_teacher(str(tmp_path / "teacher")).look(samples, 64, 96)
+    target = load_teacher(str(tmp_path / "teacher")).predict(samples, 64, 96)
     branch_outputs = target.values.permute(0, 2, 3, 1)[target.valid[:, 0]]
     assert branch_outputs.shape[1] == 76
     # A channel that never changes stays 0.

@@ -22,9 +22,9 @@ from teachers.classes import MASK_CLASSES
 from teachers.load import load_teacher
 from teachers.mask_rcnn import MaskRcnnConfig
 from teachers.sanity import check_teacher
-from teachers.training.lidar import POINT_CLASSES
-from teachers.training.lidar_course import SpvcnnTrainConfig
-from teachers.training.mask_course import MaskRcnnTrainConfig
+from teachers.training.spvcnn_objective import POINT_CLASSES
+from teachers.training.train_mask_rcnn import MaskRcnnTrainConfig
+from teachers.training.train_spvcnn import SpvcnnTrainConfig
 from tests.lakes import build_files
 from tests.pipelines.programs import start
 from training.loop import LoopConfig
@@ -163,7 +163,7 @@ def test_a_trained_teacher_loads_and_answers(lake: str, whole: Path, name: Teach
     teacher = load_teacher(str(whole / name))
     stream = SampleStream(open_lake(lake), LoaderConfig(split="val", panoptic=True, shuffle=False, global_batch=2))
     samples = list(stream)
-    target = teacher.look(samples[:2], 16, 24)
+    target = teacher.predict(samples[:2], 16, 24)
     assert bool(target.valid.any())
     assert bool(target.values.float().isfinite().all())
     # What is examined from the files is what was examined in memory.

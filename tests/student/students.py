@@ -28,8 +28,8 @@ TINY = StudentConfig(
     rpn_batch=32,
     roi_batch=16,
 )
-COLOURS = BranchSpec(name="colours", kind="continuous", channels=3)
-SHADES = BranchSpec(name="shades", kind="classes", channels=3)
+COLOURS = BranchSpec(name="colours", kind="regression", channels=3)
+SHADES = BranchSpec(name="shades", kind="classification", channels=3)
 TAUGHT = replace(TINY, branches=(COLOURS, SHADES))
 # So bright is an object of each class; what is around it is dark.
 _COLOUR_OF = torch.tensor([[20, 20, 20], [230, 60, 60], [60, 230, 60], [60, 60, 230], [220, 220, 60]])
@@ -99,7 +99,7 @@ class ColourTeacher:
     @property
     def card(self) -> TeacherCard:
         """A card that fits."""
-        classes = self.spec.kind == "classes"
+        classes = self.spec.kind == "classification"
         return TeacherCard(
             name=self.spec.name,
             kind=self.spec.kind,
@@ -110,12 +110,16 @@ class ColourTeacher:
             weights_sha256="c" * 64,
         )
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return what the pictures show."""
         self.asked.append(len(samples))
         pictures = torch.stack([sample.image for sample in samples]).float() / 255
         cells = adaptive_avg_pool2d(pictures, (height, width))
-        values = (4 * cells.mean(1, keepdim=True)).long().clamp(max=2) if self.spec.kind == "classes" else 4 * cells - 1
+        values = (
+            (4 * cells.mean(1, keepdim=True)).long().clamp(max=2)
+            if self.spec.kind == "classification"
+            else 4 * cells - 1
+        )
         valid = torch.ones(len(samples), 1, height, width, dtype=torch.bool)
         valid[:, :, : self.blind] = False
         return Target(tuple(sample.key for sample in samples), values * valid, valid)
@@ -124,7 +128,7 @@ class ColourTeacher:
 def targets_of(some: Sequence[Sample], config: StudentConfig = TAUGHT, blind: int = 2) -> dict[str, Target]:
     """Return what teachers of the student's branches say of the samples."""
     grid = config.grid(HEIGHT, WIDTH)
-    return {spec.name: ColourTeacher(spec, blind).look(some, *grid) for spec in config.branches}
+    return {spec.name: ColourTeacher(spec, blind).predict(some, *grid) for spec in config.branches}
 
 
 def cycled(

@@ -63,7 +63,7 @@ def test_the_mirrored_target_is_what_a_teacher_says_of_the_mirrored_picture() ->
 
 
 def test_validity_and_confidence_are_mirrored_with_the_values() -> None:
-    target = ColourTeacher().look([sample()], 16, 24)
+    target = ColourTeacher().predict([sample()], 16, 24)
     valid = torch.rand(1, 1, 16, 24, generator=torch.Generator().manual_seed(0)) > 0.5
     predicted = replace(target, values=target.values * valid, valid=valid, confidence=valid.float())
     turned = mirrored_target(predicted, torch.tensor([True]))

@@ -13,10 +13,10 @@ from student.config import AnchorShapes, BranchSpec, Feed, StudentConfig
 from tests.student.students import TINY
 
 SPECS = [
-    BranchSpec(name="spvnas", kind="continuous", channels=76),
-    BranchSpec(name="spvcnn", kind="continuous", channels=24),
-    BranchSpec(name="depths", kind="continuous", channels=5),
-    BranchSpec(name="masks", kind="classes", channels=4),
+    BranchSpec(name="spvnas", kind="regression", channels=76),
+    BranchSpec(name="spvcnn", kind="regression", channels=24),
+    BranchSpec(name="depths", kind="regression", channels=5),
+    BranchSpec(name="masks", kind="classification", channels=4),
 ]
 
 

@@ -80,7 +80,7 @@ def test_what_is_no_configuration_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"branches": (BranchSpec(name="one", kind="classes", channels=4),) * 2}, "expected different names"),
+        ({"branches": (BranchSpec(name="one", kind="classification", channels=4),) * 2}, "expected different names"),
         ({"blocks": (1, 1)}, "expected blocks for each stage"),
         ({"stride": 2}, "expected stride 4 or 8"),
         ({"preset": "paper"}, "keeps stride 1"),
@@ -110,4 +110,4 @@ def test_anchors_have_positive_shapes_as_many_on_each_level(anchors: dict[str, o
 
 def test_a_branch_cannot_have_a_name_that_torch_needs() -> None:
     with pytest.raises(StudentError, match="'train' is a name that torch needs"):
-        StudentConfig(branches=(BranchSpec(name="train", kind="classes", channels=4),))
+        StudentConfig(branches=(BranchSpec(name="train", kind="classification", channels=4),))

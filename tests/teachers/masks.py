@@ -19,7 +19,7 @@ def mask_folder(folder: Path, seed: int = 0) -> str:
     torch.manual_seed(seed)
     card = TeacherCard(
         name="mask_rcnn",
-        kind="classes",
+        kind="classification",
         architecture=ARCHITECTURE,
         options=SMALL_MASKS.to_options(),
         channels=len(MASK_CLASSES),

@@ -21,8 +21,8 @@ from datalake.side_table import open_side_table
 from teachers.cached import CachedTeacher, cache_segment, origin_of, table_name
 from teachers.card import TeacherCard, TeacherError
 from teachers.classes import MASK_CLASSES
-from teachers.classroom import LocalClassroom
 from teachers.mask_rcnn import MaskRcnnTeacher
+from teachers.pool import LocalPool
 from teachers.target import Target
 from teachers.teacher import Teacher
 from tests.drives import DRIVE_CAMERAS
@@ -32,7 +32,7 @@ from tests.teachers.masks import mask_folder
 GRID, IMAGE_SIZE = (16, 24), (96, 64)
 CARD = TeacherCard(
     name="patchy",
-    kind="classes",
+    kind="classification",
     architecture="patchy",
     options={"share": (0.5, 0.25)},
     channels=len(MASK_CLASSES),
@@ -47,7 +47,7 @@ class PatchyTeacher:
 
     card: TeacherCard = CARD
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return classes that only the picture's key decides."""
         cells = 1, height, width
         valid, values = [], []
@@ -110,7 +110,7 @@ def test_a_student_is_told_the_same_from_the_cache_bit_for_bit(
     cached = CachedTeacher.open(mask_lake, "train", masks.card)
     told = []
     for teacher in (masks, cached):
-        room = LocalClassroom([teacher], GRID)
+        room = LocalPool([teacher], GRID)
         told.append(room.collect(room.submit(drive_samples))["mask_rcnn"])
     assert told[0].values.unique().numel() > 1
     assert told[0].confidence is not None
@@ -123,7 +123,7 @@ def test_cells_without_an_answer_and_no_confidence_stay_so_in_any_order(
     teacher = PatchyTeacher()
     cached = cache(patchy_lake, teacher, "patchy")
     shuffled = random.Random(0).sample(patchy_samples, len(patchy_samples))
-    assert_equal(cached.look(shuffled, *GRID), teacher.look(shuffled, *GRID))
+    assert_equal(cached.predict(shuffled, *GRID), teacher.predict(shuffled, *GRID))
 
 
 def test_what_is_no_longer_kept_in_memory_is_read_again(
@@ -134,7 +134,7 @@ def test_what_is_no_longer_kept_in_memory_is_read_again(
     teacher = PatchyTeacher()
     cached = cache(patchy_lake, teacher, "patchy")
     twice = patchy_samples[::5] * 2
-    assert_equal(cached.look(twice, *GRID), teacher.look(twice, *GRID))
+    assert_equal(cached.predict(twice, *GRID), teacher.predict(twice, *GRID))
 
 
 def test_one_row_for_each_picture_with_the_grid(mask_lake: Lake, masks: MaskRcnnTeacher) -> None:
@@ -174,13 +174,13 @@ def test_a_picture_that_is_not_cached_is_named(
     for change in ({"segment": "elsewhere"}, {"timestamp_us": 1}, {"camera": "SIDE_LEFT"}):
         sample = replace(drive_samples[0], key=replace(drive_samples[0].key, **change))
         with pytest.raises(TeacherError, match=f"{next(iter(change.values()))}.* is not cached"):
-            cached.look([sample], *GRID)
+            cached.predict([sample], *GRID)
 
 
 def test_another_grid_is_refused(mask_lake: Lake, masks: MaskRcnnTeacher, drive_samples: list[Sample]) -> None:
     cached = CachedTeacher.open(mask_lake, "train", masks.card)
     with pytest.raises(TeacherError, match="cached on a grid of 16 x 24 cells, asked for 8 x 12"):
-        cached.look(drive_samples, 8, 12)
+        cached.predict(drive_samples, 8, 12)
 
 
 def test_pictures_of_another_size_are_refused(
@@ -189,4 +189,4 @@ def test_pictures_of_another_size_are_refused(
     cached = CachedTeacher.open(mask_lake, "train", masks.card)
     smaller = replace(drive_samples[0], image=drive_samples[0].image[:, ::2, ::2])
     with pytest.raises(TeacherError, match="cached from pictures of 96 x 64 pixels, got one of 48 x 32"):
-        cached.look([smaller], *GRID)
+        cached.predict([smaller], *GRID)

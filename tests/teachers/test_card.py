@@ -94,7 +94,7 @@ def test_damaged_weights_do_not_load(tmp_path: Path) -> None:
         (lambda values: values.update(figures={"mIoU": "good"}), "could not convert"),
         (lambda values: values["statistics"]["variance"].pop(), "12 means but 11 variances"),
         (lambda values: values["statistics"].update(variance=[-1.0] * 12), "variances of at least 0"),
-        (lambda values: values.update(kind="classes", statistics=None), "expected 12 class names, got: 19"),
+        (lambda values: values.update(kind="classification", statistics=None), "expected 12 class names, got: 19"),
     ],
 )
 def test_a_card_that_makes_no_sense_is_refused(

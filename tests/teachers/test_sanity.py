@@ -45,7 +45,7 @@ class LabelReader:
     read: Answer
     network: nn.Module
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return classes of the top left of each picture: which pixels does not matter here."""
         maps = [self.read(truth_of(sample))[:height, :width] for sample in samples]
         classes = torch.stack(maps)[:, None]
@@ -135,9 +135,9 @@ class Spoiled:
         self._teacher, self._change = lidar_teacher(), change
         self.card, self.network = lidar_card(), self._teacher.network
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return the changed answer."""
-        return self._change(self._teacher.look(samples, height, width))
+        return self._change(self._teacher.predict(samples, height, width))
 
     def confusion(self, samples: Sequence[Sample]) -> Confusion:
         """Return the teacher's own."""

@@ -26,7 +26,7 @@ def target_of(kind: Kind, valid_share: float = 0.5) -> Target:
     random = torch.Generator().manual_seed(1)
     chance = torch.rand(2, 1, 5, 6, generator=random)
     valid = chance < torch.tensor([valid_share, valid_share / 2]).reshape(2, 1, 1, 1)
-    if kind == "classes":
+    if kind == "classification":
         values = torch.randint(CLASSES, (2, 1, 5, 6), generator=random)
     else:
         values = torch.randn(2, CLASSES, 5, 6, generator=random)
@@ -43,7 +43,7 @@ def learned(branch_outputs: Tensor, loss: Tensor) -> Tensor:
     return gradient
 
 
-@pytest.mark.parametrize("kind", ["continuous", "classes"])
+@pytest.mark.parametrize("kind", ["regression", "classification"])
 def test_the_loss_is_the_mean_over_pictures_of_the_mean_over_their_valid_cells(kind: Kind) -> None:
     branch_outputs, target = outputs_of(), target_of(kind)
     expected = []
@@ -52,7 +52,7 @@ def test_the_loss_is_the_mean_over_pictures_of_the_mean_over_their_valid_cells(k
         for row, column in target.valid[picture, 0].nonzero().tolist():
             predicted, truth = branch_outputs[picture, :, row, column], target.values[picture, :, row, column]
             errors.append(
-                cross_entropy(predicted, truth[0]) if kind == "classes" else (predicted - truth).square().mean()
+                cross_entropy(predicted, truth[0]) if kind == "classification" else (predicted - truth).square().mean()
             )
         expected.append(sum(float(error.detach()) for error in errors) / len(errors))
     assert float(imitation_loss(branch_outputs, target).detach()) == pytest.approx(sum(expected) / 2, rel=1e-5)
@@ -60,7 +60,7 @@ def test_the_loss_is_the_mean_over_pictures_of_the_mean_over_their_valid_cells(k
 
 @pytest.mark.parametrize("value", [1e30, math.inf, math.nan])
 def test_what_stands_in_cells_that_are_not_valid_does_not_matter(value: float) -> None:
-    branch_outputs, target = outputs_of(), target_of("continuous")
+    branch_outputs, target = outputs_of(), target_of("regression")
     loss = imitation_loss(branch_outputs, target)
     other = replace(target, values=target.values.where(target.valid, value))
     disturbed = imitation_loss(branch_outputs, other)
@@ -70,7 +70,7 @@ def test_what_stands_in_cells_that_are_not_valid_does_not_matter(value: float) -
 
 @pytest.mark.parametrize("value", [3, 255, -1])
 def test_neither_does_the_class_of_cells_that_are_not_valid(value: int) -> None:
-    branch_outputs, target = outputs_of(), target_of("classes")
+    branch_outputs, target = outputs_of(), target_of("classification")
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
     loss = imitation_loss(branch_outputs, target, class_weights=weights)
     other = replace(target, values=target.values.where(target.valid, value))
@@ -79,14 +79,14 @@ def test_neither_does_the_class_of_cells_that_are_not_valid(value: int) -> None:
     assert torch.equal(learned(branch_outputs, disturbed), learned(branch_outputs, loss))
 
 
-@pytest.mark.parametrize("kind", ["continuous", "classes"])
+@pytest.mark.parametrize("kind", ["regression", "classification"])
 def test_cells_that_are_not_valid_get_no_gradient_and_valid_ones_do(kind: Kind) -> None:
     branch_outputs, target = outputs_of(), target_of(kind)
     gradient = learned(branch_outputs, imitation_loss(branch_outputs, target))
     assert torch.equal((gradient != 0).any(1, keepdim=True), target.valid)
 
 
-@pytest.mark.parametrize("kind", ["continuous", "classes"])
+@pytest.mark.parametrize("kind", ["regression", "classification"])
 def test_without_a_valid_cell_there_is_nothing_to_learn(kind: Kind) -> None:
     branch_outputs, target = outputs_of(), target_of(kind, valid_share=0)
     assert not bool(target.valid.any())
@@ -95,7 +95,7 @@ def test_without_a_valid_cell_there_is_nothing_to_learn(kind: Kind) -> None:
     assert torch.equal(learned(branch_outputs, loss), torch.zeros_like(branch_outputs))
 
 
-@pytest.mark.parametrize("kind", ["continuous", "classes"])
+@pytest.mark.parametrize("kind", ["regression", "classification"])
 def test_a_picture_without_a_valid_cell_counts_as_learned(kind: Kind) -> None:
     branch_outputs, target = outputs_of(), target_of(kind)
     half = replace(target, valid=target.valid & torch.tensor([True, False]).reshape(2, 1, 1, 1))
@@ -105,7 +105,7 @@ def test_a_picture_without_a_valid_cell_counts_as_learned(kind: Kind) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["continuous", "classes"])
+@pytest.mark.parametrize("kind", ["regression", "classification"])
 def test_a_cell_of_weight_two_counts_as_two_cells(kind: Kind) -> None:
     branch_outputs, target = outputs_of(), target_of(kind)
     one = replace(target, keys=KEYS[:1], values=target.values[:1], valid=target.valid[:1])
@@ -124,7 +124,7 @@ def test_a_cell_of_weight_two_counts_as_two_cells(kind: Kind) -> None:
 
 
 def test_the_weight_of_a_class_is_the_weight_of_its_cells() -> None:
-    branch_outputs, target = outputs_of(), target_of("classes")
+    branch_outputs, target = outputs_of(), target_of("classification")
     weights = torch.tensor([0.5, 1.0, 4.0, 2.0])
     by_class = imitation_loss(branch_outputs, target, class_weights=weights)
     by_cell = imitation_loss(branch_outputs, target, cell_weights=weights[target.values[:, 0]][:, None])
@@ -133,7 +133,7 @@ def test_the_weight_of_a_class_is_the_weight_of_its_cells() -> None:
 
 
 def test_object_cells_are_those_in_which_some_teacher_of_classes_sees_an_object() -> None:
-    numbers, first = target_of("continuous"), target_of("classes")
+    numbers, first = target_of("regression"), target_of("classification")
     second = replace(first, values=first.values.flip(-1), valid=first.valid.flip(-1))
     seen = foreground_cells({"numbers": numbers, "first": first, "second": second})
     assert seen is not None
@@ -174,7 +174,7 @@ def test_a_rarer_class_weighs_the_root_of_how_much_rarer_it_is() -> None:
 @pytest.mark.parametrize("wrong", [CLASSES, 200, -1])
 @pytest.mark.parametrize("weighted", [True, False])
 def test_a_class_that_the_branch_cannot_tell_makes_the_loss_nan_instead_of_a_lookup(wrong: int, weighted: bool) -> None:
-    target = target_of("classes")
+    target = target_of("classification")
     row, column = target.valid[1, 0].nonzero()[0].tolist()
     target.values[1, 0, row, column] = wrong
     weights = torch.ones(CLASSES) if weighted else None

@@ -23,7 +23,7 @@ from student.distillation.controls import Targets
 from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.objective import DetectionObjective, LossWeights
 from student.evaluation.detection import DetectionScores
-from teachers.classroom import LocalClassroom
+from teachers.pool import LocalPool
 from tests.student.students import (
     COLOURS,
     HEIGHT,
@@ -84,9 +84,7 @@ class Run:
         objective = DetectionObjective(
             build(self.student, self.seed), LossWeights(), methods, self.augmentation, self.targets
         )
-        pool = LocalClassroom(
-            [ColourTeacher(COLOURS, blind=2), ColourTeacher(SHADES)], self.student.grid(HEIGHT, WIDTH)
-        )
+        pool = LocalPool([ColourTeacher(COLOURS, blind=2), ColourTeacher(SHADES)], self.student.grid(HEIGHT, WIDTH))
         inputs = TrainInputs(
             batches=cycled(self.some or samples(6), self.labelled, self.unlabelled, distributed.rank, distributed.size),
             labelled=self.labelled,

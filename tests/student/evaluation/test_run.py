@@ -18,7 +18,7 @@ from student.evaluation.detection import DetectionScores
 from student.evaluation.imitation import ClassScores, RegressionScores
 from student.evaluation.proposals import ProposalRecall
 from student.evaluation.run import evaluate_student
-from teachers.classroom import LocalClassroom
+from teachers.pool import LocalPool
 from tests.student.students import COLOURS, HEIGHT, SHADES, TAUGHT, WIDTH, ColourTeacher, samples, targets_of
 
 GRID = TAUGHT.grid(HEIGHT, WIDTH)
@@ -46,13 +46,13 @@ class Knowing(Student):
         return Prediction([found for found, _ in known], [proposed for _, proposed in known], branch_outputs)
 
 
-def classroom() -> LocalClassroom:
-    return LocalClassroom([ColourTeacher(COLOURS, 3), ColourTeacher(SHADES, 3)], GRID)
+def pool() -> LocalPool:
+    return LocalPool([ColourTeacher(COLOURS, 3), ColourTeacher(SHADES, 3)], GRID)
 
 
 def figures(student: Student, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
     mean = torch.full((3, *GRID), 0.5)
-    found = dict(evaluate_student(student, groups, classroom(), cell_means={"colours": mean}).figures)
+    found = dict(evaluate_student(student, groups, pool(), cell_means={"colours": mean}).figures)
     assert found.pop("images_per_second") > 0
     return found
 
@@ -65,7 +65,7 @@ def student() -> Student:
 def test_every_figure_is_that_of_each_pictures_own_answer(student: Student) -> None:
     detection, proposals, depth = DetectionScores(), ProposalRecall(), DepthScores(TAUGHT.max_depth_m)
     colours, shades = RegressionScores(3, torch.full((3, *GRID), 0.5)), ClassScores(("dark", "grey", "bright"))
-    for (one,), targets in classroom().follow([one] for one in FIVE):
+    for (one,), targets in pool().follow([one] for one in FIVE):
         found, proposed = knowledge(one)
         detection.add(found, one.objects)
         depth.add(found, one.objects)

@@ -31,9 +31,9 @@ def test_a_seed_that_only_one_arm_has_keeps_its_place_among_the_gains() -> None:
 
 
 def test_a_line_is_mean_and_sample_deviation() -> None:
-    none, classroom = lines(RESULTS, 1.0, "AP50")
+    none, pool = lines(RESULTS, 1.0, "AP50")
     assert (none.mean, none.spread) == pytest.approx((0.375, 0.25 / 2**0.5))
-    assert str(classroom) == "0.562 ± 0.265"
+    assert str(pool) == "0.562 ± 0.265"
 
 
 def test_the_table_shows_arms_that_lose_and_their_labelled_visits() -> None:
@@ -50,9 +50,9 @@ def test_a_mean_over_some_of_the_seeds_says_so() -> None:
 def test_how_an_unheard_teacher_is_imitated_is_no_figure() -> None:
     heard = {**figures(0.5), "imitation/masks/mIoU": 0.25, "imitation/points/R2": 0.75}
     text = markdown({1.0: {arm: {0: heard} for arm in ("none", "classroom", "masks")}})
-    none, classroom, masks = text.rstrip().splitlines()[-3:]
+    none, pool, masks = text.rstrip().splitlines()[-3:]
     assert "| unheard | unheard |" in none
-    assert "| 0.250 | 0.750 |" in classroom
+    assert "| 0.250 | 0.750 |" in pool
     assert "| 0.250 | unheard |" in masks
 
 

@@ -17,7 +17,7 @@ from student.evaluation.imitation import CellMean
 from student.evaluation.run import EvaluationResult, evaluate_student
 from student.report.comparisons import comparisons, teachers_in
 from student.report.evaluation import FRAMES, LESSONS, Evaluation, best_scores, verdict, write_report
-from teachers.classroom import LocalClassroom
+from teachers.pool import LocalPool
 from tests.student.students import COLOURS, HEIGHT, SHADES, TAUGHT, WIDTH, ColourTeacher, build, samples, targets_of
 
 HISTORY = [{"step": step, "loss/box": 1 / (step + 1), "learning_rate": 0.1, "wait/data": 0.0} for step in range(7)]
@@ -41,7 +41,7 @@ FIGURES = {
 def result() -> EvaluationResult:
     """An untrained student on ten pictures, beside two teachers that are blind above."""
     grid = TAUGHT.grid(HEIGHT, WIDTH)
-    room = LocalClassroom([ColourTeacher(COLOURS, 3), ColourTeacher(SHADES, 3)], grid)
+    room = LocalPool([ColourTeacher(COLOURS, 3), ColourTeacher(SHADES, 3)], grid)
     mean = CellMean(COLOURS.channels, *grid)
     mean.add(targets_of(samples(4))["colours"])
     pictures = samples(10)

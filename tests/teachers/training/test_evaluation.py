@@ -11,7 +11,7 @@ from teachers.lidar import SpvnasTeacher, network_options, scan_of
 from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN
 from teachers.training.evaluation import compare_with_labels, measure_statistics
-from teachers.training.lidar import POINT_CLASSES
+from teachers.training.spvcnn_objective import POINT_CLASSES
 from tests.teachers.training.samples import sample
 from training.errors import TrainingError
 
@@ -24,7 +24,7 @@ def teacher() -> SpvnasTeacher:
     torch.manual_seed(0)
     card = TeacherCard(
         name="spvcnn",
-        kind="continuous",
+        kind="regression",
         architecture="spvcnn",
         options=network_options(CONFIG),
         channels=CONFIG.feature_width,

@@ -13,8 +13,7 @@ from teachers.lidar import ARCHITECTURE, SpvnasTeacher, network_options
 from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN
 from teachers.training.evaluation import compare_with_labels, measure_statistics
-from teachers.training.lessons import RunContext, TeacherData, train_teacher, versions
-from teachers.training.lidar import (
+from teachers.training.spvcnn_objective import (
     POINT_CLASSES,
     Augmentation,
     SpvcnnObjective,
@@ -22,6 +21,7 @@ from teachers.training.lidar import (
     has_labels,
     weights_of_classes,
 )
+from teachers.training.teacher_training import RunContext, TeacherData, train_teacher, versions
 from training.loop import LoopConfig
 from training.optimizer import OptimizerConfig
 
@@ -68,7 +68,7 @@ def train_spvcnn(config: SpvcnnTrainConfig, data: TeacherData, context: RunConte
     trained = train_teacher(objective, config, has_labels, data, context)
     raw = TeacherCard(
         name="spvcnn",
-        kind="continuous",
+        kind="regression",
         architecture=ARCHITECTURE,
         options=network_options(network_config),
         channels=network_config.feature_width,

@@ -15,8 +15,8 @@ from torchvision.models.detection.image_list import ImageList
 
 from datalake.sample import Panoptic, Sample
 from teachers.classes import CAMERA_TO_MASK, IGNORED, MASK_CLASSES
+from teachers.training.captured_features import CapturedFeatures
 from teachers.training.instances import instances_of
-from teachers.training.overheard import Overheard
 from training.errors import TrainingError
 from training.generators import Chance
 from training.objective import Batch, Loss, Objective, ParameterGroup
@@ -81,10 +81,10 @@ class MaskRcnnObjective(Objective):
     def forward(self, batch: MaskBatch, progress: float) -> dict[str, Loss]:
         """Return classifier, box_reg, mask, objectness and rpn_box_reg, torchvision's, and pixels."""
         del progress
-        with Overheard(self.detector) as overheard:
+        with CapturedFeatures(self.detector) as captured:
             found: dict[str, Tensor] = self.detector(batch.pictures, batch.targets)
         losses = {name.removeprefix("loss_"): Loss(value) for name, value in found.items()}
-        pixels = self._pixel_loss(batch.classes, overheard.pictures, overheard.finest)
+        pixels = self._pixel_loss(batch.classes, captured.pictures, captured.finest)
         return {**losses, "pixels": Loss(pixels)}
 
     def parameter_groups(self) -> list[ParameterGroup]:

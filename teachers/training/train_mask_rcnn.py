@@ -12,8 +12,8 @@ from teachers.classes import MASK_CLASSES
 from teachers.confusion import Confusion
 from teachers.mask_rcnn import ARCHITECTURE, MaskRcnnConfig, MaskRcnnTeacher, build_network
 from teachers.training.evaluation import compare_with_labels, mask_precision
-from teachers.training.lessons import RunContext, TeacherData, train_teacher, versions
-from teachers.training.masks import MaskRcnnObjective, has_panoptic
+from teachers.training.mask_rcnn_objective import MaskRcnnObjective, has_panoptic
+from teachers.training.teacher_training import RunContext, TeacherData, train_teacher, versions
 from training.loop import LoopConfig
 from training.optimizer import OptimizerConfig
 
@@ -50,7 +50,7 @@ def train_mask_rcnn(
     network = network.to(memory_format=torch.contiguous_format)
     raw = TeacherCard(
         name="mask_rcnn",
-        kind="classes",
+        kind="classification",
         architecture=ARCHITECTURE,
         options=options,
         channels=len(MASK_CLASSES),

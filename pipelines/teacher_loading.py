@@ -16,8 +16,8 @@ from pipelines.data import Frames
 from teachers import lidar
 from teachers.cached import CachedTeacher
 from teachers.card import TeacherCard, TeacherError, read_card
-from teachers.classroom import LocalClassroom
 from teachers.load import load_teacher
+from teachers.pool import LocalPool
 from teachers.remembered import RememberedTeacher, remembered_count, remembered_folder
 from teachers.sanity import SanityReport, check_teacher
 from teachers.target import Target
@@ -50,7 +50,7 @@ def read_cards(teachers: dict[str, str]) -> dict[str, TeacherCard]:
     return {name: read_card(url) for name, url in teachers.items()}
 
 
-def look_at_points(cards: Iterable[TeacherCard]) -> bool:
+def needs_points(cards: Iterable[TeacherCard]) -> bool:
     """Return whether one of the teachers needs the lidar's points."""
     return any(card.architecture == lidar.ARCHITECTURE for card in cards)
 
@@ -66,9 +66,9 @@ class NamedTeacher:
         """The teacher's own card, renamed."""
         return replace(self._teacher.card, name=self.name)
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return the teacher's answer."""
-        return self._teacher.look(samples, height, width)
+        return self._teacher.predict(samples, height, width)
 
 
 def open_teacher(name: str, url: str, device: torch.device | str, remember: Path | None) -> Teacher:
@@ -86,45 +86,45 @@ def open_cached(url: str, cached_as: str | None, lake: Lake, split: str) -> Cach
     return CachedTeacher.open(lake, split, read_card(url), cached_as)
 
 
-def open_classroom(
+def open_pool(
     teachers: dict[str, str], grid: tuple[int, int], device: torch.device, remember: Path | None
-) -> LocalClassroom:
+) -> LocalPool:
     """Return the teachers in this process.
 
     remember: a folder in which answers are kept, for runs that show the same frames again
     """
     loaded = [open_teacher(name, url, device, remember) for name, url in teachers.items()]
-    return LocalClassroom(loaded, grid, device=device)
+    return LocalPool(loaded, grid, device=device)
 
 
-def examine_teachers(
+def evaluate_teachers(
     teachers: dict[str, str], batches: Sequence[Sequence[Sample]], grid: tuple[int, int], device: torch.device
 ) -> dict[str, SanityReport]:
     """Return what is seen of each teacher on a few batches; raises TeacherError where one is not fit to teach."""
     return {name: check_teacher(load_teacher(url, device), batches, *grid) for name, url in teachers.items()}
 
 
-def class_shares(classroom: LocalClassroom, batches: Iterable[Sequence[Sample]]) -> dict[str, Tensor]:
+def class_shares(pool: LocalPool, batches: Iterable[Sequence[Sample]]) -> dict[str, Tensor]:
     """Return, for each teacher of classes, float32 [K]: which share of the cells it gives to each class."""
     counts = {
         name: torch.zeros(card.channels, dtype=torch.float64)
-        for name, card in classroom.cards.items()
-        if card.kind == "classes"
+        for name, card in pool.cards.items()
+        if card.kind == "classification"
     }
-    for _, targets in classroom.follow(batches):
+    for _, targets in pool.follow(batches):
         for name, count in counts.items():
             target = targets[name]
             count += torch.bincount(target.values[target.valid].flatten().cpu(), minlength=len(count))
     return {name: (count / count.sum().clamp(min=1)).float() for name, count in counts.items()}
 
 
-def answer_ahead(
+def precompute_targets(
     teachers: dict[str, str], frames: Frames, grid: tuple[int, int], device: torch.device, folder: Path
 ) -> None:
     """Ask the teachers about all of the frames and keep their answers in the folder, unless all are there."""
     if all_remembered(teachers, frames, grid, folder):
         return
-    room = open_classroom(teachers, grid, device, folder)
+    room = open_pool(teachers, grid, device, folder)
     for _ in room.follow(frames.stream(_AT_ONCE, shuffle=False).loader()):
         pass
 

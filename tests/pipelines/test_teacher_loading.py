@@ -11,20 +11,20 @@ import torch
 
 from datalake.lake import Lake
 from datalake.sample import Sample
-from pipelines.classrooms import (
+from pipelines.data import Frames
+from pipelines.teacher_loading import (
     NamedTeacher,
     all_remembered,
-    answer_ahead,
     class_shares,
-    examine_teachers,
-    look_at_points,
-    open_classroom,
+    evaluate_teachers,
+    needs_points,
+    open_pool,
     parse_teachers,
+    precompute_targets,
     read_cards,
 )
-from pipelines.data import Frames
 from teachers.card import TeacherCard, TeacherError
-from teachers.classroom import LocalClassroom
+from teachers.pool import LocalPool
 from teachers.remembered import RememberedTeacher, remembered_total
 from tests.drives import DRIVE_CAMERAS
 from tests.pipelines.small_teachers import write_teachers
@@ -85,31 +85,31 @@ def test_what_names_no_teacher_is_refused(words: list[str], message: str) -> Non
 def test_only_a_lidar_teacher_needs_points(folders: dict[str, str]) -> None:
     cards = read_cards(folders)
     assert list(cards) == ["points", "masks"]
-    assert look_at_points(cards.values())
-    assert not look_at_points([cards["masks"]])
-    assert not look_at_points([])
+    assert needs_points(cards.values())
+    assert not needs_points([cards["masks"]])
+    assert not needs_points([])
 
 
 def test_a_named_teacher_says_the_same_under_another_name() -> None:
     teacher = ColourTeacher()
     named = NamedTeacher("left", teacher)
     assert named.card == replace(teacher.card, name="left")
-    assert torch.equal(named.look(samples(1), 4, 6).values, teacher.look(samples(1), 4, 6).values)
+    assert torch.equal(named.predict(samples(1), 4, 6).values, teacher.predict(samples(1), 4, 6).values)
 
 
 def test_a_classroom_has_the_teachers_by_the_students_names(drive_lake: Lake, folders: dict[str, str]) -> None:
-    classroom = open_classroom(folders, GRID, CPU, None)
-    ((_, targets),) = classroom.follow([first_samples(drive_lake, 2)])
-    assert list(targets) == list(classroom.cards) == ["points", "masks"]
-    assert targets["points"].values.shape == (2, classroom.cards["points"].channels, *GRID)
+    pool = open_pool(folders, GRID, CPU, None)
+    ((_, targets),) = pool.follow([first_samples(drive_lake, 2)])
+    assert list(targets) == list(pool.cards) == ["points", "masks"]
+    assert targets["points"].values.shape == (2, pool.cards["points"].channels, *GRID)
     assert targets["masks"].values.shape == (2, 1, *GRID)
 
 
 def test_what_is_remembered_is_not_asked_again(drive_lake: Lake, folders: dict[str, str], tmp_path: Path) -> None:
     some = first_samples(drive_lake, 2)
-    ((_, first),) = open_classroom(folders, GRID, CPU, tmp_path).follow([some])
+    ((_, first),) = open_pool(folders, GRID, CPU, tmp_path).follow([some])
     blind = first_samples(drive_lake, 2, points=False)
-    ((_, again),) = open_classroom(folders, GRID, CPU, tmp_path).follow([blind])
+    ((_, again),) = open_pool(folders, GRID, CPU, tmp_path).follow([blind])
     for name, target in first.items():
         assert torch.equal(again[name].values, target.values)
         assert torch.equal(again[name].valid, target.valid)
@@ -123,31 +123,31 @@ def test_points_are_needed_until_every_frame_is_remembered(drive_lake: Lake, tmp
     everything = list(frames(drive_lake, *DRIVE_CAMERAS).stream(1, shuffle=False))
     sides = [one for one in everything if one.key.camera != "FRONT"]
     front = [one for one in everything if one.key.camera == "FRONT"]
-    remembered.look(sides, *GRID)
+    remembered.predict(sides, *GRID)
     assert not all_remembered({"points": folder}, asked, GRID, tmp_path / "answers")
-    remembered.look(front[1:], *GRID)
+    remembered.predict(front[1:], *GRID)
     assert not all_remembered({"points": folder}, asked, GRID, tmp_path / "answers")
-    remembered.look(front[:1], *GRID)
+    remembered.predict(front[:1], *GRID)
     assert all_remembered({"points": folder}, asked, GRID, tmp_path / "answers")
     assert not all_remembered({"points": folder}, asked, (8, 12), tmp_path / "answers")
 
 
 def test_answered_ahead_nothing_is_left_to_ask(drive_lake: Lake, folders: dict[str, str], tmp_path: Path) -> None:
     asked = frames(drive_lake, "FRONT")
-    answer_ahead(folders, asked, GRID, CPU, tmp_path)
+    precompute_targets(folders, asked, GRID, CPU, tmp_path)
     assert all_remembered(folders, asked, GRID, tmp_path)
     assert remembered_total(tmp_path) == len(folders) * asked.stream(1, shuffle=False).epoch_samples
 
 
 def test_class_shares_are_of_the_cells_with_an_answer() -> None:
     teachers = [ColourTeacher(COLOURS), ColourTeacher(SHADES, blind=8)]
-    classroom = LocalClassroom(teachers, GRID)
+    pool = LocalPool(teachers, GRID)
     batches = [samples(3), samples(2)]
-    shares = class_shares(classroom, batches)
+    shares = class_shares(pool, batches)
     assert list(shares) == ["shades"]
     counts = torch.zeros(3)
     for batch in batches:
-        values = teachers[1].look(batch, *GRID).values[:, :, 8:]
+        values = teachers[1].predict(batch, *GRID).values[:, :, 8:]
         counts += torch.stack([(values == number).sum() for number in range(3)])
     assert torch.allclose(shares["shades"], counts / counts.sum())
     assert bool((shares["shades"] > 0).all())
@@ -157,4 +157,4 @@ def test_a_teacher_that_is_not_fit_to_teach_is_refused(drive_lake: Lake, folders
     batches = [list(itertools.islice(frames(drive_lake, "FRONT").stream(2, shuffle=False, panoptic=True), 4))]
     # Untrained, and without a figure on its card that would say how bad it may be.
     with pytest.raises(TeacherError, match="is no better than always saying the commonest class"):
-        examine_teachers({"points": folders["points"]}, batches, GRID, CPU)
+        evaluate_teachers({"points": folders["points"]}, batches, GRID, CPU)

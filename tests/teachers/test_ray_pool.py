@@ -19,13 +19,13 @@ import torch
 from datalake.sample import Sample
 from pipelines.cluster import cluster
 from teachers.card import TeacherCard, TeacherError
-from teachers.classroom import LocalClassroom
 from teachers.load import load_teacher
-from teachers.remote import RemoteClassroom, TeacherPost, employed
+from teachers.pool import LocalPool
+from teachers.ray_pool import ActorSpec, RayPool, teacher_actors
 from teachers.target import Target
 from teachers.teacher import Teacher
 from tests.teachers.cards import lidar_folder
-from tests.teachers.test_classroom import Swapper
+from tests.teachers.test_pool import Swapper
 
 GRID = (16, 24)
 
@@ -45,13 +45,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def employed_lidar(folder: str) -> Iterator[None]:
     """A lidar teacher at the post "lidar"."""
-    with employed([post("lidar", partial(load_teacher, folder))]):
+    with teacher_actors([post("lidar", partial(load_teacher, folder))]):
         yield
 
 
-def post(name: str, load: Callable[[str], Teacher]) -> TeacherPost:
+def post(name: str, load: Callable[[str], Teacher]) -> ActorSpec:
     """Return a post that leaves room for others, however few CPUs there are."""
-    return TeacherPost(name=name, load=load, num_cpus=0.2)
+    return ActorSpec(name=name, load=load, num_cpus=0.2)
 
 
 class Diary:
@@ -65,12 +65,12 @@ class Diary:
         """The teacher's own."""
         return self._teacher.card
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return the teacher's own answer."""
         with self._file.open("a") as file:
             file.write(f"{os.getpid()}\n")
         time.sleep(self._pause_s)
-        return self._teacher.look(samples, height, width)
+        return self._teacher.predict(samples, height, width)
 
 
 def keep_diary(url: str, file: Path, pause_s: float, device: str) -> Teacher:
@@ -95,10 +95,10 @@ def entries(file: Path, count: int) -> list[int]:
 @pytest.mark.usefixtures("employed_lidar")
 def test_it_makes_no_difference_where_the_teacher_runs(folder: str, drive_samples: list[Sample]) -> None:
     batches = [drive_samples[:3], drive_samples[3:]]
-    local = [targets["lidar"] for _, targets in LocalClassroom([load_teacher(folder)], GRID).follow(batches)]
-    classroom = RemoteClassroom(["lidar"], GRID)
-    assert classroom.cards == {"lidar": load_teacher(folder).card}
-    remote = [targets["lidar"] for _, targets in classroom.follow(batches)]
+    local = [targets["lidar"] for _, targets in LocalPool([load_teacher(folder)], GRID).follow(batches)]
+    pool = RayPool(["lidar"], GRID)
+    assert pool.cards == {"lidar": load_teacher(folder).card}
+    remote = [targets["lidar"] for _, targets in pool.follow(batches)]
     for ours, theirs in zip(local, remote, strict=True):
         assert ours.keys == theirs.keys
         assert torch.equal(ours.valid, theirs.valid)
@@ -108,11 +108,11 @@ def test_it_makes_no_difference_where_the_teacher_runs(folder: str, drive_sample
 def test_a_killed_teacher_costs_time_but_no_data(folder: str, drive_samples: list[Sample], tmp_path: Path) -> None:
     diary = tmp_path / "diary"
     batches = [[sample] for sample in drive_samples]
-    local = [targets["lidar"] for _, targets in LocalClassroom([load_teacher(folder)], GRID).follow(batches)]
-    with employed([post("mortal", partial(keep_diary, folder, diary, 0.3))]):
-        classroom = RemoteClassroom(["mortal"], GRID, window=3)
+    local = [targets["lidar"] for _, targets in LocalPool([load_teacher(folder)], GRID).follow(batches)]
+    with teacher_actors([post("mortal", partial(keep_diary, folder, diary, 0.3))]):
+        pool = RayPool(["mortal"], GRID, window=3)
         remote = []
-        for number, (_, targets) in enumerate(classroom.follow(batches)):
+        for number, (_, targets) in enumerate(pool.follow(batches)):
             remote.append(targets["mortal"])
             if number == 1:
                 # The third look is under way, or the fourth.
@@ -126,59 +126,62 @@ def test_a_slow_student_has_no_more_than_a_window_in_flight(
     folder: str, drive_samples: list[Sample], tmp_path: Path
 ) -> None:
     diary = tmp_path / "diary"
-    with employed([post("writer", partial(keep_diary, folder, diary, 0.0))]):
-        classroom = RemoteClassroom(["writer"], GRID, window=2)
-        for trained, _ in enumerate(classroom.follow([[sample] for sample in drive_samples])):
+    with teacher_actors([post("writer", partial(keep_diary, folder, diary, 0.0))]):
+        pool = RayPool(["writer"], GRID, window=2)
+        for trained, _ in enumerate(pool.follow([[sample] for sample in drive_samples])):
             handed_in = min(trained + 2, 6)
             assert len(entries(diary, handed_in)) == handed_in
             time.sleep(0.2)
             assert len(entries(diary, handed_in)) == handed_in
-        tickets = [classroom.submit(drive_samples[:1]) for _ in range(2)]
+        tickets = [pool.submit(drive_samples[:1]) for _ in range(2)]
         with pytest.raises(TeacherError, match="2 batches are in flight"):
-            classroom.submit(drive_samples[:1])
-        assert all(classroom.collect(ticket)["writer"].valid.any() for ticket in tickets)
+            pool.submit(drive_samples[:1])
+        assert all(pool.collect(ticket)["writer"].valid.any() for ticket in tickets)
 
 
 def test_answers_about_other_samples_are_noticed(drive_samples: list[Sample]) -> None:
-    with employed([post("swapper", swap)]):
-        classroom = RemoteClassroom(["swapper"], GRID)
+    with teacher_actors([post("swapper", swap)]):
+        pool = RayPool(["swapper"], GRID)
         with pytest.raises(TeacherError, match="swapper answered about other samples than it was asked"):
-            classroom.collect(classroom.submit(drive_samples[:2]))
+            pool.collect(pool.submit(drive_samples[:2]))
     with pytest.raises(TeacherError, match="no teacher swapper is employed"):
-        RemoteClassroom(["swapper"], GRID)
+        RayPool(["swapper"], GRID)
 
 
 @pytest.mark.usefixtures("employed_lidar")
 def test_a_teacher_that_cannot_answer_says_why_in_one_line(drive_samples: list[Sample]) -> None:
-    classroom = RemoteClassroom(["lidar"], GRID)
+    pool = RayPool(["lidar"], GRID)
     blind = [replace(drive_samples[0], lidar=None)]
     with pytest.raises(TeacherError, match=r"^teacher lidar: .*loaded without points") as caught:
-        classroom.collect(classroom.submit(blind))
+        pool.collect(pool.submit(blind))
     assert "\n" not in str(caught.value)
-    assert classroom.collect(classroom.submit(drive_samples[:1]))["lidar"].valid.any()
+    assert pool.collect(pool.submit(drive_samples[:1]))["lidar"].valid.any()
 
 
 def test_a_teacher_that_does_not_load_says_why_in_one_line(tmp_path: Path) -> None:
     missing = post("missing", partial(load_teacher, str(tmp_path)))
     with (
         pytest.raises(TeacherError, match=r"^teacher missing .*card\.json: no such file") as caught,
-        employed([missing]),
+        teacher_actors([missing]),
     ):
         pass
     assert "\n" not in str(caught.value)
 
 
 def test_what_the_cluster_lacks_is_not_waited_for(folder: str) -> None:
-    greedy = TeacherPost(name="greedy", load=partial(load_teacher, folder), num_gpus=0.5)
-    with pytest.raises(TeacherError, match=r"greedy needs 1 CPUs and 0\.5 GPUs, which no node"), employed([greedy]):
+    greedy = ActorSpec(name="greedy", load=partial(load_teacher, folder), num_gpus=0.5)
+    with (
+        pytest.raises(TeacherError, match=r"greedy needs 1 CPUs and 0\.5 GPUs, which no node"),
+        teacher_actors([greedy]),
+    ):
         pass
 
 
 @ray.remote(num_cpus=0.2)
 def study(batch: list[Sample]) -> list[bool]:
     """Ask the teacher from another process of the job, as a training worker does."""
-    classroom = RemoteClassroom(["lidar"], GRID)
-    return [bool(targets["lidar"].valid.any()) for _, targets in classroom.follow([batch])]
+    pool = RayPool(["lidar"], GRID)
+    return [bool(targets["lidar"].valid.any()) for _, targets in pool.follow([batch])]
 
 
 @pytest.mark.usefixtures("employed_lidar")

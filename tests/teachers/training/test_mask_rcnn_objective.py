@@ -13,7 +13,7 @@ from datalake.sample import Panoptic, Sample
 from teachers.classes import MASK_CLASSES
 from teachers.mask_rcnn import MaskRcnnConfig, build_network
 from teachers.training.instances import instances_of
-from teachers.training.masks import MaskRcnnObjective, has_panoptic
+from teachers.training.mask_rcnn_objective import MaskRcnnObjective, has_panoptic
 from tests.teachers.training.samples import losses_of, panoptic, sample
 
 CAR, TRUCK, BICYCLE, PEDESTRIAN, ROAD = 2, 3, 6, 9, 20

@@ -22,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from datalake.sample import Sample
 from teachers.card import TeacherCard, TeacherError
-from teachers.classroom import Classroom, by_name
+from teachers.pool import TeacherPool, by_name
 from teachers.target import SparseTarget
 from teachers.teacher import Teacher
 
@@ -33,7 +33,7 @@ _RETRIES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherPost:
+class ActorSpec:
     """One teacher's place.
 
     name: what the actor and its answers are called
@@ -47,7 +47,7 @@ class TeacherPost:
     num_gpus: float = 0
 
 
-class _Desk:
+class TeacherActor:
     """What runs in the actor."""
 
     def __init__(self, load: Callable[[str], Teacher], device: str) -> None:
@@ -57,11 +57,11 @@ class _Desk:
         return self._teacher.card
 
     def look(self, batch: list[Sample], height: int, width: int) -> SparseTarget:
-        return self._teacher.look(batch, height, width).to_sparse().to("cpu")
+        return self._teacher.predict(batch, height, width).to_sparse().to("cpu")
 
 
 @contextmanager
-def employed(posts: Sequence[TeacherPost], *, start_s: float = 600) -> Iterator[None]:
+def teacher_actors(posts: Sequence[ActorSpec], *, start_s: float = 600) -> Iterator[None]:
     """Start a named actor per post, and stop them at the end of the block.
 
     Raises TeacherError, in one line, where a teacher does not load, the cluster has not enough for it, or it has not
@@ -71,7 +71,7 @@ def employed(posts: Sequence[TeacherPost], *, start_s: float = 600) -> Iterator[
     try:
         for name, post in by_name((post.name, post) for post in posts).items():
             _check_resources(post)
-            actor = ray.remote(_Desk).options(
+            actor = ray.remote(TeacherActor).options(
                 name=_actor_name(name),
                 num_cpus=post.num_cpus,
                 num_gpus=post.num_gpus,
@@ -87,7 +87,7 @@ def employed(posts: Sequence[TeacherPost], *, start_s: float = 600) -> Iterator[
             ray.kill(desk)
 
 
-class RemoteClassroom(Classroom):
+class RayPool(TeacherPool):
     """The teachers at posts of these names. A window of 2 to 4 batches keeps them busy and the object store small."""
 
     def __init__(
@@ -110,7 +110,7 @@ class RemoteClassroom(Classroom):
     def _ask(self, batch: list[Sample]) -> Any:
         # Put once, so that the batch does not travel once per teacher.
         shared = ray.put(batch)
-        return {name: desk.look.remote(shared, *self.grid) for name, desk in self._desks.items()}
+        return {name: desk.predict.remote(shared, *self.grid) for name, desk in self._desks.items()}
 
     def _answers(self, asked: Any) -> dict[str, SparseTarget]:
         return {name: _get(name, reference) for name, reference in asked.items()}
@@ -127,7 +127,7 @@ def _desk(name: str) -> Any:
         raise TeacherError(f"no teacher {name} is employed in this Ray job; open its post first") from error
 
 
-def _check_resources(post: TeacherPost) -> None:
+def _check_resources(post: ActorSpec) -> None:
     """Raise TeacherError where no node could ever take the post: Ray would wait for one for ever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = {"CPU": post.num_cpus, "GPU": post.num_gpus}

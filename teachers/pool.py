@@ -25,7 +25,7 @@ class Ticket:
     keys: tuple[SampleKey, ...]
 
 
-class Classroom(ABC):
+class TeacherPool(ABC):
     """Teachers that answer to one student, a bounded number of batches ahead.
 
     Every answer passes through the same sparse half-precision form, also within a process: where the teachers run
@@ -125,7 +125,7 @@ class Classroom(ABC):
         return batch, self.collect(ticket)
 
 
-class LocalClassroom(Classroom):
+class LocalPool(TeacherPool):
     """Teachers in the student's own process, who look at a batch when it is collected."""
 
     def __init__(
@@ -148,7 +148,7 @@ class LocalClassroom(Classroom):
         return batch
 
     def _answers(self, asked: Any) -> dict[str, SparseTarget]:
-        return {name: teacher.look(asked, *self.grid).to_sparse() for name, teacher in self._teachers.items()}
+        return {name: teacher.predict(asked, *self.grid).to_sparse() for name, teacher in self._teachers.items()}
 
 
 def by_name(named: Iterable[tuple[str, Any]]) -> Mapping[str, Any]:
@@ -173,7 +173,7 @@ def _check_classes(name: str, answer: SparseTarget, card: TeacherCard) -> None:
     Answers that lie on a GPU already were never anywhere but in this process, and looking at them would mean waiting.
     """
     values = answer.values
-    if card.kind != "classes" or values.device.type != "cpu" or not values.numel():
+    if card.kind != "classification" or values.device.type != "cpu" or not values.numel():
         return
     if (highest := int(values.max())) >= card.channels:
         wrong = int((values[:, 0] == highest).nonzero()[0])

@@ -17,7 +17,7 @@ from teachers.classes import IGNORED
 from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN, PointPrediction
 from teachers.spvnas.scan import Scan
-from teachers.training.lidar import (
+from teachers.training.spvcnn_objective import (
     POINT_CLASSES,
     Augmentation,
     SpvcnnObjective,

@@ -12,7 +12,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
 
-class Overheard:
+class CapturedFeatures:
     """What passes inside a detector while it is asked, and boxes computed in float32 whatever the rest is.
 
     torchvision computes boxes in whatever format it finds features in, and bfloat16 knows the columns of a picture to
@@ -28,7 +28,7 @@ class Overheard:
         self.pictures: ImageList
         self.finest: Tensor
 
-    def __enter__(self) -> Overheard:
+    def __enter__(self) -> CapturedFeatures:
         detector = self._detector
         for module in (detector.backbone, detector.rpn.head, detector.roi_heads.box_predictor):
             self._hooks.enter_context(module.register_forward_hook(lambda _m, _i, outputs: _in_float32(outputs)))

@@ -10,7 +10,7 @@ import torch
 
 from datalake.sample import Sample
 from teachers.card import TeacherCard, TeacherError
-from teachers.classroom import LocalClassroom
+from teachers.pool import LocalPool
 from teachers.target import Target
 from tests.student.students import SHADES, ColourTeacher
 from tests.teachers.cards import lidar_card, lidar_teacher
@@ -23,9 +23,9 @@ class Swapper:
 
     card: TeacherCard = replace(lidar_card(), name="swapper")
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return the answers in reverse."""
-        return lidar_teacher().look(list(samples)[::-1], height, width)
+        return lidar_teacher().predict(list(samples)[::-1], height, width)
 
 
 class LabelSeeker:
@@ -33,57 +33,57 @@ class LabelSeeker:
 
     card: TeacherCard = replace(lidar_card(), name="seeker")
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return an answer where there are none."""
         for sample in samples:
             assert sample.panoptic is None
             assert sample.lidar is None or sample.lidar.semantic_class is None
-        return lidar_teacher().look(samples, height, width)
+        return lidar_teacher().predict(samples, height, width)
 
 
 def test_targets_come_in_half_precision_under_the_teachers_names(drive_samples: list[Sample]) -> None:
     teacher = lidar_teacher()
-    classroom = LocalClassroom([teacher], GRID)
-    targets = classroom.collect(classroom.submit(drive_samples[:2]))
-    assert targets.keys() == classroom.cards.keys() == {"lidar"}
-    expected = teacher.look(drive_samples[:2], *GRID)
+    pool = LocalPool([teacher], GRID)
+    targets = pool.collect(pool.submit(drive_samples[:2]))
+    assert targets.keys() == pool.cards.keys() == {"lidar"}
+    expected = teacher.predict(drive_samples[:2], *GRID)
     assert torch.equal(targets["lidar"].valid, expected.valid)
     assert torch.equal(targets["lidar"].values, expected.values.half().float())
 
 
 def test_answers_about_other_samples_are_noticed(drive_samples: list[Sample]) -> None:
-    classroom = LocalClassroom([Swapper()], GRID)
-    ticket = classroom.submit(drive_samples[:2])
+    pool = LocalPool([Swapper()], GRID)
+    ticket = pool.submit(drive_samples[:2])
     with pytest.raises(TeacherError, match="swapper answered about other samples than it was asked: sample 0"):
-        classroom.collect(ticket)
+        pool.collect(ticket)
 
 
 def test_labels_do_not_reach_the_teachers(drive_samples: list[Sample]) -> None:
-    classroom = LocalClassroom([LabelSeeker()], GRID)
-    assert classroom.collect(classroom.submit(drive_samples[:1]))["seeker"].valid.any()
+    pool = LocalPool([LabelSeeker()], GRID)
+    assert pool.collect(pool.submit(drive_samples[:1]))["seeker"].valid.any()
 
 
 def test_a_full_window_refuses_more(drive_samples: list[Sample]) -> None:
-    classroom = LocalClassroom([lidar_teacher()], GRID, window=2)
-    first, _ = classroom.submit(drive_samples[:1]), classroom.submit(drive_samples[1:2])
+    pool = LocalPool([lidar_teacher()], GRID, window=2)
+    first, _ = pool.submit(drive_samples[:1]), pool.submit(drive_samples[1:2])
     with pytest.raises(TeacherError, match="2 batches are in flight"):
-        classroom.submit(drive_samples[2:3])
-    classroom.collect(first)
-    classroom.submit(drive_samples[2:3])
+        pool.submit(drive_samples[2:3])
+    pool.collect(first)
+    pool.submit(drive_samples[2:3])
 
 
 def test_batches_may_be_collected_in_any_order_and_once(drive_samples: list[Sample]) -> None:
-    classroom = LocalClassroom([lidar_teacher()], GRID, window=2)
-    first, second = classroom.submit(drive_samples[:1]), classroom.submit(drive_samples[1:2])
-    assert classroom.collect(second)["lidar"].keys == (drive_samples[1].key,)
-    assert classroom.collect(first)["lidar"].keys == (drive_samples[0].key,)
+    pool = LocalPool([lidar_teacher()], GRID, window=2)
+    first, second = pool.submit(drive_samples[:1]), pool.submit(drive_samples[1:2])
+    assert pool.collect(second)["lidar"].keys == (drive_samples[1].key,)
+    assert pool.collect(first)["lidar"].keys == (drive_samples[0].key,)
     with pytest.raises(TeacherError, match="batch 0 is not in flight"):
-        classroom.collect(first)
+        pool.collect(first)
 
 
 @pytest.mark.parametrize("window", [1, 2, 4, 9])
 def test_following_a_loader_keeps_pace_with_the_student(drive_samples: list[Sample], window: int) -> None:
-    classroom = LocalClassroom([lidar_teacher()], GRID, window=window)
+    pool = LocalPool([lidar_teacher()], GRID, window=window)
     taken = 0
 
     def loader() -> Iterator[list[Sample]]:
@@ -92,31 +92,31 @@ def test_following_a_loader_keeps_pace_with_the_student(drive_samples: list[Samp
             taken += 1
             yield [sample]
 
-    for trained, (batch, targets) in enumerate(classroom.follow(loader())):
+    for trained, (batch, targets) in enumerate(pool.follow(loader())):
         assert targets["lidar"].keys == (batch[0].key,) == (drive_samples[trained].key,)
         assert taken == min(trained + window, 6)
-        assert classroom.in_flight < window
+        assert pool.in_flight < window
     assert taken == 6
-    assert classroom.in_flight == 0
+    assert pool.in_flight == 0
 
 
 def test_whoever_stops_following_leaves_nothing_behind(drive_samples: list[Sample]) -> None:
-    classroom = LocalClassroom([lidar_teacher()], GRID, window=3)
-    following = classroom.follow([[sample] for sample in drive_samples])
+    pool = LocalPool([lidar_teacher()], GRID, window=3)
+    following = pool.follow([[sample] for sample in drive_samples])
     next(following)
-    assert classroom.in_flight == 2
+    assert pool.in_flight == 2
     following.close()
-    assert classroom.in_flight == 0
+    assert pool.in_flight == 0
 
 
 def test_teachers_of_one_name_are_refused() -> None:
     with pytest.raises(TeacherError, match="two teachers are called lidar"):
-        LocalClassroom([lidar_teacher(), lidar_teacher()], GRID)
+        LocalPool([lidar_teacher(), lidar_teacher()], GRID)
 
 
 def test_a_window_of_nothing_is_refused() -> None:
     with pytest.raises(TeacherError, match="at least 1 batch, got: 0"):
-        LocalClassroom([lidar_teacher()], GRID, window=0)
+        LocalPool([lidar_teacher()], GRID, window=0)
 
 
 class Stranger:
@@ -124,7 +124,7 @@ class Stranger:
 
     card: TeacherCard = ColourTeacher(SHADES).card
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return class 3 of 0 … 2 there, and 0 everywhere else."""
         values = torch.zeros(len(samples), 1, height, width, dtype=torch.int64)
         values[1, 0, -1, -1] = 3
@@ -132,7 +132,7 @@ class Stranger:
 
 
 def test_a_class_that_is_not_on_the_card_is_refused_with_the_sample(drive_samples: list[Sample]) -> None:
-    room = LocalClassroom([Stranger()], GRID)
+    room = LocalPool([Stranger()], GRID)
     ticket = room.submit(drive_samples[:3])
     with pytest.raises(TeacherError, match=rf"shades: expected classes 0 … 2 .* got: 3 of {drive_samples[1].key};"):
         room.collect(ticket)
