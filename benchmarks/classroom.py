@@ -5,8 +5,8 @@
     python -m benchmarks.classroom --form long     # more of everything; made for a GPU
 
 Simulates drives, builds their lake, trains teachers on segments of their own, then trains the arms. Ends with 1 where
-the lidar branch does not imitate what its teacher says of the very picture: its R² on frames nobody was trained on has
-to reach 0.35, and to be 0.15 above that of a student that was given what the teacher says of other pictures.
+the lidar branch does not imitate what its teacher says of the very image: its R² on frames nobody was trained on has
+to reach 0.35, and to be 0.15 above that of a student that was given what the teacher says of other images.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def run(options: Options, console: Console) -> int:
             real, shuffled = (arms[arm][seed][_LIDAR_R2] for arm in ("classroom", "shuffled"))
             kept &= real >= _LEAST_R2 and real - shuffled >= _LEAST_ABOVE_SHUFFLED
             console.print(
-                f"{float(fraction):.1%} labelled, seed {seed}: R2 {real:.2f}, from other pictures {shuffled:.2f}"
+                f"{float(fraction):.1%} labelled, seed {seed}: R2 {real:.2f}, from other images {shuffled:.2f}"
             )
     return 0 if kept else 1
 

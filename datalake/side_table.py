@@ -1,4 +1,4 @@
-"""A table that is added to a lake after its build, segment by segment: what somebody computed from its pictures.
+"""A table that is added to a lake after its build, segment by segment: what somebody computed from its images.
 
     <lake>/_side/<table>/<split>/<segment>.json   created only if absent: the commit of the table's part for a segment;
                                                   `.<n>.json` for the segment's commit number n

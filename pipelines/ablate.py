@@ -3,10 +3,10 @@
 Trains one student for each arm and seed, examines all of them on the same frames, and writes the table with means and
 spreads: OUT/ablation-SPLIT.json, OUT/ablation-SPLIT.md and OUT/report-SPLIT.html, for the split of the examination.
 
-    none        the same architecture; no teacher is asked; every picture of its batches is labelled
+    none        the same architecture; no teacher is asked; every image of its batches is labelled
     classroom   every teacher
-    <teacher>   that teacher alone; the other branches stay, unheard
-    shuffled    every teacher, but each picture gets what they say of another
+    <teacher>   that teacher alone; the other branches stay, undistilled
+    shuffled    every teacher, but each image gets what they say of another
 
 Run it again after any interruption: finished arms are kept, unfinished ones go on where they were.
 """
@@ -158,7 +158,7 @@ def _named(fraction: float) -> str:
 
 
 def finished(job: Job) -> dict[str, float] | None:
-    """Return the figures of a student that was trained and examined before, if it was.
+    """Return the metrics of a student that was trained and examined before, if it was.
 
     Raises TrainingError where it was trained with other settings.
     """
@@ -169,8 +169,8 @@ def finished(job: Job) -> dict[str, float] | None:
     fingerprint = read_student(job.config.out)[1].fingerprint
     # The student's architecture, which it has as well, follows from the settings.
     check_same_run(folder.place(CHECKPOINT_FILE), {name: fingerprint.get(name) for name in settings}, settings)
-    figures: dict[str, float] = json.loads(done)
-    return figures
+    metrics: dict[str, float] = json.loads(done)
+    return metrics
 
 
 def _kept(job: Job) -> str:
@@ -179,24 +179,24 @@ def _kept(job: Job) -> str:
 
 
 def work(job: Job) -> dict[str, float]:
-    """Train and examine one student, from its checkpoint if there is one; return its figures."""
+    """Train and examine one student, from its checkpoint if there is one; return its metrics."""
     torch.set_num_threads(job.threads)
     silent = Console(file=sys.stderr, quiet=True)
     plan = prepare_training(job.config, silent, lambda *_: None)
     with run_lock(job.config.out):
         trained = train_worker(plan, Distributed(device=device_of(job.config.device)))
-    figures = {
+    metrics = {
         **_examined(job),
         "training/seconds": trained.seconds,
         "training/steps": float(trained.steps),
-        "training/pictures": float(trained.steps * job.config.batch),
-        "training/labelled_pictures": float(trained.steps * plan.labelled),
+        "training/images": float(trained.steps * job.config.batch),
+        "training/labelled_images": float(trained.steps * plan.labelled),
         "training/labelled_segments": float(len(plan.labelled_segments)),
         "training/segments": float(len(plan.labelled_segments | plan.unlabelled_segments)),
         "training/learning_rate": job.config.optimizer.learning_rate,
     }
-    RunDir(job.config.out).write(_kept(job), json.dumps(figures, indent=1, allow_nan=False).encode())
-    return figures
+    RunDir(job.config.out).write(_kept(job), json.dumps(metrics, indent=1, allow_nan=False).encode())
+    return metrics
 
 
 def _examined(job: Job) -> dict[str, float]:
@@ -226,7 +226,7 @@ def _examined(job: Job) -> dict[str, float]:
         cell_means={name: mean.values() for name, mean in means.items()},
         bfloat16=uses_bfloat16(config.loop.precision, device),
     )
-    return result.figures
+    return result.metrics
 
 
 def opened(study: AblateConfig) -> AblateConfig:
@@ -247,10 +247,10 @@ def run(study: AblateConfig, console: Console) -> int:
     found: dict[tuple[float, str, int], dict[str, float]] = {}
     waiting = []
     for job in jobs:
-        if (figures := finished(job)) is None:
+        if (metrics := finished(job)) is None:
             waiting.append(job)
         else:
-            found[job.fraction, job.arm, job.config.seed] = figures
+            found[job.fraction, job.arm, job.config.seed] = metrics
     # Where one fails the others are not waited for: they have checkpoints.
     with ProgressBar(console) as bar, process_pool(study.parallel) as pool:
         bar.update("students", len(found), len(jobs), "students")
@@ -279,8 +279,8 @@ def _ordered(jobs: Sequence[Job], found: Mapping[tuple[float, str, int], dict[st
     results: Results = {}
     for job in jobs:
         seed = job.config.seed
-        if (figures := found.get((job.fraction, job.arm, seed))) is not None:
-            results.setdefault(job.fraction, {}).setdefault(job.arm, {})[seed] = figures
+        if (metrics := found.get((job.fraction, job.arm, seed))) is not None:
+            results.setdefault(job.fraction, {}).setdefault(job.arm, {})[seed] = metrics
     return results
 
 

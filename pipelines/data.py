@@ -21,7 +21,7 @@ from teachers.card import TeacherCard, TeacherError
 _STREAMS = 64
 # Whose points the lidar teacher looks at: the others need not be carried along.
 _LASERS = ("TOP",)
-# A labelled picture that is seen so often teaches little more; others may take its place (benchmarks/classroom.md).
+# A labelled image that is seen so often teaches little more; others may take its place (benchmarks/classroom.md).
 _ENOUGH_VISITS = 20
 
 
@@ -30,7 +30,7 @@ class Frames:
     """Which frames, and how they are read.
 
     segments: names of the segments; None: all of the split
-    threads: how many pictures are decoded at once
+    threads: how many images are decoded at once
     """
 
     lake: Lake
@@ -92,9 +92,9 @@ def labelled_segments(lake: Lake, split: str, fraction: float, seed: int) -> tup
 
 
 def unlabelled_per_batch(batch: int, steps: int, labelled: int, workers: int = 1) -> int:
-    """Return how many pictures of a batch may go without labels: those that labelled ones do not need, at most half.
+    """Return how many images of a batch may go without labels: those that labelled ones do not need, at most half.
 
-    Labels come first: in a training too short for many visits to each of the `labelled` pictures all places are theirs.
+    Labels come first: in a training too short for many visits to each of the `labelled` images all places are theirs.
     Each of the workers gets as many.
     """
     needed = -(-_ENOUGH_VISITS * labelled // max(1, steps))
@@ -170,10 +170,10 @@ def check_no_leakage(cards: dict[str, TeacherCard], lake: Lake, splits: Sequence
 
 
 def check_disjoint_splits(lake: Lake, train: str, examined: str) -> None:
-    """Raise LakeError where a segment is in both splits: figures on frames that were trained on mean nothing."""
+    """Raise LakeError where a segment is in both splits: metrics on frames that were trained on mean nothing."""
     names = {split: {commit.segment for commit in lake.in_split(split)} for split in (train, examined)}
     if shared := sorted(names[train] & names[examined]):
         raise LakeError(
-            f"segment {shared[0]} and {len(shared) - 1} more are in both splits, {train} and {examined}: figures on"
+            f"segment {shared[0]} and {len(shared) - 1} more are in both splits, {train} and {examined}: metrics on"
             " frames that were trained on mean nothing; name other splits"
         )

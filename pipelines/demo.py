@@ -2,7 +2,7 @@
 
     python pipelines/demo.py            # or: make demo
 
-    OUT/drives  OUT/lake  OUT/teachers  OUT/student     and at the end OUT/report.html, with pictures
+    OUT/drives  OUT/lake  OUT/teachers  OUT/student     and at the end OUT/report.html, with images
 
 With `--store s3://bucket/demo` all of these go there, and only what trainings keep for themselves stays in OUT.
 
@@ -79,7 +79,7 @@ class DemoConfig:
     train_segments: int = 150
     # Simulated segments to examine on.
     val_segments: int = 30
-    # Frames per segment, at 2 Hz: many streets teach more than many pictures of one.
+    # Frames per segment, at 2 Hz: many streets teach more than many images of one.
     frames: int = 3
     # Cameras on the simulated car; the student looks through the first.
     cameras: tuple[str, ...] = ("FRONT",)
@@ -285,10 +285,10 @@ def _fill_page(page: Page, lake: Lake, out: Path) -> None:
     page.heading("The lake")
     for split in lake.splits:
         for commit in lake.in_split(split)[:2]:
-            path = out / "pictures" / f"{commit.split}-{commit.segment}.png"
+            path = out / "images" / f"{commit.split}-{commit.segment}.png"
             save_frame(lake, commit.split, commit.segment, commit.frames // 2, commit.cameras[0], str(path))
             caption = f"{commit.split} · {commit.segment} · {commit.frames} frames · {commit.points:,} points"
-            page.picture(path.read_bytes(), caption)
+            page.image(path.read_bytes(), caption)
     text = Console(file=io.StringIO(), record=True, width=100)
     print_info(lake, text)
     page.preformatted(text.export_text())

@@ -75,15 +75,15 @@ class EvaluateConfig:
     split: str = "val"
     # Teachers to compare the student's branches with, as NAME=FOLDER, or none alone.
     teachers: tuple[str, ...] = ("none",)
-    # Figures and page go here; by default to `evaluation` in the checkpoint's folder.
+    # Metrics and page go here; by default to `evaluation` in the checkpoint's folder.
     out: str | None = None
     # Also write the student's weights and a program that runs without this package.
     export: bool = False
-    # Pictures at once.
+    # Images at once.
     batch: int = 6
     # Cameras to look through; by default the training's.
     cameras: tuple[str, ...] | None = None
-    # Width and height that pictures are scaled to; by default the training's, whose pixels the anchors were made for.
+    # Width and height that images are scaled to; by default the training's, whose pixels the anchors were made for.
     image_size: tuple[int, int] | None = None
     # At most so many samples, drawn from the whole split; by default all.
     samples: int | None = None
@@ -105,11 +105,11 @@ class Evaluated:
 
 
 def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], None] = lambda _page: None) -> Evaluated:
-    """Examine the student, write figures and page, and with `export` the student; progress goes to the console.
+    """Examine the student, write metrics and page, and with `export` the student; progress goes to the console.
 
     more: called with the page when the evaluation is on it, to add what else there is to show
 
-    Raises LakeError, TeacherError or StudentError where that cannot be, or the figures would mean nothing.
+    Raises LakeError, TeacherError or StudentError where that cannot be, or the metrics would mean nothing.
     """
     checkpoint_url = absolute(config.checkpoint).rstrip("/")
     out = RunDir(absolute(config.out) if config.out is not None else f"{checkpoint_url}/evaluation")
@@ -158,14 +158,14 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
     }
     evaluation = Evaluation(
         result=result,
-        figures={**result.figures, **exported},
+        metrics={**result.metrics, **exported},
         settings=_settings(checkpoint, named, how),
         history=_history(RunDir(checkpoint_url), checkpoint.step),
         class_names={name: card.class_names for name, card in cards.items() if card.kind == "classification"},
-        unheard=frozenset(name for name in named if _learned_from(checkpoint, name) is None),
+        undistilled=frozenset(name for name in named if _learned_from(checkpoint, name) is None),
     )
     metrics = {
-        "figures": evaluation.figures,
+        "metrics": evaluation.metrics,
         "samples": result.samples,
         "checkpoint": {"url": checkpoint_url, "step": checkpoint.step, "seconds": checkpoint.seconds},
         "fingerprint": checkpoint.fingerprint,
@@ -179,7 +179,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
 
 
 def run(config: EvaluateConfig, console: Console, more: Callable[[Page], None] = lambda _page: None) -> int:
-    """Examine, print the chief figures and the page's path, and return the exit status 0; see `evaluate`."""
+    """Examine, print the chief metrics and the page's path, and return the exit status 0; see `evaluate`."""
     evaluated = evaluate(config, console, more)
     console.print(summary(evaluated))
     console.print(f"open {evaluated.report}", soft_wrap=True, highlight=False)
@@ -187,15 +187,15 @@ def run(config: EvaluateConfig, console: Console, more: Callable[[Page], None] =
 
 
 def summary(evaluated: Evaluated) -> Table:
-    """Return the chief figures, and beside them those of trivial answers."""
-    figures, samples = evaluated.evaluation.figures, evaluated.evaluation.result.samples
+    """Return the chief metrics, and beside them those of trivial answers."""
+    metrics, samples = evaluated.evaluation.metrics, evaluated.evaluation.result.samples
     table = Table(title=f"{samples:,} samples, step {evaluated.step:,}", title_justify="left")
     for heading, wraps in (("", False), ("student", False), ("trivial", False), ("", True)):
         table.add_column(heading, no_wrap=not wraps)
-    for one in comparisons(figures):
+    for one in comparisons(metrics):
         trivial = "" if one.trivial is None else f"{one.trivial:.3f}"
         table.add_row(one.name, f"{one.value:.3f}", trivial, one.answer)
-    table.add_row("images/s", f"{figures['images_per_second']:.1f}", "", "")
+    table.add_row("images/s", f"{metrics['images_per_second']:.1f}", "", "")
     return table
 
 
@@ -207,7 +207,7 @@ def _check(
     cards: dict[str, TeacherCard],
     console: Console,
 ) -> None:
-    """Raise where the student cannot be examined as asked, or the figures would mean nothing."""
+    """Raise where the student cannot be examined as asked, or the metrics would mean nothing."""
     if config.batch < 1:
         raise StudentError(f"--batch {config.batch}: expected at least 1")
     if config.samples is not None and config.samples < 1:
@@ -246,7 +246,7 @@ def _check_unseen(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, co
     examined = {commit.segment for commit in lake.in_split(config.split)}
     if shared := sorted(trained & examined):
         raise LakeError(
-            f"the student was trained on {len(shared)} segments of split {config.split}, e.g. {shared[0]}: figures on"
+            f"the student was trained on {len(shared)} segments of split {config.split}, e.g. {shared[0]}: metrics on"
             " frames that were trained on mean nothing; name another split"
         )
 
@@ -257,9 +257,9 @@ def _learned_from(checkpoint: Checkpoint, teacher: str) -> object:
 
 
 def _export(config: EvaluateConfig, student: Student, frames: Frames, out: RunDir) -> dict[str, float]:
-    """Write the student by itself, checked on a few pictures of the split; return the check's figures."""
+    """Write the student by itself, checked on a few images of the split; return the check's metrics."""
     batches, _ = _batches(replace(frames, points=False), replace(config, samples=_EXPORT_PICTURES))
-    return export_student(student, out.url, [sample.image for batch in batches for sample in batch]).figures()
+    return export_student(student, out.url, [sample.image for batch in batches for sample in batch]).metrics()
 
 
 def _cell_means(
@@ -335,7 +335,7 @@ def _settings(checkpoint: Checkpoint, named: Mapping[str, str], how: Mapping[str
         "trained": f"{checkpoint.step:,} steps in {checkpoint.seconds:,.0f} s",
         "examined on": f"split {how['split']} of {how['lake']}, snapshot {how['snapshot']}",
         "segments": f"{len(how['segments']):,}",
-        "pictures": f"{width} x {height}, {', '.join(how['cameras'])}, {how['batch']} at once",
+        "images": f"{width} x {height}, {', '.join(how['cameras'])}, {how['batch']} at once",
         "computed on": f"{how['device']}, {'bfloat16' if how['bfloat16'] else 'float32'}",
         **{f"teacher {name}": url for name, url in named.items()},
         **{f"trained with {name}": str(value) for name, value in sorted(checkpoint.fingerprint.items())},

@@ -46,7 +46,7 @@ class Spvnas:
     split: str = "train"
     # Samples that they are of.
     samples: int = 128
-    # Width and height that pictures are scaled to.
+    # Width and height that images are scaled to.
     image_size: tuple[int, int] = (384, 256)
     # Where it looks: cpu, cuda, cuda:1 …; by default on the GPU if there is one.
     device: str = "auto"

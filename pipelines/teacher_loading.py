@@ -23,7 +23,7 @@ from teachers.sanity import SanityReport, check_teacher
 from teachers.target import Target
 from teachers.teacher import Teacher
 
-# Pictures that a teacher looks at together when it answers ahead.
+# Images that a teacher looks at together when it answers ahead.
 _AT_ONCE = 6
 
 
@@ -133,12 +133,12 @@ def all_remembered(teachers: dict[str, str], frames: Frames, grid: tuple[int, in
     """Return whether the folder has every teacher's answer to every one of the frames."""
     width, height = frames.image_size
     cameras = {str(CAMERAS.index(camera)) for camera in frames.cameras}
-    pictures = {
+    images = {
         commit.segment: sum(camera in cameras for group in commit.chunks for camera in group)
         for commit in frames.chosen.in_split(frames.split)
     }
     for url in teachers.values():
         answers = remembered_folder(folder, read_card(url), grid, (height, width))
-        if any(remembered_count(answers / segment, frames.cameras) < count for segment, count in pictures.items()):
+        if any(remembered_count(answers / segment, frames.cameras) < count for segment, count in images.items()):
             return False
     return True

@@ -91,7 +91,7 @@ def train_worker(
 
     def batches(cursor: int) -> Iterator[Batch]:
         # The cursor counts steps.
-        share = distributed.share(plan.labelled, "labelled pictures")
+        share = distributed.share(plan.labelled, "labelled images")
         for step, samples in enumerate(from_step(cursor), cursor):
             yield Batch(samples, share, step + 1)
 

@@ -54,7 +54,7 @@ class TrainConfig:
     # Distillation methods by which the student learns from its teachers, or none alone: their branches stay, but no
     # teacher is asked.
     distill: tuple[Method, ...] = ("imitation",)
-    # What the methods get. Controls: `shuffled` gives each picture the targets of another, `random` drawn ones.
+    # What the methods get. Controls: `shuffled` gives each image the targets of another, `random` drawn ones.
     targets: Targets = "real"
     # Teachers who are not asked, though the student has a branch for them.
     mute: tuple[str, ...] = ()
@@ -76,16 +76,16 @@ class TrainConfig:
     snapshot: int | None = None
     # Cameras to look through.
     cameras: tuple[str, ...] = ("FRONT",)
-    # Width and height that pictures are scaled to.
+    # Width and height that images are scaled to.
     image_size: tuple[int, int] = (384, 256)
     # This share of the segments keeps its labels; on the others the student learns from its teachers alone.
     labelled_fraction: float = 1.0
     # Decides which segments keep their labels.
     label_seed: int = 0
-    # Pictures per step, over all workers.
+    # Images per step, over all workers.
     batch: int = 6
-    # Of these, pictures without labels, where there are any and a teacher to learn from. By default up to half, as
-    # long as each labelled picture is seen twenty times all the same.
+    # Of these, images without labels, where there are any and a teacher to learn from. By default up to half, as
+    # long as each labelled image is seen twenty times all the same.
     unlabelled: int | None = None
     # Where the teachers look: in the student's own process, or as Ray actors that all workers ask some batches ahead.
     teachers_in: Literal["process", "actors"] = "process"
@@ -111,7 +111,7 @@ class TrainConfig:
     weights: LossWeights = field(default_factory=LossWeights)
     # How much imitation counts.
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
-    # What happens to the pictures.
+    # What happens to the images.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # How fast.
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -178,7 +178,7 @@ class TrainConfig:
         return labelled_segments(lake, self.split, self.labelled_fraction, self.label_seed)
 
     def unlabelled_in_batch(self, lake: Lake) -> int:
-        """Return how many pictures of a batch go without labels."""
+        """Return how many images of a batch go without labels."""
         with_labels, without = self.segments(lake)
         if not self.active_teachers or not without:
             return 0

@@ -99,7 +99,7 @@ def _ray_worker(settings: dict[str, Any]) -> str | None:
     """Run in each worker of Ray Train; return why the training stopped before its end, if it did.
 
     What all workers find alike is an answer: doing the same again would end the same way. What a worker finds in its
-    own pictures is raised: the others would wait for it.
+    own images is raised: the others would wait for it.
     """
     context = ray.train.get_context()
     device = ray.train.torch.get_device()

@@ -30,10 +30,10 @@ from student.distillation.imitation import balanced_weights
 from teachers.card import TeacherError
 from training.distributed import Distributed
 
-# torchvision's own, which the paper took: made for pictures of 1333 pixels.
+# torchvision's own, which the paper took: made for images of 1333 pixels.
 _PAPER_ANCHORS = AnchorShapes(sizes=((32,), (64,), (128,), (256,)), ratios=(0.5, 1.0, 2.0))
 _LEVELS = 4
-# Pictures that each teacher looks at before the training.
+# Images that each teacher looks at before the training.
 _CHECKED_SAMPLES = 48
 _TOLD = ("accuracy", "mIoU")
 
@@ -45,7 +45,7 @@ class TrainPlan:
     teachers: name -> folder of those who are asked
     methods: names of the distillation methods that are on
     class_weights: of each teacher of classes
-    labelled, unlabelled: pictures per step over all workers; segments of either kind
+    labelled, unlabelled: images per step over all workers; segments of either kind
     """
 
     config: TrainConfig
@@ -89,7 +89,7 @@ def prepare_training(
     _check_anchors(config, anchor_recall(student, boxes, (height, width)), console)
     console.print(
         f"{len(with_labels):,} segments with labels, {len(without):,} without;"
-        f" {config.batch - unlabelled} and {unlabelled} pictures of a batch",
+        f" {config.batch - unlabelled} and {unlabelled} images of a batch",
         highlight=False,
     )
     return TrainPlan(
@@ -111,16 +111,16 @@ def _check_batch(
 ) -> None:
     """Raise now for what a worker would find out in its first step."""
     if not 0 <= unlabelled < config.batch:
-        raise StudentError(f"--unlabelled {unlabelled}: expected fewer than the {config.batch} pictures of a batch")
+        raise StudentError(f"--unlabelled {unlabelled}: expected fewer than the {config.batch} images of a batch")
     for share, what, segments in (
-        (config.batch - unlabelled, "labelled pictures (--batch less --unlabelled)", with_labels),
-        (unlabelled, "pictures without labels (--unlabelled)", without),
+        (config.batch - unlabelled, "labelled images (--batch less --unlabelled)", with_labels),
+        (unlabelled, "images without labels (--unlabelled)", without),
     ):
         Distributed(size=max(1, config.workers)).share(share, what)
         if share:
             config.frames(lake, points=False, segments=segments).stream(share, shuffle=True)
     if config.targets == "shuffled" and config.batch // max(1, config.workers) < 2:
-        raise StudentError("--targets shuffled: a worker needs two pictures, to give one the targets of the other")
+        raise StudentError("--targets shuffled: a worker needs two images, to give one the targets of the other")
 
 
 def _check_teachers_in(config: TrainConfig, lake: Lake, grid: tuple[int, int]) -> None:
@@ -139,7 +139,7 @@ def _check_teachers_in(config: TrainConfig, lake: Lake, grid: tuple[int, int]) -
         cached = open_cached(config.active_teachers[name], cached_as, lake, config.split)
         if (cached.grid, cached.image_size) != (grid, config.image_size):
             raise TeacherError(
-                f"--cached {name}: the lake has its answers for pictures of {_by(cached.image_size)} pixels on a grid"
+                f"--cached {name}: the lake has its answers for images of {_by(cached.image_size)} pixels on a grid"
                 f" of {_by(cached.grid)} cells, not {_by(config.image_size)} and {_by(grid)}; run cache_targets.py with"
                 f" --grid {height} {width} --image-size {_by(config.image_size, ' ')} and another --name"
             )
@@ -174,7 +174,7 @@ def _check_teachers(
     console: Console,
     progress: Callable[[str, int, int, str], None],
 ) -> dict[str, Tensor]:
-    """Check each teacher on a few pictures and say how well it does; return the class weights of those of classes."""
+    """Check each teacher on a few images and say how well it does; return the class weights of those of classes."""
     device = device_of(config.device)
     frames = config.frames(lake, points=needs_points(read_cards(config.active_teachers).values()))
     stream = frames.stream(config.batch, shuffle=True, panoptic=True)
@@ -182,14 +182,14 @@ def _check_teachers(
     batches: list[list[Sample]] = []
     for batch in stream.loader():
         batches.append(batch)
-        progress("check teachers", min(len(batches) * config.batch, wanted), wanted, "pictures")
+        progress("check teachers", min(len(batches) * config.batch, wanted), wanted, "images")
         if len(batches) * config.batch >= wanted:
             break
     for name, seen in evaluate_teachers(config.active_teachers, batches, grid, device).items():
-        figures = ", ".join(f"{figure} {seen.figures[figure]:.2f}" for figure in _TOLD if figure in seen.figures)
+        metrics = ", ".join(f"{figure} {seen.metrics[figure]:.2f}" for figure in _TOLD if figure in seen.metrics)
         answers = f"answers for {seen.valid_share:.0%} of the cells"
         console.print(
-            f"teacher {name}: {answers}; {figures or 'nothing to compare with'}",
+            f"teacher {name}: {answers}; {metrics or 'nothing to compare with'}",
             soft_wrap=True,
             highlight=False,
         )

@@ -1,4 +1,4 @@
-"""From pictures to a feature pyramid, by way of the branches."""
+"""From images to a feature pyramid, by way of the branches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from student.trunk import build_trunk
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
-    """What the backbone makes of B pictures.
+    """What the backbone makes of B images.
 
     pyramid: float32 [B, width, h, w] on the imitation's grid, and further levels at half the resolution each
     said: what each branch says to its teacher, float32 [B, channels, h, w]; logits where the teacher tells classes
@@ -45,9 +45,9 @@ class Backbone(nn.Module):
         lateral_widths = self.trunk.coarse_widths[:levels]
         self.lateral = nn.ModuleList(ConvNorm(coarse, width, 1, norm=norm, relu=False) for coarse in lateral_widths)
 
-    def forward(self, pictures: Tensor) -> Features:
-        """Return the features of pictures float32 [B, 3, H, W], normalised."""
-        view = self.trunk(pictures)
+    def forward(self, images: Tensor) -> Features:
+        """Return the features of images float32 [B, 3, H, W], normalized."""
+        view = self.trunk(images)
         branch_outputs, parts = {}, [self.free(view.fine)]
         for name, branch in self.branches.items():
             branch_outputs[name], part = branch(view.fine)
@@ -58,6 +58,6 @@ class Backbone(nn.Module):
             if number < len(self.lateral):
                 level = level + self.lateral[number](view.coarse[number])
             pyramid.append(level)
-        # torchvision makes anchors in the format that it finds features in, and bfloat16 knows the columns of a picture
+        # torchvision makes anchors in the format that it finds features in, and bfloat16 knows the columns of an image
         # to within two pixels only.
         return Features(tuple(level.float() for level in pyramid), branch_outputs)

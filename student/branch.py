@@ -13,7 +13,7 @@ class ImitationBranch(nn.Module):
     """Says what a teacher would say of each cell, and passes on what it has understood.
 
     What is compared with the teacher comes out of a linear layer: a ReLU there could never reach the half of the
-    standardised targets that is negative (paper, section 3.1, with the teacher's statistics applied to the targets).
+    standardized targets that is negative (paper, section 3.1, with the teacher's statistics applied to the targets).
     """
 
     def __init__(self, spec: BranchSpec, inputs: int, config: StudentConfig) -> None:
@@ -22,7 +22,7 @@ class ImitationBranch(nn.Module):
         self.spec, self._feed = spec, config.feed
         self.stem = ConvNorm(inputs, config.width, 3, norm=norm)
         self.predictor = nn.Conv2d(config.width, spec.channels, kernel, padding=kernel // 2)
-        self.normalise = norm_layer("batch" if norm == "batch" else "group", spec.channels)
+        self.normalize = norm_layer("batch" if norm == "batch" else "group", spec.channels)
         passed = {
             "imitation": spec.channels,
             "hidden": config.width,
@@ -39,7 +39,7 @@ class ImitationBranch(nn.Module):
         predicted = (
             branch_outputs.float().softmax(1).to(branch_outputs.dtype)
             if self.spec.kind == "classification"
-            else self.normalise(branch_outputs)
+            else self.normalize(branch_outputs)
         )
         passed = predicted if self._feed == "imitation" else torch.cat([hidden, predicted], 1)
         return branch_outputs.float(), self.projection(passed)

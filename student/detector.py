@@ -1,4 +1,4 @@
-"""The student: pictures in; detections with depths, and what it would say to its teachers, out."""
+"""The student: images in; detections with depths, and what it would say to its teachers, out."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from student.roi_heads import DepthRoIHeads, RoIPredictions, RoIs
 from student.rpn import ProposalNetwork, Proposals
 from student.sampling import draw_keys
 
-# Of the lake's pictures, roughly; any fixed numbers near them would do.
+# Of the lake's images, roughly; any fixed numbers near them would do.
 _MEAN, _DEVIATION = 0.45, 0.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """All that the student says of B pictures.
+    """All that the student says of B images.
 
-    detections: of each picture
-    proposals: float32 [P, 4] of each picture, boxes in pixels, the most likely objects first
+    detections: of each image
+    proposals: float32 [P, 4] of each image, boxes in pixels, the most likely objects first
     said: what each branch says to its teacher, float32 [B, channels, h, w]; logits where the teacher tells classes
     """
 
@@ -64,21 +64,21 @@ class Student(nn.Module):
         self.rpn = ProposalNetwork(config)
         self.heads = DepthRoIHeads(config)
 
-    def features(self, pictures: Tensor) -> Features:
-        """Return the features of pictures uint8 or float32 within 0 … 1 [B, 3, H, W].
+    def features(self, images: Tensor) -> Features:
+        """Return the features of images uint8 or float32 within 0 … 1 [B, 3, H, W].
 
-        Raises StudentError where a picture's size does not divide into cells.
+        Raises StudentError where an image's size does not divide into cells.
         """
-        self.config.grid(*pictures.shape[-2:])
-        scaled = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
-        normalised = (scaled - _MEAN) / _DEVIATION
+        self.config.grid(*images.shape[-2:])
+        scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+        normalized = (scaled - _MEAN) / _DEVIATION
         features: Features = self.backbone(
-            normalised.contiguous(memory_format=memory_format(self.config.norm, pictures.device))
+            normalized.contiguous(memory_format=memory_format(self.config.norm, images.device))
         )
         return features
 
     def hidden_weights(self) -> list[nn.Parameter]:
-        """Return the weights of all layers but the one that faces pictures, the proposals', and those that answer.
+        """Return the weights of all layers but the one that faces images, the proposals', and those that answer.
 
         torchvision starts the proposals' layers at almost nothing, from where only AdamW's steps lead away quickly.
         """
@@ -110,7 +110,7 @@ class Student(nn.Module):
     ) -> DetectorOutput:
         """Return the same for features that are there already, of images of (height, width) pixels."""
         if not labels:
-            raise StudentError("expected at least one labelled picture to learn detection from")
+            raise StudentError("expected at least one labelled image to learn detection from")
         levels = [level[: len(labels)] for level in features.pyramid]
         device = levels[0].device
         truth = labels_on(device, labels)
@@ -133,12 +133,12 @@ class Student(nn.Module):
         return DetectorOutput(losses, features, proposals, rois, predictions)
 
     @torch.no_grad()
-    def predict(self, pictures: Tensor) -> Prediction:
-        """Return what is found in pictures [B, 3, H, W] (see `features`). The student must be in eval mode."""
+    def predict(self, images: Tensor) -> Prediction:
+        """Return what is found in images [B, 3, H, W] (see `features`). The student must be in eval mode."""
         if self.training:
             raise StudentError("the student is in training mode; call eval() before it answers")
-        features = self.features(pictures)
-        image_size = (pictures.shape[-2], pictures.shape[-1])
+        features = self.features(images)
+        image_size = (images.shape[-2], images.shape[-1])
         levels = features.pyramid
         objectness, deltas = self.rpn(levels)
         proposals = self.rpn.propose(objectness, deltas, self.rpn.anchors(levels, image_size), levels, image_size)
@@ -147,6 +147,6 @@ class Student(nn.Module):
         each = [boxes[:count] for boxes, count in zip(proposals.boxes, counts, strict=True)]
         return Prediction(detections, each, features.branch_outputs)
 
-    def forward(self, pictures: Tensor) -> list[Detections]:
-        """Return what is found in pictures [B, 3, H, W] (see `features`)."""
-        return self.predict(pictures).detections
+    def forward(self, images: Tensor) -> list[Detections]:
+        """Return what is found in images [B, 3, H, W] (see `features`)."""
+        return self.predict(images).detections

@@ -43,7 +43,7 @@ class BoxPredictor(FastRCNNPredictor):
 class DepthHead(nn.Module):
     """Tells a depth for each class (paper, section 3.2: one depth per class and detection).
 
-    The default student also gets the box: pooled features have lost where in the picture, and how large, an object
+    The default student also gets the box: pooled features have lost where in the image, and how large, an object
     is, which on a road says most about its distance. The paper's does not. All of this is float32 under autocast as
     well: bfloat16 would round a box's lower edge, and with it the distance, to whole pixels.
     """
@@ -117,7 +117,7 @@ class Found:
 class DepthRoIHeads(nn.Module):
     """Faster R-CNN's second stage (Ren et al. 2015) with a depth per class, all images of a batch at once.
 
-    Losses are divided by the fixed size of a sample, so that a picture's share does not depend on the others. The
+    Losses are divided by the fixed size of a sample, so that an image's share does not depend on the others. The
     depth's is the mean over positive boxes with a known depth: a box without a lidar point teaches nothing.
     """
 
@@ -221,7 +221,7 @@ class DepthRoIHeads(nn.Module):
 
 
 def _geometry(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Return float32 [N, 6]: the boxes' edges as shares of the picture, and the logarithms of width and height."""
+    """Return float32 [N, 6]: the boxes' edges as shares of the image, and the logarithms of width and height."""
     height, width = image_size
     shares = torch.stack([boxes[:, 0::2].float() / width, boxes[:, 1::2].float() / height], 2).flatten(1)
     sizes = (shares[:, 2:] - shares[:, :2]).clamp(min=1e-3).log()

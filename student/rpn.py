@@ -43,7 +43,7 @@ class Proposals:
 class ProposalHead(RPNHead):
     """torchvision's head; its answers are float32 whatever it is computed in.
 
-    bfloat16 tells the columns of a picture apart to within two pixels only.
+    bfloat16 tells the columns of an image apart to within two pixels only.
     """
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -55,8 +55,8 @@ class ProposalHead(RPNHead):
 class ProposalNetwork(nn.Module):
     """Faster R-CNN's first stage (Ren et al. 2015), all images of a batch at once.
 
-    The losses are sums over the sampled anchors divided by the size of a sample, then means over pictures; torchvision
-    divides by the anchors sampled in the whole batch, which makes a picture's share depend on the others.
+    The losses are sums over the sampled anchors divided by the size of a sample, then means over images; torchvision
+    divides by the anchors sampled in the whole batch, which makes an image's share depend on the others.
     """
 
     def __init__(self, config: StudentConfig) -> None:

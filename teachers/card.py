@@ -76,8 +76,8 @@ class TeacherCard:
     architecture, options: which network, and all that is needed to build it again (plain JSON values)
     channels: D, or K with the background
     class_names: K names; of a regression teacher those of its classifier, if it has one
-    statistics: by which a regression teacher's values are standardised; None: they are as the network gives them
-    figures: e.g. `mIoU`, `IoU/CAR`, and beside them `trivial/mIoU`, what saying the commonest class alone would get
+    statistics: by which a regression teacher's values are standardized; None: they are as the network gives them
+    metrics: e.g. `mIoU`, `IoU/CAR`, and beside them `trivial/mIoU`, what saying the commonest class alone would get
     data: what it was trained on, None where that is not ours to know (a public checkpoint)
     weights_sha256: hex digest of the file of weights
     versions: package -> version that it was made with
@@ -91,7 +91,7 @@ class TeacherCard:
     class_names: tuple[str, ...]
     weights_sha256: str
     statistics: ChannelStatistics | None = None
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     data: TrainingData | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -153,7 +153,7 @@ def read_card(url: str) -> TeacherCard:
         _check_fields(TeacherCard, values, "card")
         values["channels"] = int(values["channels"])
         values["class_names"] = tuple(map(str, values["class_names"]))
-        values["figures"] = {str(name): float(figure) for name, figure in values.get("figures", {}).items()}
+        values["metrics"] = {str(name): float(figure) for name, figure in values.get("metrics", {}).items()}
         return TeacherCard(**values)
     except (TeacherError, TypeError, ValueError, AttributeError) as error:
         raise TeacherError(f"{where}: {error}") from error

@@ -6,7 +6,7 @@
             ...
 
 Whoever opens the posts keeps the teachers alive; students come and go. A teacher whose process dies is started again
-and asked again: that costs time, no data. Ray must be initialised.
+and asked again: that costs time, no data. Ray must be initialized.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from teachers.card import Kind, TeacherError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """A teacher's answer to B samples on a grid of h x w cells, which divides the whole picture evenly.
+    """A teacher's answer to B samples on a grid of h x w cells, which divides the whole image evenly.
 
     keys: the samples, in the order of the batch
     values: float32 [B, D, h, w] of a regression teacher, or class numbers int64 [B, 1, h, w]; 0 where not valid
@@ -71,7 +71,7 @@ class Target:
     def to_sparse(self) -> SparseTarget:
         """Return the valid cells alone, in half precision.
 
-        Raises TeacherError where a value is not finite, or too large for float16 (65504): standardise first.
+        Raises TeacherError where a value is not finite, or too large for float16 (65504): standardize first.
         """
         batch, channels, height, width = self.values.shape
         classes = self.kind == "classification"

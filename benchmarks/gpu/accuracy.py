@@ -18,7 +18,7 @@ from pipelines.data import Frames
 from pipelines.teacher_loading import needs_points, precompute_targets, read_cards
 from student.config import StudentConfig
 
-# The arms of the ablation, and the names of their figures.
+# The arms of the ablation, and the names of their metrics.
 ARMS = ("none", "classroom")
 FIGURES = {
     "AP50": "AP50",
@@ -48,14 +48,14 @@ def measure_accuracy(place: Workplace, rows: Rows) -> None:
             )  # fmt: skip
             precompute_targets(place.teachers, frames, grid, place.device, folder)
             count += frames.stream(1, shuffle=False).epoch_samples
-        return {"pictures": count, "images_per_second": count / (time.time() - began)}
+        return {"images": count, "images_per_second": count / (time.time() - began)}
 
     rows.attempt("teachers answer ahead", 20, answers)
     jobs = len(ARMS) * len(sizes.seeds)
     rows.attempt(
         f"{jobs} students at once", 20, partial(students_at_once, place, jobs, Setting(batch=sizes.scored_batch))
     )
-    # In memory: those that are scored also read their pictures.
+    # In memory: those that are scored also read their images.
     shared_ms = 1.3 * rows.rows[-1].get("step_ms", 200.0)
     steps = _affordable(rows.left_s - _BESIDE_S, shared_ms / 1000, sizes.scored_steps)
     _ablate(
@@ -103,7 +103,7 @@ def _ablate(
     took_s = time.time() - began
     found = _results(out)
     for arm in ARMS:
-        by_seed = {int(seed): figures for seed, figures in found.get(arm, {}).items()}
+        by_seed = {int(seed): metrics for seed, metrics in found.get(arm, {}).items()}
         rows.add(
             f"{preset} {arm}",
             steps=steps,
@@ -120,7 +120,7 @@ def _ablate(
 
 
 def _results(out: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Return arm -> seed -> figures of what is finished."""
+    """Return arm -> seed -> metrics of what is finished."""
     path = out / "ablation-val.json"
     if not path.exists():
         return {}

@@ -150,7 +150,7 @@ def _beside(place: Workplace, setting: Setting, barrier: Any, queue: Any) -> Non
 
 def _samples(place: Workplace) -> list[Sample]:
     lake = place.lake("few", 60)
-    stream = stream_of(lake, "val", place.sizes.image_size, place.sizes.pictures, points=True)
+    stream = stream_of(lake, "val", place.sizes.image_size, place.sizes.images, points=True)
     return next(iter(stream.loader()))
 
 
@@ -185,7 +185,7 @@ def _measure(
             objective, samples, place.scratch / "timed" / f"{name}-{time.time_ns()}", device,
             batch=setting.batch, steps=1 << 20, precision=setting.precision, pool=pool, on_step=watch.after_step,
         )  # fmt: skip
-    return watch.figures(setting.batch)
+    return watch.metrics(setting.batch)
 
 
 class _Watch:
@@ -218,7 +218,7 @@ class _Watch:
         """What the loop calls."""
         self._next(step)
 
-    def figures(self, batch: int) -> dict[str, Any]:
+    def metrics(self, batch: int) -> dict[str, Any]:
         """Return what was found; raises RuntimeError where the training ended before it was timed."""
         if not self._steps:
             raise RuntimeError("the training ended before a step was timed")

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from datalake.synthetic.camera import CAMERA_NAMES, Camera
+from datalake.synthetic.image import develop, shade
 from datalake.synthetic.labels import (
     PANOPTIC_DIVISOR,
     Points,
@@ -28,7 +29,6 @@ from datalake.synthetic.lidar import (
     sweep,
 )
 from datalake.synthetic.matrix import compress_floats, compress_ints
-from datalake.synthetic.picture import develop, shade
 from datalake.synthetic.visibility import cast
 from datalake.synthetic.world import VIEW_M, Moment, World
 from datalake.waymo.protos import dataset_pb2, label_pb2
@@ -79,10 +79,10 @@ def segment_name(config: DriveConfig, seed: int, index: int, frames: int) -> str
 
 
 def simulate_segment(config: DriveConfig, seed: int, index: int, frames: int) -> Iterator[bytes]:
-    """Yield the serialised `Frame`s of one segment, the same bytes for the same arguments.
+    """Yield the serialized `Frame`s of one segment, the same bytes for the same arguments.
 
     But for the segment's name, frame i does not depend on `frames`. Everything but the recording vehicle stands
-    still within a frame, at the frame's time, for the lidar as for all cameras: labels, pictures and points agree
+    still within a frame, at the frame's time, for the lidar as for all cameras: labels, images and points agree
     exactly, while the vehicle itself moves on during the sweep and until each exposure.
     """
     world = World.draw(np.random.default_rng(np.random.SeedSequence([seed, index])))

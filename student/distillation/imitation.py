@@ -92,14 +92,14 @@ class Imitation(DistillationMethod):
 def imitation_loss(
     branch_outputs: Tensor, target: Target, *, cell_weights: Tensor | None = None, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Return the loss of what a branch says, the mean over pictures of the weighted mean over their valid cells.
+    """Return the loss of what a branch says, the mean over images of the weighted mean over their valid cells.
 
-    said: float32 [B, D, h, w], standardised numbers, or logits of classes
-    cell_weights: float32 [B, 1, h, w], how much each cell counts beside the picture's others; all the same by default
+    said: float32 [B, D, h, w], standardized numbers, or logits of classes
+    cell_weights: float32 [B, 1, h, w], how much each cell counts beside the image's others; all the same by default
     class_weights: float32 [D], how much a cell of each class counts; regression targets have none
 
     Regression targets: the squared error, mean over channels (paper, section 3.1; Liu et al. 2021, over valid pixels
-    alone). Classes: cross-entropy. A picture without valid cells counts 0. A class number that the branch has no
+    alone). Classes: cross-entropy. An image without valid cells counts 0. A class number that the branch has no
     channel for makes the loss NaN, on every device: looked up on a GPU, it would end the process instead.
     """
     weights = target.valid.float() if cell_weights is None else cell_weights * target.valid

@@ -25,7 +25,7 @@ class RegressionScores:
 
     channels: D
     position_mean: float32 [D, h, w], what the training targets are in each cell on average (`CellMean`): a student has
-        learnt something of the picture only where it beats this. None: no figure of it
+        learnt something of the image only where it beats this. None: no figure of it
     """
 
     def __init__(self, channels: int, position_mean: Tensor | None = None) -> None:
@@ -57,7 +57,7 @@ class RegressionScores:
                 f"Expected targets like position_mean {list(self._position_mean.shape)},"
                 f" got: {list(target.values.shape[1:])}"
             )
-        # One sample after the other: float64 copies of a batch of full pictures would take gigabytes.
+        # One sample after the other: float64 copies of a batch of full images would take gigabytes.
         for number, valid in enumerate(target.valid[:, 0]):
             predicted, true = _rows(prediction[number], valid), _rows(target.values[number], valid)
             if not bool(predicted.isfinite().all() and true.isfinite().all()):
@@ -71,8 +71,8 @@ class RegressionScores:
             self._cosine += float(F.cosine_similarity(predicted, true, dim=1).sum())
             self._unit_targets += F.normalize(true, dim=1).sum(0).cpu()
 
-    def figures(self) -> dict[str, float]:
-        """Return the figures; those that nothing can be said of are left out.
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics; those that nothing can be said of are left out.
 
         `cells`: how many were valid. `R2`: 1 - (sum of squared errors) / (sum of squared deviations of the targets from
         their own mean per channel, over these very cells), both over all channels. `R2/worst_channel`: the lowest of a
@@ -81,22 +81,22 @@ class RegressionScores:
         where one of them is all 0. `cosine/mean`: what the targets' mean per channel gets as a predictor.
         """
         cells = self._everywhere.moments.count
-        figures = {"cells": float(cells)}
+        metrics = {"cells": float(cells)}
         for name, fit in (
             ("R2", self._everywhere),
             ("R2/foreground", self._foreground),
             ("R2/position", self._position),
         ):
             if (share := fit.explained()) is not None:
-                figures[name] = share
+                metrics[name] = share
         by_channel = self._everywhere.explained_by_channel()
         if len(by_channel):
-            figures["R2/worst_channel"] = float(by_channel.min())
+            metrics["R2/worst_channel"] = float(by_channel.min())
         if cells:
             direction = F.normalize(self._everywhere.moments.mean, dim=0)
-            figures["cosine"] = self._cosine / cells
-            figures["cosine/mean"] = float(direction @ self._unit_targets) / cells
-        return figures
+            metrics["cosine"] = self._cosine / cells
+            metrics["cosine/mean"] = float(direction @ self._unit_targets) / cells
+        return metrics
 
 
 class ClassScores:
@@ -126,22 +126,22 @@ class ClassScores:
         truth = target.values.masked_fill(~target.valid, IGNORED)
         self._confusion += Confusion.of(truth, logits.argmax(1, keepdim=True), classes)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return `accuracy`, `mIoU`, `IoU/<class>` of classes that occur and both `trivial/…`; {} without valid cells.
 
         The trivial answer is background everywhere.
         """
-        figures = self._confusion.figures(self._class_names)
-        if not figures:
+        metrics = self._confusion.metrics(self._class_names)
+        if not metrics:
             return {}
         counts = torch.zeros_like(self._confusion.counts)
         counts[:, 0] = self._confusion.counts.sum(1)
         background = Confusion(counts)
-        return {**figures, "trivial/accuracy": background.accuracy(), "trivial/mIoU": background.mean_iou()}
+        return {**metrics, "trivial/accuracy": background.accuracy(), "trivial/mIoU": background.mean_iou()}
 
 
 class CellMean:
-    """The mean of a regression teacher's values in each of h x w cells: what is known without looking at a picture."""
+    """The mean of a regression teacher's values in each of h x w cells: what is known without looking at an image."""
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         self._sum = torch.zeros(channels, height, width, dtype=torch.float64)

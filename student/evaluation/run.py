@@ -27,7 +27,7 @@ from teachers.target import Target
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """What was seen of one picture: by the student, by its labels, and by the teachers.
+    """What was seen of one image: by the student, by its labels, and by the teachers.
 
     said: of each branch, float32 [channels, h, w]; targets: of one sample each
     """
@@ -42,7 +42,7 @@ class Example:
 class EvaluationResult:
     """How good a student is.
 
-    figures: `AP50`, `recall@100`, `depth/AbsRel` … and `imitation/<teacher>/R2` …, `images_per_second` (the student
+    metrics: `AP50`, `recall@100`, `depth/AbsRel` … and `imitation/<teacher>/R2` …, `images_per_second` (the student
         alone, in the batches it was given)
     curves: precision and recall of each class
     depths_m: true and predicted depth float32 [K] of matched detections, as numpy arrays
@@ -50,7 +50,7 @@ class EvaluationResult:
     """
 
     samples: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
     curves: tuple[PrecisionRecall, ...]
     depths_m: tuple[NDArray[np.float32], NDArray[np.float32]]
     examples: list[Example]
@@ -82,10 +82,10 @@ def evaluate_student(
     examples: list[Example] = []
     samples, seconds = 0, 0.0
     for batch, targets in pool.follow(batches) if pool else ((batch, {}) for batch in batches):
-        pictures = torch.stack([sample.image for sample in batch]).to(device)
+        images = torch.stack([sample.image for sample in batch]).to(device)
         started = time.monotonic()
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            prediction = student.predict(pictures)
+            prediction = student.predict(images)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds += time.monotonic() - started
@@ -108,11 +108,11 @@ def evaluate_student(
         progress(samples)
     if not samples:
         raise StudentError("there is no sample to examine the student on; name another split")
-    figures = {**detection.figures(), **proposals.figures(), **depth.figures()}
+    metrics = {**detection.metrics(), **proposals.metrics(), **depth.metrics()}
     for name, scores in imitation.items():
-        figures |= {f"imitation/{name}/{figure}": value for figure, value in scores.figures().items()}
-    figures["images_per_second"] = samples / seconds
-    return EvaluationResult(samples, figures, detection.curves(), depth.pairs, examples)
+        metrics |= {f"imitation/{name}/{figure}": value for figure, value in scores.metrics().items()}
+    metrics["images_per_second"] = samples / seconds
+    return EvaluationResult(samples, metrics, detection.curves(), depth.pairs, examples)
 
 
 def _check_finite(batch: Sequence[Sample], prediction: Prediction) -> None:

@@ -1,11 +1,11 @@
-"""The colours of all pictures and charts: Okabe and Ito's, which colour-blind eyes tell apart as well."""
+"""The colors of all images and charts: Okabe and Ito's, which color-blind eyes tell apart as well."""
 
 from __future__ import annotations
 
 from types import MappingProxyType
 
 # By name, because the lake's types and the teachers' classes number them differently.
-CLASS_COLOURS = MappingProxyType(
+CLASS_COLORS = MappingProxyType(
     {
         "BACKGROUND": "#000000",
         "VEHICLE": "#56b4e9",
@@ -16,7 +16,7 @@ CLASS_COLOURS = MappingProxyType(
 )
 
 # The same in words, for captions.
-COLOUR_WORDS = MappingProxyType(
+COLOR_WORDS = MappingProxyType(
     {"BACKGROUND": "black", "VEHICLE": "blue", "PEDESTRIAN": "orange", "SIGN": "yellow", "CYCLIST": "pink"}
 )
 
@@ -27,7 +27,7 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INVALID = "#2b2b2b"
 
 
-def rgb(colour: str) -> tuple[int, int, int]:
-    """Return the three numbers within 0 … 255 of a colour written as #rrggbb."""
-    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
+def rgb(color: str) -> tuple[int, int, int]:
+    """Return the three numbers within 0 … 255 of a color written as #rrggbb."""
+    red, green, blue = bytes.fromhex(color.removeprefix("#"))
     return red, green, blue

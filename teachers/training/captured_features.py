@@ -15,24 +15,24 @@ from torchvision.models.detection.image_list import ImageList
 class CapturedFeatures:
     """What passes inside a detector while it is asked, and boxes computed in float32 whatever the rest is.
 
-    torchvision computes boxes in whatever format it finds features in, and bfloat16 knows the columns of a picture to
+    torchvision computes boxes in whatever format it finds features in, and bfloat16 knows the columns of an image to
     within two pixels only: small boxes lose their size, and the regression loss becomes NaN.
 
-    pictures: scaled and padded, [B, 3, H, W] and the size of each
+    images: scaled and padded, [B, 3, H, W] and the size of each
     finest: the pyramid's features of stride 4, [B, C, H / 4, W / 4]
     """
 
     def __init__(self, detector: MaskRCNN) -> None:
         self._detector = detector
         self._hooks = ExitStack()
-        self.pictures: ImageList
+        self.images: ImageList
         self.finest: Tensor
 
     def __enter__(self) -> CapturedFeatures:
         detector = self._detector
         for module in (detector.backbone, detector.rpn.head, detector.roi_heads.box_predictor):
             self._hooks.enter_context(module.register_forward_hook(lambda _m, _i, outputs: _in_float32(outputs)))
-        self._hooks.enter_context(detector.transform.register_forward_hook(self._hear_pictures))
+        self._hooks.enter_context(detector.transform.register_forward_hook(self._hear_images))
         self._hooks.enter_context(detector.backbone.register_forward_hook(self._hear_features))
         return self
 
@@ -41,8 +41,8 @@ class CapturedFeatures:
     ) -> None:
         self._hooks.close()
 
-    def _hear_pictures(self, _module: nn.Module, _inputs: Any, outputs: tuple[ImageList, Any]) -> None:
-        self.pictures = outputs[0]
+    def _hear_images(self, _module: nn.Module, _inputs: Any, outputs: tuple[ImageList, Any]) -> None:
+        self.images = outputs[0]
 
     def _hear_features(self, _module: nn.Module, _inputs: Any, outputs: Mapping[str, Tensor]) -> None:
         self.finest = next(iter(outputs.values()))

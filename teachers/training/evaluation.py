@@ -59,7 +59,7 @@ def mask_precision(teacher: MaskRcnnTeacher, samples: Iterable[Sample], min_pixe
         truth = instances_of(sample.panoptic, min_pixels)
         masks = answer["masks"][:, 0].cpu() > 0.5
         precision.add(answer["scores"].cpu(), answer["labels"].cpu(), masks, truth.labels, truth.masks)
-    return precision.figures()
+    return precision.metrics()
 
 
 def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:

@@ -28,15 +28,15 @@ _PIXEL_WEIGHTS = (0.5, 1.0, 3.0, 5.0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskBatch:
-    """Pictures float32 [3, H, W], torchvision's targets of each, and each picture's classes int64 [H, W]."""
+    """Images float32 [3, H, W], torchvision's targets of each, and each image's classes int64 [H, W]."""
 
-    pictures: list[Tensor]
+    images: list[Tensor]
     targets: list[dict[str, Tensor]]
     classes: list[Tensor]
 
 
 class MaskRcnnObjective(Objective):
-    """The five losses of Mask R-CNN (He et al. 2017) and one more, on pictures that are mirrored and lit at random.
+    """The five losses of Mask R-CNN (He et al. 2017) and one more, on images that are mirrored and lit at random.
 
     The sixth, `pixels`, asks a 1 x 1 convolution on the finest level of the pyramid for the class of every pixel.
     Boxes and masks tell a backbone that starts from nothing very little about the thousands of cells around them; this
@@ -57,21 +57,21 @@ class MaskRcnnObjective(Objective):
         self._options, self._min_pixels, self._light = dict(options), min_pixels, light
 
     def collate(self, batch: Batch, targets: Mapping[str, Any], chance: Chance) -> MaskBatch:
-        """Return pictures with the boxes, classes and masks of their instances, augmented."""
+        """Return images with the boxes, classes and masks of their instances, augmented."""
         del targets
         device = self.pixels.weight.device
         collated = MaskBatch([], [], [])
         for sample, generator in zip(batch.samples, chance.generators(), strict=True):
             light, mirror = torch.rand(2, generator=generator), torch.rand((), generator=generator)
-            picture = self._lit(sample.image.to(device).float() / 255, light)
+            image = self._lit(sample.image.to(device).float() / 255, light)
             panoptic = _panoptic(sample)
             found = instances_of(panoptic, self._min_pixels)
             boxes, masks, classes = found.boxes, found.masks, _MASK_OF[panoptic.semantic_class.long()]
             if float(mirror) < 0.5:
-                picture, masks, classes = picture.flip(-1), masks.flip(-1), classes.flip(-1)
-                width = picture.shape[-1]
+                image, masks, classes = image.flip(-1), masks.flip(-1), classes.flip(-1)
+                width = image.shape[-1]
                 boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
-            collated.pictures.append(picture)
+            collated.images.append(image)
             collated.classes.append(classes.to(device))
             collated.targets.append(
                 {"boxes": boxes.to(device), "labels": found.labels.to(device), "masks": masks.to(device).byte()}
@@ -82,9 +82,9 @@ class MaskRcnnObjective(Objective):
         """Return classifier, box_reg, mask, objectness and rpn_box_reg, torchvision's, and pixels."""
         del progress
         with CapturedFeatures(self.detector) as captured:
-            found: dict[str, Tensor] = self.detector(batch.pictures, batch.targets)
+            found: dict[str, Tensor] = self.detector(batch.images, batch.targets)
         losses = {name.removeprefix("loss_"): Loss(value) for name, value in found.items()}
-        pixels = self._pixel_loss(batch.classes, captured.pictures, captured.finest)
+        pixels = self._pixel_loss(batch.classes, captured.images, captured.finest)
         return {**losses, "pixels": Loss(pixels)}
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -108,11 +108,11 @@ class MaskRcnnObjective(Objective):
         """Return the detector's configuration as JSON."""
         return json.dumps(self._options)
 
-    def _pixel_loss(self, classes: list[Tensor], pictures: ImageList, finest: Tensor) -> Tensor:
-        """Return the cross-entropy of each picture's classes int64 [H, W], scaled and padded as the network does."""
-        height, width = pictures.tensors.shape[-2:]
+    def _pixel_loss(self, classes: list[Tensor], images: ImageList, finest: Tensor) -> Tensor:
+        """Return the cross-entropy of each image's classes int64 [H, W], scaled and padded as the network does."""
+        height, width = images.tensors.shape[-2:]
         truth = torch.full((len(classes), height, width), IGNORED, device=finest.device)
-        for here, labels, (rows, columns) in zip(truth, classes, pictures.image_sizes, strict=True):
+        for here, labels, (rows, columns) in zip(truth, classes, images.image_sizes, strict=True):
             scaled = functional.interpolate(labels[None, None].float(), (rows, columns), mode="nearest-exact")
             here[:rows, :columns] = scaled[0, 0].long()
         logits = functional.interpolate(self.pixels(finest).float(), (height, width), mode="bilinear")
@@ -122,14 +122,14 @@ class MaskRcnnObjective(Objective):
             functional.pad(weights, (0, IGNORED + 1 - len(weights)))[truth].sum().clamp(min=1)
         )
 
-    def _lit(self, picture: Tensor, drawn: Tensor) -> Tensor:
+    def _lit(self, image: Tensor, drawn: Tensor) -> Tensor:
         brightness, contrast = (1 + self._light * (2 * drawn - 1)).tolist()
-        grey = picture.mean()
-        return (((picture - grey) * contrast + grey) * brightness).clamp(0, 1)
+        gray = image.mean()
+        return (((image - gray) * contrast + gray) * brightness).clamp(0, 1)
 
 
 def has_panoptic(sample: Sample) -> bool:
-    """Return whether the picture has panoptic labels; one without any instance counts, it shows background."""
+    """Return whether the image has panoptic labels; one without any instance counts, it shows background."""
     return sample.panoptic is not None
 
 

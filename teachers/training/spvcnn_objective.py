@@ -19,7 +19,7 @@ from teachers.classes import IGNORED, LIDAR_CLASSES, lidar_truth_table
 from teachers.lidar import scan_of
 from teachers.spvnas.network import SPVCNN
 from teachers.spvnas.scan import Scan, ScanError
-from teachers.spvnas.voxels import VoxelBatch, voxelise_scans
+from teachers.spvnas.voxels import VoxelBatch, voxelize_scans
 from training.errors import TrainingError
 from training.generators import Chance
 from training.objective import Batch, Loss, Objective, ParameterGroup
@@ -83,7 +83,7 @@ class SpvcnnObjective(Objective):
             for sample, generator in zip(batch.samples, chance.generators(), strict=True)
         ]
         device = self.class_weights.device
-        voxels = voxelise_scans(scans, self.network.config.voxel_m, device)
+        voxels = voxelize_scans(scans, self.network.config.voxel_m, device)
         truth = torch.cat([point_truth(sample) for sample in batch.samples]).to(device)[voxels.taken]
         return PointBatch(voxels, truth)
 

@@ -112,5 +112,5 @@ def train_teacher(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides over a teacher's figures."""
+    """Return the versions of what decides over a teacher's metrics."""
     return installed_versions(("classroomnet", "torch", "torchvision", "numpy", "safetensors"))

@@ -20,13 +20,13 @@ from training.optimizer import OptimizerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class MaskRcnnTrainConfig:
-    """How Mask R-CNN is trained, from scratch. The defaults suit simulated pictures of 384 x 256 and two CPU cores."""
+    """How Mask R-CNN is trained, from scratch. The defaults suit simulated images of 384 x 256 and two CPU cores."""
 
     # The network.
     network: MaskRcnnConfig = field(default_factory=lambda: MaskRcnnConfig(variant="slim"))
     # Instances with fewer visible pixels are background.
     min_pixels: int = 25
-    # Proposals per picture that the heads learn from. torchvision's 512 are made for pictures ten times as large.
+    # Proposals per image that the heads learn from. torchvision's 512 are made for images ten times as large.
     proposals: int = 128
     # Labelled samples per step.
     batch: int = 4
@@ -62,6 +62,6 @@ def train_mask_rcnn(
     teacher = MaskRcnnTeacher(raw, network)
     confusion = compare_with_labels(teacher, data.evaluation())
     precision = mask_precision(teacher, data.evaluation(), config.min_pixels)
-    card = replace(raw, figures=confusion.figures(MASK_CLASSES) | precision | trained)
+    card = replace(raw, metrics=confusion.metrics(MASK_CLASSES) | precision | trained)
     write_card(context.folder, card)
     return card, confusion

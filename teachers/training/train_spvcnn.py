@@ -32,7 +32,7 @@ class SpvcnnTrainConfig:
 
     # Share of SPVCNN's full width: point features are 96 times this.
     width: float = 0.25
-    # Side of a voxel in metres. The authors' 0.05 m leaves the voxels of sparse scans without neighbours.
+    # Side of a voxel in metres. The authors' 0.05 m leaves the voxels of sparse scans without neighbors.
     voxel_m: float = 0.2
     # Share of point features that training hides.
     dropout: float = 0.1
@@ -81,6 +81,6 @@ def train_spvcnn(config: SpvcnnTrainConfig, data: TeacherData, context: RunConte
     first = itertools.islice(data.endless(0), min(config.measured_samples, data.epoch_samples))
     statistics = measure_statistics(teacher, first)
     confusion = compare_with_labels(teacher, data.evaluation())
-    card = replace(raw, statistics=statistics, figures=confusion.figures(POINT_CLASSES) | trained)
+    card = replace(raw, statistics=statistics, metrics=confusion.metrics(POINT_CLASSES) | trained)
     write_card(context.folder, card)
     return card, confusion

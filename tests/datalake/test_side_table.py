@@ -1,4 +1,4 @@
-"""A table added to a lake after its build: whole or not at all, in step with the pictures, of one origin."""
+"""A table added to a lake after its build: whole or not at all, in step with the images, of one origin."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def lake(drive_lake: Lake, tmp_path: Path) -> Lake:
 
 
 def groups(lake: Lake, base: Commit) -> Iterator[pa.RecordBatch]:
-    """Yield a number for each picture of the segment, chunk by chunk."""
+    """Yield a number for each image of the segment, chunk by chunk."""
     files = SegmentFiles(lake, base)
     for group in range(len(base.chunks)):
         keys = files.read(group, {"image": ["segment", "timestamp_us", "camera"]})["image"]
@@ -78,7 +78,7 @@ def problems(lake: Lake) -> list[str]:
     return [problem for _, found in verify(lake) for problem in found]
 
 
-def test_row_groups_are_in_step_with_the_pictures(lake: Lake) -> None:
+def test_row_groups_are_in_step_with_the_images(lake: Lake) -> None:
     write_all(lake)
     table = open_side_table(lake, TABLE, "train", ORIGIN.version)
     for base in lake.commits:
@@ -89,7 +89,7 @@ def test_row_groups_are_in_step_with_the_pictures(lake: Lake) -> None:
             assert table.read(base.segment, group, keys).equals(image.read_row_group(group, keys))
 
 
-def test_the_dataset_has_every_picture_and_prunes_by_segment(lake: Lake) -> None:
+def test_the_dataset_has_every_image_and_prunes_by_segment(lake: Lake) -> None:
     write_all(lake)
     dataset = open_side_table(lake, TABLE, "train", ORIGIN.version).dataset()
     keys = ["segment", "timestamp_us", "camera"]

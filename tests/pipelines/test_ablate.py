@@ -64,7 +64,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
 
 
 def results_of(study: AblateConfig) -> dict[str, dict[str, dict[str, float]]]:
-    """Return arm -> seed -> figures of the study's only share of labels."""
+    """Return arm -> seed -> metrics of the study's only share of labels."""
     results: dict[str, dict[str, dict[str, float]]] = json.loads(
         (Path(study.train.out) / f"ablation-{study.examined}.json").read_text(), parse_constant=pytest.fail
     )["0.5"]
@@ -146,7 +146,7 @@ def test_a_study_that_cannot_be_is_refused(change: dict[str, object], message: s
 
 
 def test_none_spends_its_batches_on_labels_and_classroom_half_of_them(study: AblateConfig) -> None:
-    visits = {arm: seeds["0"]["training/labelled_pictures"] for arm, seeds in results_of(study).items()}
+    visits = {arm: seeds["0"]["training/labelled_images"] for arm, seeds in results_of(study).items()}
     assert visits == {"none": 4 * STEPS, "classroom": 2 * STEPS}
 
 

@@ -56,13 +56,13 @@ def branch_outputs(config: CacheTargetsConfig, capsys: pytest.CaptureFixture[str
 def test_a_run_goes_on_where_one_was_interrupted(lake: Lake, teacher: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = settings(lake, teacher)
     closing = branch_outputs(config, capsys)
-    assert closing.startswith("teacher_mask_rcnn, split train: 2 segments cached, 0 there before; 4 pictures in ")
+    assert closing.startswith("teacher_mask_rcnn, split train: 2 segments cached, 0 there before; 4 images in ")
     first, second = parts(lake)
     assert first is not None
     assert second is not None
     # As a run leaves it that is killed before the second commit.
     lake.store.delete(f"_side/teacher_mask_rcnn/train/{second.segment}.json")
-    assert "1 segments cached, 1 there before; 2 pictures" in branch_outputs(config, capsys)
+    assert "1 segments cached, 1 there before; 2 images" in branch_outputs(config, capsys)
     again = parts(lake)
     assert again[0] == first
     assert again[1] is not None

@@ -88,7 +88,7 @@ def keys(batches: list[list[Sample]]) -> list[list[tuple[str, int]]]:
 def take(
     lake: Lake, step: int, count: int, rank: int = 0, world_size: int = 1, data_workers: int = 0
 ) -> list[list[tuple[str, int]]]:
-    """Return what is in the batches of one rank, of four labelled pictures and two without labels."""
+    """Return what is in the batches of one rank, of four labelled images and two without labels."""
     first, *others = names(lake)
     labelled = frames(lake, segments=frozenset({first}))
     unlabelled = frames(lake, segments=frozenset(others))
@@ -96,14 +96,14 @@ def take(
     return keys(list(itertools.islice(from_step(step), count)))
 
 
-def test_labelled_pictures_come_first(drive_lake: Lake) -> None:
+def test_labelled_images_come_first(drive_lake: Lake) -> None:
     labelled = names(drive_lake)[0]
     for batch in take(drive_lake, 0, 8):
         assert [segment == labelled for segment, _ in batch] == [True] * 4 + [False] * 2
 
 
-def test_every_labelled_picture_is_seen_in_each_epoch(drive_lake: Lake) -> None:
-    # Eleven pictures are two whole batches of four, and the next epoch is in another order.
+def test_every_labelled_image_is_seen_in_each_epoch(drive_lake: Lake) -> None:
+    # Eleven images are two whole batches of four, and the next epoch is in another order.
     batches = take(drive_lake, 0, 8)
     epochs = [[key for batch in batches[i : i + 2] for key in batch[:4]] for i in range(0, 8, 2)]
     assert all(len(set(epoch)) == 8 for epoch in epochs)
@@ -136,9 +136,7 @@ def test_two_workers_see_together_what_one_sees(drive_lake: Lake) -> None:
 
 
 @given(batch=st.integers(1, 64), steps=st.integers(1, 100_000), labelled=st.integers(1, 100_000))
-def test_unlabelled_pictures_get_the_places_that_labelled_ones_do_not_need(
-    batch: int, steps: int, labelled: int
-) -> None:
+def test_unlabelled_images_get_the_places_that_labelled_ones_do_not_need(batch: int, steps: int, labelled: int) -> None:
     spare = unlabelled_per_batch(batch, steps, labelled)
     assert 0 <= spare <= batch // 2
     visits = (batch - spare) * steps / labelled
@@ -148,7 +146,7 @@ def test_unlabelled_pictures_get_the_places_that_labelled_ones_do_not_need(
 
 
 @given(batch=st.integers(1, 8), workers=st.integers(1, 4), steps=st.integers(1, 1000), labelled=st.integers(1, 1000))
-def test_each_worker_gets_as_many_unlabelled_pictures(batch: int, workers: int, steps: int, labelled: int) -> None:
+def test_each_worker_gets_as_many_unlabelled_images(batch: int, workers: int, steps: int, labelled: int) -> None:
     spare = unlabelled_per_batch(batch * workers, steps, labelled, workers)
     alone = unlabelled_per_batch(batch * workers, steps, labelled)
     assert spare % workers == 0

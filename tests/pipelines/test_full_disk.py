@@ -23,7 +23,7 @@ from datalake.task import attempt
 from datalake.verify import verify
 from teachers.remembered import RememberedTeacher
 from tests.drives import DRIVE_CAMERAS, DRIVE_SEGMENTS
-from tests.student.students import ColourTeacher, samples
+from tests.student.students import ColorTeacher, samples
 from training.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from training.metrics_log import HISTORY_FILE
 from training.run_dir import RunDir
@@ -246,7 +246,7 @@ def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_as_if_nothing_ha
 
 def test_a_teacher_whose_answers_cannot_be_kept_says_where(disk: Callable[[int], Disk]) -> None:
     small = disk(1 << 20)
-    teacher = RememberedTeacher(ColourTeacher(), small.folder / "answers")
+    teacher = RememberedTeacher(ColorTeacher(), small.folder / "answers")
     small.leave(0)
     with pytest.raises(NoSpaceError, match=r"/answers/.*: no space left there; make room"):
         teacher.predict(samples(1), 16, 24)

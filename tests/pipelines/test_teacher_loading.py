@@ -28,7 +28,7 @@ from teachers.pool import LocalPool
 from teachers.remembered import RememberedTeacher, remembered_total
 from tests.drives import DRIVE_CAMERAS
 from tests.pipelines.small_teachers import write_teachers
-from tests.student.students import COLOURS, SHADES, ColourTeacher, samples
+from tests.student.students import COLORS, SHADES, ColorTeacher, samples
 from tests.teachers.cards import lidar_folder
 
 GRID, CPU = (16, 24), torch.device("cpu")
@@ -41,10 +41,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class SpeaksFor(ColourTeacher):
+class SpeaksFor(ColorTeacher):
     """Answers in another teacher's name, and faster."""
 
-    other: TeacherCard = ColourTeacher().card
+    other: TeacherCard = ColorTeacher().card
 
     @property
     def card(self) -> TeacherCard:
@@ -91,7 +91,7 @@ def test_only_a_lidar_teacher_needs_points(folders: dict[str, str]) -> None:
 
 
 def test_a_named_teacher_says_the_same_under_another_name() -> None:
-    teacher = ColourTeacher()
+    teacher = ColorTeacher()
     named = NamedTeacher("left", teacher)
     assert named.card == replace(teacher.card, name="left")
     assert torch.equal(named.predict(samples(1), 4, 6).values, teacher.predict(samples(1), 4, 6).values)
@@ -140,7 +140,7 @@ def test_answered_ahead_nothing_is_left_to_ask(drive_lake: Lake, folders: dict[s
 
 
 def test_class_shares_are_of_the_cells_with_an_answer() -> None:
-    teachers = [ColourTeacher(COLOURS), ColourTeacher(SHADES, blind=8)]
+    teachers = [ColorTeacher(COLORS), ColorTeacher(SHADES, blind=8)]
     pool = LocalPool(teachers, GRID)
     batches = [samples(3), samples(2)]
     shares = class_shares(pool, batches)

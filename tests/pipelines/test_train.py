@@ -152,7 +152,7 @@ def test_controls_have_the_same_weights_to_train_and_hear_what_they_should(
     assert names == imitated
 
 
-def test_without_distillation_no_teacher_is_asked_and_all_pictures_are_labelled(
+def test_without_distillation_no_teacher_is_asked_and_all_images_are_labelled(
     drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path
 ) -> None:
     for teacher in teachers:
@@ -170,7 +170,7 @@ def test_without_distillation_no_teacher_is_asked_and_all_pictures_are_labelled(
 
 
 @pytest.mark.parametrize(("steps", "unlabelled"), [(10, 0), (10_000, 2)])
-def test_by_default_labelled_pictures_come_first(
+def test_by_default_labelled_images_come_first(
     drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path, steps: int, unlabelled: int
 ) -> None:
     config = settings(drive_lake, tmp_path, teachers, unlabelled=None, loop=LoopConfig(steps=steps))
@@ -217,7 +217,7 @@ def test_anchors_are_checked_and_printed_before_the_first_step(drive_lake: Lake,
     with written.open("w") as file:
         prepare_training(settings(drive_lake, tmp_path / "out"), Console(file=file), lambda *_: None)
     assert "anchors meet " in written.read_text()
-    assert "2 segments with labels, 1 without; 4 and 0 pictures of a batch" in written.read_text()
+    assert "2 segments with labels, 1 without; 4 and 0 images of a batch" in written.read_text()
 
 
 def refused(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
@@ -239,10 +239,10 @@ def refused(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         (["--teachers", "masks=/nowhere"], "/nowhere/card.json: no such file; is this the folder of a teacher?"),
         (["--teachers", "masks"], "--teachers masks: expected NAME=FOLDER, or none alone"),
         (["--mute", "masks"], "--mute masks: expected one of the teachers (there is none)"),
-        (["--image-size", "100", "64"], "pictures of 100 x 64 pixels do not divide into cells of 32"),
+        (["--image-size", "100", "64"], "images of 100 x 64 pixels do not divide into cells of 32"),
         (["--anchors", "paper", "--min-anchor-recall", "0.9"], "--min-anchor-recall asks for 90%"),
         (["--labelled-fraction", "0"], "--labelled-fraction 0.0: expected more than 0 and at most 1"),
-        (["--batch", "3", "--workers", "2"], "3 labelled pictures (--batch less --unlabelled) cannot be cut among"),
+        (["--batch", "3", "--workers", "2"], "3 labelled images (--batch less --unlabelled) cannot be cut among"),
         (["--batch", "60"], "has 22 images of FRONT, fewer than one batch of 60"),
         (["--loop.learning-rate", "0"], "expected a positive learning rate"),
         (["--targets", "shuffled"], "--targets shuffled: expected teachers"),
@@ -272,12 +272,12 @@ def test_a_teacher_of_the_students_own_segments_is_refused(
     assert "teacher masks was trained on 3 of the student's segments" in refused(words, monkeypatch, capsys)
 
 
-def test_more_unlabelled_pictures_than_the_batch_has_are_refused(
+def test_more_unlabelled_images_than_the_batch_has_are_refused(
     drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     words = [*arguments(drive_lake, tmp_path / "out", teachers), "--unlabelled", "4"]
-    assert "--unlabelled 4: expected fewer than the 4 pictures of a batch" in refused(words, monkeypatch, capsys)
+    assert "--unlabelled 4: expected fewer than the 4 images of a batch" in refused(words, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_gpus_that_the_teachers_leave_none_of_are_refused() -> None:
 
 @pytest.fixture
 def cached(drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path) -> Lake:
-    """A lake with what the teacher of classes says of every picture."""
+    """A lake with what the teacher of classes says of every image."""
     shutil.copytree(drive_lake.store.root, tmp_path / "lake")
     masks = dict(one.split("=") for one in teachers)["masks"]
     config = CacheTargetsConfig(
@@ -361,12 +361,12 @@ def test_looked_up_answers_teach_what_the_teacher_would_have_taught(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cached": ("colours",)}, "--cached colours: expected one of the teachers who are asked, points, masks"),
+        ({"cached": ("colors",)}, "--cached colors: expected one of the teachers who are asked, points, masks"),
         ({"cached": ("points",)}, "teacher lidar: 12 numbers per cell are too large to keep"),
         ({"cached": ("masks",)}, "table teacher_mask_rcnn lacks 3 of 3 segments of split 'train'"),
         (
             {"cached": ("masks=once",), "stride": 8, "image_size": (128, 64)},
-            "--cached masks: the lake has its answers for pictures of 96 x 64 pixels on a grid of 16 x 24 cells, not"
+            "--cached masks: the lake has its answers for images of 96 x 64 pixels on a grid of 16 x 24 cells, not"
             " 128 x 64 and 8 x 16; run cache_targets.py with --grid 8 16 --image-size 128 64 and another --name",
         ),
         ({"teachers_in": "actors"}, "--teachers-in actors: expected --workers 1 or more"),

@@ -53,7 +53,7 @@ for package in ("student", "teachers", "datalake", "pipelines"):
 import torch, torchvision
 about = {"about.json": ""}
 program = torch.export.load("student.pt2", extra_files=about).module()
-torch.save([list(program(picture[None])) for picture in torch.load("pictures.pt")], "found.pt")
+torch.save([list(program(image[None])) for image in torch.load("images.pt")], "found.pt")
 print(about["about.json"])
 """
 
@@ -75,28 +75,28 @@ def test_the_program_finds_what_the_student_finds(student: Student, exported: tu
     folder, check = exported
     others = [sample.image for sample in samples(9)[5:]]
     again = compare(student, load_program(str(folder)), others)
-    assert (check.pictures, again.pictures) == (5, 4)
+    assert (check.images, again.images) == (5, 4)
     # A student that has learned nothing finds something nearly everywhere.
     assert min(check.detections, again.detections) > 100
     found = sum(len(detections.classes) for detections in student(torch.stack(PICTURES)))
-    assert check.figures()["export/detections"] == found
+    assert check.metrics()["export/detections"] == found
 
 
 def test_the_program_runs_where_our_package_is_not(
     student: Student, exported: tuple[Path, ExportCheck], tmp_path: Path
 ) -> None:
     (tmp_path / PROGRAM_FILE).write_bytes((exported[0] / PROGRAM_FILE).read_bytes())
-    torch.save(PICTURES, tmp_path / "pictures.pt")
+    torch.save(PICTURES, tmp_path / "images.pt")
     done = subprocess.run(
         [sys.executable, "-I", "-c", ALONE], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    for picture, found in zip(PICTURES, torch.load(tmp_path / "found.pt"), strict=True):
-        (own,) = student(picture[None])
+    for image, found in zip(PICTURES, torch.load(tmp_path / "found.pt"), strict=True):
+        (own,) = student(image[None])
         for predicted, truth in zip(found, (own.boxes, own.classes, own.scores, own.depth_m), strict=True):
             torch.testing.assert_close(predicted, truth, rtol=0, atol=1e-3)
     about = json.loads(done.stdout)
-    assert about["input"] == f"RGB picture, uint8 [1, 3, {HEIGHT}, {WIDTH}]"
+    assert about["input"] == f"RGB image, uint8 [1, 3, {HEIGHT}, {WIDTH}]"
     assert about["classes"][1] == "VEHICLE"
 
 
@@ -181,8 +181,8 @@ def test_a_student_on_its_way_elsewhere_is_left_as_it_was() -> None:
 class Crooked(Student):
     """Says something else than its heads do."""
 
-    def predict(self, pictures: Tensor) -> Prediction:
-        prediction = super().predict(pictures)
+    def predict(self, images: Tensor) -> Prediction:
+        prediction = super().predict(images)
         for found in prediction.detections:
             found.boxes.add_(0.01)
         return prediction
@@ -215,7 +215,7 @@ def test_a_program_that_says_one_thing_otherwise_is_found_out(
 ) -> None:
     program = ExportableDetector(student, (HEIGHT, WIDTH)).eval()
     with pytest.raises(StudentError, match=message):
-        compare(student, lambda picture: change(*program(picture)), PICTURES)
+        compare(student, lambda image: change(*program(image)), PICTURES)
 
 
 def test_another_students_program_is_told_apart(student: Student) -> None:
@@ -224,10 +224,10 @@ def test_another_students_program_is_told_apart(student: Student) -> None:
         compare(student, other, PICTURES)
 
 
-def test_pictures_must_divide_into_cells(student: Student, tmp_path: Path) -> None:
-    with pytest.raises(StudentError, match="pictures of 90 x 60 pixels do not divide into cells of 32"):
+def test_images_must_divide_into_cells(student: Student, tmp_path: Path) -> None:
+    with pytest.raises(StudentError, match="images of 90 x 60 pixels do not divide into cells of 32"):
         export_student(student, str(tmp_path), [torch.zeros(3, 60, 90, dtype=torch.uint8)])
-    with pytest.raises(StudentError, match="at least one picture"):
+    with pytest.raises(StudentError, match="at least one image"):
         export_student(student, str(tmp_path), [])
 
 
@@ -240,7 +240,7 @@ def test_pictures_must_divide_into_cells(student: Student, tmp_path: Path) -> No
         ({}, "the metadata have no student's configuration"),
         (
             {"config": TINY.to_json()},
-            "the weights do not fit the configuration beside them: .*backbone.branches.colours",
+            "the weights do not fit the configuration beside them: .*backbone.branches.colors",
         ),
         ({"config": "{}"}, "not a student's configuration"),
     ],

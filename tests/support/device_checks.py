@@ -281,12 +281,12 @@ def exported_program(
     objective = build_objective(config)
     train_in_memory(objective, samples, folder / "run", device, batch=min(4, len(samples)), steps=steps)
     student = objective.student.eval()
-    pictures = [sample.image for sample in samples[:4]]
+    images = [sample.image for sample in samples[:4]]
     try:
-        on_cpu = export_student(student, str(folder / "export"), pictures)
+        on_cpu = export_student(student, str(folder / "export"), images)
         program = load_program(str(folder / "export"), device)
         with exact_float32():
-            moved = compare(student.to(device), program, [picture.to(device) for picture in pictures])
+            moved = compare(student.to(device), program, [image.to(device) for image in images])
     except StudentError as error:
         return [Check(name="exported program", value=math.nan, note=str(error))]
     return [

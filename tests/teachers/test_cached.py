@@ -43,12 +43,12 @@ CARD = TeacherCard(
 
 @dataclass(frozen=True)
 class PatchyTeacher:
-    """Says something else of every picture, and of half of the cells nothing."""
+    """Says something else of every image, and of half of the cells nothing."""
 
     card: TeacherCard = CARD
 
     def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-        """Return classes that only the picture's key decides."""
+        """Return classes that only the image's key decides."""
         cells = 1, height, width
         valid, values = [], []
         for sample in samples:
@@ -83,7 +83,7 @@ def masks(tmp_path_factory: pytest.TempPathFactory) -> MaskRcnnTeacher:
 
 @pytest.fixture(scope="module")
 def mask_lake(drive_url: str, masks: MaskRcnnTeacher, tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """The lake of six pictures with that teacher's answers. Read only."""
+    """The lake of six images with that teacher's answers. Read only."""
     url = str(tmp_path_factory.mktemp("cached") / "lake")
     shutil.copytree(drive_url, url)
     cache(open_lake(url), masks, "mask_rcnn")
@@ -99,7 +99,7 @@ def patchy_lake(drive_lake: Lake, tmp_path: Path) -> Lake:
 
 @pytest.fixture(scope="module")
 def patchy_samples(drive_lake: Lake) -> list[Sample]:
-    """The pictures of that lake."""
+    """The images of that lake."""
     config = LoaderConfig(cameras=DRIVE_CAMERAS, points=False, shuffle=False, global_batch=1)
     return list(SampleStream(drive_lake, config))
 
@@ -137,7 +137,7 @@ def test_what_is_no_longer_kept_in_memory_is_read_again(
     assert_equal(cached.predict(twice, *GRID), teacher.predict(twice, *GRID))
 
 
-def test_one_row_for_each_picture_with_the_grid(mask_lake: Lake, masks: MaskRcnnTeacher) -> None:
+def test_one_row_for_each_image_with_the_grid(mask_lake: Lake, masks: MaskRcnnTeacher) -> None:
     table = open_side_table(mask_lake, table_name("mask_rcnn"), "train", masks.card.weights_sha256)
     rows = table.dataset().to_table().to_pylist()
     found = [(row["height"], row["width"], len(row["class"]), len(row["confidence"])) for row in rows]
@@ -167,7 +167,7 @@ def test_a_continuous_teacher_is_too_large() -> None:
         origin_of(lidar_card(), "lidar", GRID, IMAGE_SIZE)
 
 
-def test_a_picture_that_is_not_cached_is_named(
+def test_a_image_that_is_not_cached_is_named(
     mask_lake: Lake, masks: MaskRcnnTeacher, drive_samples: list[Sample]
 ) -> None:
     cached = CachedTeacher.open(mask_lake, "train", masks.card)
@@ -183,10 +183,10 @@ def test_another_grid_is_refused(mask_lake: Lake, masks: MaskRcnnTeacher, drive_
         cached.predict(drive_samples, 8, 12)
 
 
-def test_pictures_of_another_size_are_refused(
+def test_images_of_another_size_are_refused(
     mask_lake: Lake, masks: MaskRcnnTeacher, drive_samples: list[Sample]
 ) -> None:
     cached = CachedTeacher.open(mask_lake, "train", masks.card)
     smaller = replace(drive_samples[0], image=drive_samples[0].image[:, ::2, ::2])
-    with pytest.raises(TeacherError, match="cached from pictures of 96 x 64 pixels, got one of 48 x 32"):
+    with pytest.raises(TeacherError, match="cached from images of 96 x 64 pixels, got one of 48 x 32"):
         cached.predict([smaller], *GRID)

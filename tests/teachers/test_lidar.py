@@ -18,7 +18,7 @@ from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import PointPrediction
 from teachers.spvnas.teacher import LidarTeacher
 from teachers.spvnas.voxels import VoxelBatch
-from teachers.statistics import Moments, standardise
+from teachers.statistics import Moments, standardize
 from tests.teachers.cards import CONFIG, lidar_card, lidar_folder, lidar_teacher
 from tests.teachers.spvnas.clouds import small_network
 
@@ -112,11 +112,11 @@ def test_a_sample_loaded_without_points_is_refused(drive_samples: list[Sample]) 
         lidar_teacher().predict([replace(drive_samples[0], lidar=None)], *GRID)
 
 
-def test_the_cards_statistics_standardise(drive_samples: list[Sample]) -> None:
+def test_the_cards_statistics_standardize(drive_samples: list[Sample]) -> None:
     raw = lidar_teacher().predict(drive_samples, *GRID)
     statistics = Moments.of_target(raw).statistics()
     standard = lidar_teacher(statistics).predict(drive_samples, *GRID)
-    torch.testing.assert_close(standard.values, standardise(raw, statistics).values)
+    torch.testing.assert_close(standard.values, standardize(raw, statistics).values)
     after = Moments.of_target(standard).statistics()
     assert max(map(abs, after.mean)) < 1e-4
 
@@ -132,7 +132,7 @@ def test_labelled_points_are_counted_once_per_frame(drive_samples: list[Sample])
     assert int(one.counts[LIDAR_CLASSES.index("ROAD") - 1].sum()) == int((labels == LIDAR_CLASSES.index("ROAD")).sum())
 
 
-def test_points_without_labels_give_no_figures(drive_samples: list[Sample]) -> None:
+def test_points_without_labels_give_no_metrics(drive_samples: list[Sample]) -> None:
     unlabelled = replace(drive_samples[0], lidar=replace(lidar_of(drive_samples[0]), semantic_class=None))
     assert lidar_teacher().confusion([unlabelled]).total == 0
 

@@ -55,9 +55,9 @@ def slim_teacher(**changes: Any) -> MaskRcnnTeacher:
 
 
 class Scripted(nn.Module):
-    """The parts of a Mask R-CNN that always finds the same; it remembers the pictures.
+    """The parts of a Mask R-CNN that always finds the same; it remembers the images.
 
-    found: label, score, rows and columns; where these reach the picture's edge the box reaches a pixel beyond, for
+    found: label, score, rows and columns; where these reach the image's edge the box reaches a pixel beyond, for
         towards the edge of its box a mask fades
     """
 
@@ -66,11 +66,11 @@ class Scripted(nn.Module):
         self.anchor = nn.Parameter(torch.zeros(1))
         self.transform = GeneralizedRCNNTransform(64, 96, [0.0] * 3, [1.0] * 3)
         self.rpn, self.roi_heads = Proposals(), Heads(found)
-        self.pictures = list[Tensor]()
+        self.images = list[Tensor]()
 
-    def backbone(self, pictures: Tensor) -> dict[str, Tensor]:
+    def backbone(self, images: Tensor) -> dict[str, Tensor]:
         """Return no features."""
-        self.pictures += pictures
+        self.images += images
         return {}
 
 
@@ -93,7 +93,7 @@ class Heads(nn.Module):
     def forward(
         self, _features: dict[str, Tensor], _proposals: list[Tensor], sizes: list[tuple[int, int]]
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Return labels, scores, boxes and masks for each picture."""
+        """Return labels, scores, boxes and masks for each image."""
         answers = []
         for height, width in sizes:
             boxes = [
@@ -142,28 +142,28 @@ def test_coco_labels_become_the_lakes_classes_where_they_are(drive_samples: list
     torch.testing.assert_close(target.confidence[0, 0, 3], torch.tensor([0.7, 0.7, 1, 1, 1, 1]))
 
 
-def test_the_network_sees_colours_between_0_and_1(drive_samples: list[Sample]) -> None:
+def test_the_network_sees_colors_between_0_and_1(drive_samples: list[Sample]) -> None:
     teacher = scripted_teacher([])
     teacher.predict(drive_samples[:1], 4, 6)
     network: Any = teacher.network
-    torch.testing.assert_close(network.pictures[0] * 255, drive_samples[0].image.float())
+    torch.testing.assert_close(network.images[0] * 255, drive_samples[0].image.float())
 
 
-def test_a_cell_takes_the_pixel_at_its_centre(drive_samples: list[Sample]) -> None:
-    # Cells are 16 x 16 pixels, their centres at 8, 24 …: a mask up to column 25 has the second cell's, one to 24 not.
+def test_a_cell_takes_the_pixel_at_its_center(drive_samples: list[Sample]) -> None:
+    # Cells are 16 x 16 pixels, their centers at 8, 24 …: a mask up to column 25 has the second cell's, one to 24 not.
     for edge, cells in ((25, [1, 1, 0]), (24, [1, 0, 0])):
         teacher = scripted_teacher([(CAR, 0.9, (slice(None), slice(0, edge)))])
         assert teacher.predict(drive_samples[:1], 4, 6).values[0, 0, 0, :3].tolist() == cells
 
 
-def _by_torchvision(network: MaskRCNN, pictures: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return classes and confidence [B, height, width]: torchvision's masks as large as the pictures, then resized.
+def _by_torchvision(network: MaskRCNN, images: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return classes and confidence [B, height, width]: torchvision's masks as large as the images, then resized.
 
     SMALL's network names the classes by their own numbers.
     """
     maps = []
     with torch.no_grad():
-        for found in network.eval()([picture.float() / 255 for picture in pictures]):
+        for found in network.eval()([image.float() / 255 for image in images]):
             maps.append(class_map(found["labels"], found["scores"], found["masks"][:, 0]))
     classes, confidence = (
         torch.stack(
@@ -175,10 +175,8 @@ def _by_torchvision(network: MaskRCNN, pictures: list[Tensor], height: int, widt
 
 
 @pytest.mark.parametrize("grid", [(16, 24), (11, 25)])
-def test_cells_are_those_of_masks_pasted_into_whole_pictures(
-    drive_samples: list[Sample], grid: tuple[int, int]
-) -> None:
-    # The pictures are scaled up and padded; nine detections overlap in each.
+def test_cells_are_those_of_masks_pasted_into_whole_images(drive_samples: list[Sample], grid: tuple[int, int]) -> None:
+    # The images are scaled up and padded; nine detections overlap in each.
     teacher = slim_teacher(min_size=70, max_size=100, detections=9)
     target = teacher.predict(drive_samples[:3], *grid)
     classes, confidence = _by_torchvision(teacher.network, [sample.image for sample in drive_samples[:3]], *grid)
@@ -188,7 +186,7 @@ def test_cells_are_those_of_masks_pasted_into_whole_pictures(
     torch.testing.assert_close(target.confidence[:, 0], confidence)
 
 
-def test_cells_of_pictures_of_several_sizes_are_each_of_their_own(drive_samples: list[Sample]) -> None:
+def test_cells_of_images_of_several_sizes_are_each_of_their_own(drive_samples: list[Sample]) -> None:
     samples = [drive_samples[0], replace(drive_samples[1], image=drive_samples[1].image[:, :48]), drive_samples[2]]
     teacher = slim_teacher()
     target = teacher.predict(samples, 16, 24)

@@ -12,7 +12,7 @@ from datalake.sample import Sample
 from teachers.card import TeacherCard, TeacherError
 from teachers.pool import LocalPool
 from teachers.target import Target
-from tests.student.students import SHADES, ColourTeacher
+from tests.student.students import SHADES, ColorTeacher
 from tests.teachers.cards import lidar_card, lidar_teacher
 
 GRID = (16, 24)
@@ -122,7 +122,7 @@ def test_a_window_of_nothing_is_refused() -> None:
 class Stranger:
     """Says a class that is not on its card, in the second sample's last cell."""
 
-    card: TeacherCard = ColourTeacher(SHADES).card
+    card: TeacherCard = ColorTeacher(SHADES).card
 
     def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return class 3 of 0 … 2 there, and 0 everywhere else."""

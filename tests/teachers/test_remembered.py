@@ -32,7 +32,7 @@ CARD = TeacherCard(
 
 @dataclass(frozen=True)
 class PatchyTeacher:
-    """Says something else of every picture, and of half of the cells nothing; keeps what it was asked about.
+    """Says something else of every image, and of half of the cells nothing; keeps what it was asked about.
 
     told: whether it says how sure it is
     whole: whether it has an answer for every cell
@@ -44,7 +44,7 @@ class PatchyTeacher:
     asked: list[int] = field(default_factory=list)
 
     def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-        """Return what only the picture's key decides."""
+        """Return what only the image's key decides."""
         self.asked.extend(one.key.timestamp_us for one in samples)
         valid, values = [], []
         for one in samples:
@@ -99,7 +99,7 @@ def test_a_real_teacher_says_the_same(tmp_path: Path, drive_samples: list[Sample
     assert_equal(remembered.predict(blind, 16, 24), expected)
 
 
-def test_only_new_pictures_are_looked_at_and_answers_keep_their_places(tmp_path: Path) -> None:
+def test_only_new_images_are_looked_at_and_answers_keep_their_places(tmp_path: Path) -> None:
     teacher = PatchyTeacher()
     remembered = RememberedTeacher(teacher, tmp_path)
     remembered.predict([sample(1), sample(3)], 4, 6)
@@ -110,7 +110,7 @@ def test_only_new_pictures_are_looked_at_and_answers_keep_their_places(tmp_path:
     assert_equal(found, PatchyTeacher().predict(mixed, 4, 6).to_sparse().to_dense())
 
 
-def test_another_grid_picture_or_teacher_is_another_question(tmp_path: Path) -> None:
+def test_another_grid_image_or_teacher_is_another_question(tmp_path: Path) -> None:
     teacher = PatchyTeacher()
     RememberedTeacher(teacher, tmp_path).predict([sample(1)], 4, 6)
     # What the student calls it makes no difference.

@@ -22,7 +22,7 @@ CLASSES = 4
 
 
 def target_of(kind: Kind, valid_share: float = 0.5) -> Target:
-    """Return a target [2, …, 5, 6] whose pictures have different numbers of valid cells."""
+    """Return a target [2, …, 5, 6] whose images have different numbers of valid cells."""
     random = torch.Generator().manual_seed(1)
     chance = torch.rand(2, 1, 5, 6, generator=random)
     valid = chance < torch.tensor([valid_share, valid_share / 2]).reshape(2, 1, 1, 1)
@@ -44,13 +44,13 @@ def learned(branch_outputs: Tensor, loss: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["regression", "classification"])
-def test_the_loss_is_the_mean_over_pictures_of_the_mean_over_their_valid_cells(kind: Kind) -> None:
+def test_the_loss_is_the_mean_over_images_of_the_mean_over_their_valid_cells(kind: Kind) -> None:
     branch_outputs, target = outputs_of(), target_of(kind)
     expected = []
-    for picture in range(2):
+    for image in range(2):
         errors = []
-        for row, column in target.valid[picture, 0].nonzero().tolist():
-            predicted, truth = branch_outputs[picture, :, row, column], target.values[picture, :, row, column]
+        for row, column in target.valid[image, 0].nonzero().tolist():
+            predicted, truth = branch_outputs[image, :, row, column], target.values[image, :, row, column]
             errors.append(
                 cross_entropy(predicted, truth[0]) if kind == "classification" else (predicted - truth).square().mean()
             )
@@ -96,7 +96,7 @@ def test_without_a_valid_cell_there_is_nothing_to_learn(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["regression", "classification"])
-def test_a_picture_without_a_valid_cell_counts_as_learned(kind: Kind) -> None:
+def test_a_image_without_a_valid_cell_counts_as_learned(kind: Kind) -> None:
     branch_outputs, target = outputs_of(), target_of(kind)
     half = replace(target, valid=target.valid & torch.tensor([True, False]).reshape(2, 1, 1, 1))
     first = replace(target, keys=KEYS[:1], values=target.values[:1], valid=target.valid[:1])
@@ -111,7 +111,7 @@ def test_a_cell_of_weight_two_counts_as_two_cells(kind: Kind) -> None:
     one = replace(target, keys=KEYS[:1], values=target.values[:1], valid=target.valid[:1])
     heavy = torch.ones(1, 1, 5, 6)
     heavy[..., :3] = 2
-    # The heavy half of the picture a second time beside it.
+    # The heavy half of the image a second time beside it.
     doubled = replace(
         one,
         values=torch.cat([one.values, one.values[..., :3]], 3),

@@ -25,12 +25,12 @@ from student.distillation.objective import DetectionObjective, LossWeights
 from student.evaluation.detection import DetectionScores
 from teachers.pool import LocalPool
 from tests.student.students import (
-    COLOURS,
+    COLORS,
     HEIGHT,
     SHADES,
     TAUGHT,
     WIDTH,
-    ColourTeacher,
+    ColorTeacher,
     build,
     cycled,
     objects_of,
@@ -84,7 +84,7 @@ class Run:
         objective = DetectionObjective(
             build(self.student, self.seed), LossWeights(), methods, self.augmentation, self.targets
         )
-        pool = LocalPool([ColourTeacher(COLOURS, blind=2), ColourTeacher(SHADES)], self.student.grid(HEIGHT, WIDTH))
+        pool = LocalPool([ColorTeacher(COLORS, blind=2), ColorTeacher(SHADES)], self.student.grid(HEIGHT, WIDTH))
         inputs = TrainInputs(
             batches=cycled(self.some or samples(6), self.labelled, self.unlabelled, distributed.rank, distributed.size),
             labelled=self.labelled,
@@ -131,7 +131,7 @@ def test_every_step_is_logged_with_its_losses_rate_and_waiting(whole: tuple[Path
     folder, objective = whole
     lines = read_history(RunDir(str(folder)))
     assert [line["step"] for line in lines] == list(range(8))
-    losses = {"objectness", "rpn_box", "classification", "box", "depth", "imitation/colours", "imitation/shades"}
+    losses = {"objectness", "rpn_box", "classification", "box", "depth", "imitation/colors", "imitation/shades"}
     expected = {"step", "learning_rate", "gradient_norm", *CLOCK, *(f"loss/{name}" for name in losses)}
     assert all(set(line) == expected for line in lines)
     assert all(0 <= line["wait/data"] + line["wait/teachers"] <= 1 for line in lines)
@@ -205,7 +205,7 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def overfitted(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run that sees the same two pictures again and again."""
+    """A run that sees the same two images again and again."""
     folder = str(tmp_path_factory.mktemp("overfitted"))
     still = Augmentation(mirror=0, light=0)
     config = replace(LOOP, steps=150, checkpoint_every=150, warmup=0.05)
@@ -216,7 +216,7 @@ def overfitted(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_it_learns(overfitted: str) -> None:
     lines = log(overfitted)
-    for name in ("objectness", "classification", "depth", "imitation/colours", "imitation/shades"):
+    for name in ("objectness", "classification", "depth", "imitation/colors", "imitation/shades"):
         before = sum(line[f"loss/{name}"] for line in lines[:5]) / 5
         early = sum(line[f"loss/{name}"] for line in lines[35:40]) / 5
         after = sum(line[f"loss/{name}"] for line in lines[-5:]) / 5
@@ -230,7 +230,7 @@ def test_what_it_learned_by_heart_it_finds(overfitted: str) -> None:
     answers = student(torch.stack([one.image for one in some]))
     for found, one in zip(answers, some, strict=True):
         scores.add(found, one.objects)
-    assert scores.figures()["AP50"] > 0.9
+    assert scores.metrics()["AP50"] > 0.9
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_name_and_sample(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_and_sample(tmp_path: Path
     assert not (tmp_path / CHECKPOINT_FILE).exists()
 
 
-def test_the_picture_without_labels_that_spoils_a_loss_is_named(tmp_path: Path) -> None:
+def test_the_image_without_labels_that_spoils_a_loss_is_named(tmp_path: Path) -> None:
     # Only a cyclist is of the brightest shade, and that shade's weight is no number.
     dark, bright = objects_of((10, 10, 40, 30, 1, 5.0)), objects_of((10, 10, 40, 30, 4, 5.0))
     some = [sample(number, bright if number == 4 else dark) for number in range(6)]
@@ -278,7 +278,7 @@ def test_shuffled_targets_change_what_is_imitated_alone(whole: tuple[Path, Detec
     Run(folder=str(tmp_path), targets="shuffled", config=replace(LOOP, steps=8)).train()
     real, shuffled = log(whole[0])[0], log(tmp_path)[0]
     differing = {name for name in real if real[name] != shuffled[name]}
-    assert differing == {"loss/imitation/colours", "loss/imitation/shades", "gradient_norm"}
+    assert differing == {"loss/imitation/colors", "loss/imitation/shades", "gradient_norm"}
 
 
 def test_every_worker_names_the_sample_of_the_worker_that_has_it(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_every_worker_names_the_sample_of_the_worker_that_has_it(tmp_path: Path)
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="3 pictures without labels cannot be cut among 2 workers"):
+    with pytest.raises(TrainingError, match="3 images without labels cannot be cut among 2 workers"):
         Run(folder=str(tmp_path), unlabelled=3).train(Distributed(size=2))
 
 

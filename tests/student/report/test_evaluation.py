@@ -18,7 +18,7 @@ from student.evaluation.run import EvaluationResult, evaluate_student
 from student.report.comparisons import comparisons, teachers_in
 from student.report.evaluation import FRAMES, LESSONS, Evaluation, best_scores, verdict, write_report
 from teachers.pool import LocalPool
-from tests.student.students import COLOURS, HEIGHT, SHADES, TAUGHT, WIDTH, ColourTeacher, build, samples, targets_of
+from tests.student.students import COLORS, HEIGHT, SHADES, TAUGHT, WIDTH, ColorTeacher, build, samples, targets_of
 
 HISTORY = [{"step": step, "loss/box": 1 / (step + 1), "learning_rate": 0.1, "wait/data": 0.0} for step in range(7)]
 FIGURES = {
@@ -39,20 +39,20 @@ FIGURES = {
 
 @pytest.fixture(scope="module")
 def result() -> EvaluationResult:
-    """An untrained student on ten pictures, beside two teachers that are blind above."""
+    """An untrained student on ten images, beside two teachers that are blind above."""
     grid = TAUGHT.grid(HEIGHT, WIDTH)
-    room = LocalPool([ColourTeacher(COLOURS, 3), ColourTeacher(SHADES, 3)], grid)
-    mean = CellMean(COLOURS.channels, *grid)
-    mean.add(targets_of(samples(4))["colours"])
-    pictures = samples(10)
-    batches = [pictures[:4], pictures[4:8], pictures[8:]]
+    room = LocalPool([ColorTeacher(COLORS, 3), ColorTeacher(SHADES, 3)], grid)
+    mean = CellMean(COLORS.channels, *grid)
+    mean.add(targets_of(samples(4))["colors"])
+    images = samples(10)
+    batches = [images[:4], images[4:8], images[8:]]
     student = build(TAUGHT).eval()
-    return evaluate_student(student, batches, room, cell_means={"colours": mean.values()}, example_every=1)
+    return evaluate_student(student, batches, room, cell_means={"colors": mean.values()}, example_every=1)
 
 
 def evaluation_of(result: EvaluationResult, **more: object) -> Evaluation:
     settings = {"steps trained": "7", "trained with <b>": "lake & split"}
-    known = {"figures": result.figures, "settings": settings, "history": HISTORY}
+    known = {"metrics": result.metrics, "settings": settings, "history": HISTORY}
     return Evaluation(result=result, **{**known, **more})  # type: ignore[arg-type]
 
 
@@ -67,7 +67,7 @@ def headings(page: str) -> list[str]:
     return re.findall("<h2>([^<]*)</h2>", page)
 
 
-def test_the_page_goes_from_pictures_to_figures_to_settings(result: EvaluationResult) -> None:
+def test_the_page_goes_from_images_to_metrics_to_settings(result: EvaluationResult) -> None:
     distances = (np.array([10.0, 20.0], np.float32), np.array([11.0, 19.0], np.float32))
     page = written(evaluation_of(replace(result, depths_m=distances)), "whole")
     assert headings(page) == [
@@ -76,11 +76,11 @@ def test_the_page_goes_from_pictures_to_figures_to_settings(result: EvaluationRe
         "How it learned",
         "What it finds",
         "How far away it says things are",
-        "Beside answers that need no picture",
+        "Beside answers that need no image",
         "Every figure",
         "What the run was",
     ]
-    first = page.index(verdict(result.figures, 10))
+    first = page.index(verdict(result.metrics, 10))
     assert page.index("<h1>") < first < page.index("<h2>")
     assert "Each of 7 steps" in page
     assert page.count("data:image/jpeg") == FRAMES + LESSONS
@@ -103,11 +103,11 @@ def test_without_teachers_and_log_their_sections_are_left_out() -> None:
 
 
 def test_teachers_of_any_classes_can_be_shown(result: EvaluationResult) -> None:
-    own = evaluation_of(result, class_names={"shades": ("dark", "grey", "bright")})
+    own = evaluation_of(result, class_names={"shades": ("dark", "gray", "bright")})
     known = evaluation_of(result, class_names={"shades": ("BACKGROUND", "VEHICLE", "CYCLIST")})
-    pictures = [re.findall('data:image/jpeg;base64,([^"]*)', written(one, "shades")) for one in (own, known)]
+    images = [re.findall('data:image/jpeg;base64,([^"]*)', written(one, "shades")) for one in (own, known)]
     # The same detections; the classes in two ways.
-    same = [one == other for one, other in zip(*pictures, strict=True)]
+    same = [one == other for one, other in zip(*images, strict=True)]
     assert same == [True] * FRAMES + [False] * LESSONS
 
 
@@ -136,13 +136,13 @@ def first_of(objects: Objects, count: int) -> Objects:
     return Objects(objects.boxes[:count], objects.classes[:count], objects.depth_m[:count])
 
 
-def test_the_verdict_names_the_chief_figures_beside_the_trivial_ones() -> None:
+def test_the_verdict_names_the_chief_metrics_beside_the_trivial_ones() -> None:
     assert verdict(FIGURES, 1300) == (
-        "AP50 0.56 and distances off by 11% (the best single distance: 38%) on 1,300 pictures it was not trained on;"
+        "AP50 0.56 and distances off by 11% (the best single distance: 38%) on 1,300 images it was not trained on;"
         " 93% of the objects above 16 pixels are proposed."
         " It imitates lidar with R² 0.61 (the training mean of each cell: 0.28)"
         " and mask with mIoU 0.53 (background everywhere: 0.23)."
-        " Better than an answer that needs no picture in 4 of 4 figures."
+        " Better than an answer that needs no image in 4 of 4 metrics."
     )
 
 
@@ -151,27 +151,31 @@ def test_the_verdict_names_the_chief_figures_beside_the_trivial_ones() -> None:
 )
 def test_the_verdict_says_where_a_trivial_answer_is_as_good(figure: str, value: float) -> None:
     predicted = verdict({**FIGURES, figure: value}, 10)
-    assert predicted.endswith(f" Better than an answer that needs no picture in 3 of 4 figures, not in {figure}.")
+    assert predicted.endswith(f" Better than an answer that needs no image in 3 of 4 metrics, not in {figure}.")
 
 
 def test_a_student_is_not_blamed_for_a_teacher_that_it_never_heard() -> None:
     predicted = verdict({**FIGURES, "imitation/lidar/R2": -0.3}, 10, {"lidar"})
     assert "It was trained without lidar." in predicted
     assert "R²" not in predicted
-    assert predicted.endswith("Better than an answer that needs no picture in 2 of 2 figures.")
+    assert predicted.endswith("Better than an answer that needs no image in 2 of 2 metrics.")
 
 
 def test_without_labels_the_verdict_speaks_of_imitation() -> None:
     predicted = verdict({name: value for name, value in FIGURES.items() if name.startswith("im")}, 10)
     assert predicted.startswith(
-        "Nothing was labelled on 10 pictures it was not trained on. It imitates lidar with R² 0.61"
+        "Nothing was labelled on 10 images it was not trained on. It imitates lidar with R² 0.61"
     )
 
 
 def test_the_table_tells_worse_from_never_heard(result: EvaluationResult) -> None:
-    for unheard, worse, never in ((frozenset[str](), 3, 0), (frozenset({"lidar"}), 1, 2), (frozenset({"mask"}), 2, 1)):
+    for undistilled, worse, never in (
+        (frozenset[str](), 3, 0),
+        (frozenset({"lidar"}), 1, 2),
+        (frozenset({"mask"}), 2, 1),
+    ):
         bad = {**FIGURES, "imitation/lidar/R2": 0.1, "imitation/lidar/cosine": 0.1, "imitation/mask/mIoU": 0.1}
-        page = written(evaluation_of(result, figures=bad, unheard=unheard), "judged")
+        page = written(evaluation_of(result, metrics=bad, undistilled=undistilled), "judged")
         cells = re.findall("<td>(better|NOT BETTER|never heard)</td>", page)
         assert (cells.count("better"), cells.count("NOT BETTER"), cells.count("never heard")) == (1, worse, never)
 

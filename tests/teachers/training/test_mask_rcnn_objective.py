@@ -1,4 +1,4 @@
-"""What Mask R-CNN is told about pictures."""
+"""What Mask R-CNN is told about images."""
 
 from __future__ import annotations
 
@@ -61,27 +61,27 @@ class _Listener(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
         self.transform = _Unscaled()
-        self.backbone = _Colours()
+        self.backbone = _Colors()
         self.rpn, self.roi_heads = nn.Module(), nn.Module()
         self.rpn.head, self.roi_heads.box_predictor = nn.Identity(), nn.Identity()
         self.heard: list[tuple[list[Tensor], list[dict[str, Tensor]]]] = []
 
-    def forward(self, pictures: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        self.heard.append((pictures, targets))
-        self.backbone(self.transform(pictures, targets)[0].tensors)
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        self.heard.append((images, targets))
+        self.backbone(self.transform(images, targets)[0].tensors)
         return {"loss": self.weight}
 
 
 class _Unscaled(nn.Module):
-    def forward(self, pictures: list[Tensor], targets: Any) -> tuple[ImageList, Any]:
-        return ImageList(torch.stack(pictures), [(p.shape[1], p.shape[2]) for p in pictures]), targets
+    def forward(self, images: list[Tensor], targets: Any) -> tuple[ImageList, Any]:
+        return ImageList(torch.stack(images), [(p.shape[1], p.shape[2]) for p in images]), targets
 
 
-class _Colours(nn.Module):
+class _Colors(nn.Module):
     out_channels = 3
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        return {"0": pictures}
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"0": images}
 
 
 def labelled(labels: Panoptic) -> Sample:
@@ -90,14 +90,14 @@ def labelled(labels: Panoptic) -> Sample:
     return sample(image=shade, panoptic=labels)
 
 
-def test_a_mirrored_picture_has_mirrored_boxes_and_masks() -> None:
+def test_a_mirrored_image_has_mirrored_boxes_and_masks() -> None:
     listener = _Listener()
     objective = MaskRcnnObjective(listener, {}, min_pixels=1, light=0.0)
     for step in range(20):
         losses_of(objective, labelled(LABELS), step=step)
     rising = []
-    for (picture,), (target,) in listener.heard:
-        rising.append(bool(picture[0, 0, -1] > picture[0, 0, 0]))
+    for (image,), (target,) in listener.heard:
+        rising.append(bool(image[0, 0, -1] > image[0, 0, 0]))
         for box, mask in zip(target["boxes"], target["masks"], strict=True):
             x0, y0, x1, y1 = box.int().tolist()
             rows, columns = mask.nonzero(as_tuple=True)
@@ -109,22 +109,22 @@ def test_a_mirrored_picture_has_mirrored_boxes_and_masks() -> None:
     assert 4 < sum(rising) < 16
 
 
-def test_light_varies_and_stays_within_the_picture() -> None:
+def test_light_varies_and_stays_within_the_image() -> None:
     listener = _Listener()
     objective = MaskRcnnObjective(listener, {}, light=0.5)
     torch.manual_seed(0)
     losses_of(objective, *[labelled(LABELS)] * 20)
-    pictures = torch.stack(listener.heard[0][0])
-    assert float(pictures.min()) >= 0
-    assert float(pictures.max()) <= 1
-    assert float(pictures.mean((1, 2, 3)).std()) > 0.05
+    images = torch.stack(listener.heard[0][0])
+    assert float(images.min()) >= 0
+    assert float(images.max()) <= 1
+    assert float(images.mean((1, 2, 3)).std()) > 0.05
 
 
 def test_every_pixel_is_asked_for_the_class_that_it_shows() -> None:
     listener = _Listener()
     objective = MaskRcnnObjective(listener, {}, light=0.0)
     red = torch.zeros(3, 3, 6, dtype=torch.uint8)
-    # The picture is red where there are vehicles: a layer that reads red as VEHICLE is right there and nowhere else.
+    # The image is red where there are vehicles: a layer that reads red as VEHICLE is right there and nowhere else.
     red[0] = ((LABELS.semantic_class == CAR) | (LABELS.semantic_class == TRUCK)).byte() * 255
     no_people = panoptic(
         LABELS.semantic_class.where(LABELS.semantic_class != PEDESTRIAN, ROAD).tolist(), LABELS.instance.tolist()
@@ -147,7 +147,7 @@ def test_padding_and_unlabelled_pixels_do_not_matter() -> None:
     assert losses_of(objective, small)["pixels"] == 0
 
 
-def test_only_pictures_with_panoptic_labels_are_learnt_from() -> None:
+def test_only_images_with_panoptic_labels_are_learnt_from() -> None:
     assert has_panoptic(labelled(LABELS))
     assert not has_panoptic(sample())
 

@@ -1,4 +1,4 @@
-"""What the student sees, what it should see, and what its teachers say, as pictures to look at.
+"""What the student sees, what it should see, and what its teachers say, as images to look at.
 
 Tensors are on the CPU.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datalake.sample import Objects
 from student.detections import CLASS_NAMES, Detections
-from student.report.colors import CLASS_COLOURS, INVALID, rgb
+from student.report.colors import CLASS_COLORS, INVALID, rgb
 from student.report.labels import Box, Labels, font
 from teachers.classes import MASK_CLASSES
 
@@ -28,12 +28,12 @@ _BOARD_TEXT = (225, 228, 232)
 _GAP = 8
 _DASH, _SPACE = 7, 5
 
-# Distances are coloured by their logarithm: most points are near, and there a metre means more.
-_DEPTH_COLOURS = "turbo"
+# Distances are colored by their logarithm: most points are near, and there a metre means more.
+_DEPTH_COLORS = "turbo"
 _NEAREST_M, _FARTHEST_M = 3.0, 75.0
 _DEPTH_TICKS_M = (5, 10, 20, 40, 75)
 _DARKENED = 0.45
-# Both ends of the colours are too dark for a dark picture.
+# Both ends of the colors are too dark for a dark image.
 _BRIGHT = (0.08, 0.92)
 
 # Of each component, what lies outside is drawn as the darkest or brightest.
@@ -44,9 +44,9 @@ _DIMMED = 0.35
 def draw_detections(
     image: Tensor, found: Detections, objects: Objects | None, *, min_score: float = 0.5, scale: int = 3
 ) -> ImageArray:
-    """Return the picture with what was found, and the labelled objects as thin dashed white boxes with their depth.
+    """Return the image with what was found, and the labelled objects as thin dashed white boxes with their depth.
 
-    Each detection has its class's colour and, where there is room, class, score and depth; a small one the depth only.
+    Each detection has its class's color and, where there is room, class, score and depth; a small one the depth only.
 
     image: uint8 [3, H, W], RGB; the result is uint8 [scale * H, scale * W, 3]
     objects: None where the truth is unknown or not to be shown
@@ -59,7 +59,7 @@ def draw_detections(
     places = [_place(found.boxes[i], scale, canvas) for i in range(len(found.boxes))]
     names = [CLASS_NAMES[number] for number in found.classes.tolist()]
     for i in reversed(shown):  # the most confident on top
-        pen.rectangle(_outline(places[i]), outline=rgb(CLASS_COLOURS[names[i]]), width=max(2, round(0.9 * scale)))
+        pen.rectangle(_outline(places[i]), outline=rgb(CLASS_COLORS[names[i]]), width=max(2, round(0.9 * scale)))
     truths = [] if objects is None else [_place(box, scale, canvas) for box in objects.boxes]
     for place in truths:
         _draw_dashed(pen, _outline(place))
@@ -67,7 +67,7 @@ def draw_detections(
         score, depth = float(found.scores[i]), f"{float(found.depth_m[i]):.0f} m"
         full = f"{names[i]} {f'{score:.2f}'.removeprefix('0')} {depth}"
         wide_enough = places[i][2] - places[i][0] > 0.5 * labels.width(full)
-        labels.plate(places[i], (full, depth) if wide_enough else (depth,), rgb(CLASS_COLOURS[names[i]]))
+        labels.plate(places[i], (full, depth) if wide_enough else (depth,), rgb(CLASS_COLORS[names[i]]))
     if objects is not None:
         for place, depth_m in zip(truths, objects.depth_m.tolist(), strict=True):
             if depth_m == depth_m:  # NaN where no point lies in the box
@@ -76,31 +76,31 @@ def draw_detections(
 
 
 def draw_points(image: Tensor, uv: Tensor, depth_m: Tensor, *, scale: int = 3) -> ImageArray:
-    """Return the darkened picture under its lidar points, coloured by their distance from the camera.
+    """Return the darkened image under its lidar points, colored by their distance from the camera.
 
     image: uint8 [3, H, W]; uv: float [2, n] in pixels of it; depth_m: float [n]; as `datalake.sample.Lidar` has them
     """
-    grey = _enlarged(image, scale).convert("L")
-    dark = grey.point([round(_DARKENED * level) for level in range(256)]).convert("RGB")
+    gray = _enlarged(image, scale).convert("L")
+    dark = gray.point([round(_DARKENED * level) for level in range(256)]).convert("RGB")
     pen = ImageDraw.Draw(dark)
     order = depth_m.argsort(descending=True)  # the near ones hide the far ones
-    colours = _depth_colours(depth_m[order].double().numpy())
+    colors = _depth_colors(depth_m[order].double().numpy())
     radius = 0.7 * scale
-    for (u, v), colour in zip((uv[:, order].T * scale).tolist(), colours.tolist(), strict=True):
-        pen.ellipse((u - radius, v - radius, u + radius, v + radius), fill=tuple(colour))
+    for (u, v), color in zip((uv[:, order].T * scale).tolist(), colors.tolist(), strict=True):
+        pen.ellipse((u - radius, v - radius, u + radius, v + radius), fill=tuple(color))
     _draw_depth_scale(dark, scale)
     return np.asarray(dark)
 
 
-def colours_of_features(
+def colors_of_features(
     values: Tensor, valid: Tensor, prediction: Tensor, *, scale: int = 8
 ) -> tuple[ImageArray, ImageArray]:
-    """Return a teacher's features and the student's prediction of them, equal colours meaning equal features.
+    """Return a teacher's features and the student's prediction of them, equal colors meaning equal features.
 
-    The colours are the three principal components of the teacher's valid cells. The prediction is projected on the
-    same components and scaled by the same percentiles; where the teacher is silent (dark grey) it is shown dimmed.
+    The colors are the three principal components of the teacher's valid cells. The prediction is projected on the
+    same components and scaled by the same percentiles; where the teacher is silent (dark gray) it is shown dimmed.
 
-    values, prediction: float [D, h, w]; valid: bool [1, h, w]; the pictures are uint8 [scale * h, scale * w, 3]
+    values, prediction: float [D, h, w]; valid: bool [1, h, w]; the images are uint8 [scale * h, scale * w, 3]
     """
     if values.shape != prediction.shape or valid.shape != (1, *values.shape[1:]):
         raise ValueError(
@@ -129,37 +129,37 @@ def colours_of_features(
     return _enlarge_cells(teacher, scale), _enlarge_cells(student, scale)
 
 
-def colours_of_classes(
+def colors_of_classes(
     classes: Tensor, valid: Tensor, *, class_names: Sequence[str] = MASK_CLASSES, scale: int = 8
 ) -> ImageArray:
-    """Return each cell in the colour of its class as in `draw_detections`, dark grey where it is not valid.
+    """Return each cell in the color of its class as in `draw_detections`, dark gray where it is not valid.
 
     classes: integers [h, w], numbers of `class_names`; valid: bool [h, w] or [1, h, w]
     """
-    if unknown := sorted(set(class_names) - set(CLASS_COLOURS)):
-        raise ValueError(f"no colour for class {unknown[0]!r}; there are colours for {', '.join(CLASS_COLOURS)}")
+    if unknown := sorted(set(class_names) - set(CLASS_COLORS)):
+        raise ValueError(f"no color for class {unknown[0]!r}; there are colors for {', '.join(CLASS_COLORS)}")
     height, width = classes.shape
     predicted = valid.reshape(height, width).numpy()
     numbers = np.where(predicted, classes.numpy(), 0)
     if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(class_names):
         raise ValueError(f"Expected classes within 0 … {len(class_names) - 1}, got: {numbers.min()} … {numbers.max()}")
-    colours = np.array([rgb(CLASS_COLOURS[name]) for name in class_names], np.uint8)
-    cells = np.where(predicted[..., None], colours[numbers], _filled(height, width, INVALID))
+    colors = np.array([rgb(CLASS_COLORS[name]) for name in class_names], np.uint8)
+    cells = np.where(predicted[..., None], colors[numbers], _filled(height, width, INVALID))
     return _enlarge_cells(cells, scale)
 
 
 def beside(
     panels: Sequence[tuple[str, ImageArray]], *, columns: int | None = None, legend: Sequence[str] = ()
 ) -> ImageArray:
-    """Return pictures in a row under their titles, all as tall as the tallest.
+    """Return images in a row under their titles, all as tall as the tallest.
 
     columns: how many before the next row begins; None for a single row
-    legend: names of classes whose colours a line below explains
+    legend: names of classes whose colors a line below explains
     """
     if not panels:
-        raise ValueError("Expected one picture or more, got: none")
-    tallest = max(len(picture) for _, picture in panels)
-    tiles = [(title, _grown(picture, tallest)) for title, picture in panels]
+        raise ValueError("Expected one image or more, got: none")
+    tallest = max(len(image) for _, image in panels)
+    tiles = [(title, _grown(image, tallest)) for title, image in panels]
     step = columns or len(tiles)
     rows = [tiles[first : first + step] for first in range(0, len(tiles), step)]
     size = max(13, round(tallest / 30))
@@ -213,19 +213,19 @@ def _draw_dashed(pen: ImageDraw.ImageDraw, outline: Box) -> None:
             pen.line((x, y, x, end), fill=_WHITE)
 
 
-def _depth_colours(depth_m: NDArray[np.float64]) -> ImageArray:
+def _depth_colors(depth_m: NDArray[np.float64]) -> ImageArray:
     position = np.log(np.maximum(depth_m, 1e-6) / _NEAREST_M) / np.log(_FARTHEST_M / _NEAREST_M)
     # Reversed: what is near is warm.
     bright = np.interp(position, (0, 1), _BRIGHT)
-    colours: ImageArray = mpl.colormaps[_DEPTH_COLOURS].reversed()(bright, bytes=True)[:, :3]
-    return colours
+    colors: ImageArray = mpl.colormaps[_DEPTH_COLORS].reversed()(bright, bytes=True)[:, :3]
+    return colors
 
 
 def _draw_depth_scale(canvas: Image.Image, scale: int) -> None:
     size = _text_size(scale)
     width, height, margin = max(160, canvas.width // 4), size // 2, size
     depths = np.geomspace(_NEAREST_M, _FARTHEST_M, width)
-    bar = np.broadcast_to(_depth_colours(depths), (height, width, 3))
+    bar = np.broadcast_to(_depth_colors(depths), (height, width, 3))
     canvas.paste(Image.fromarray(np.ascontiguousarray(bar)), (margin, margin))
     pen = ImageDraw.Draw(canvas)
     for tick_m in _DEPTH_TICKS_M:
@@ -247,16 +247,16 @@ def _principal(rows: Tensor) -> tuple[Tensor, Tensor]:
     return mean, basis
 
 
-def _filled(height: int, width: int, colour: str) -> ImageArray:
-    return np.full((height, width, 3), rgb(colour), np.uint8)
+def _filled(height: int, width: int, color: str) -> ImageArray:
+    return np.full((height, width, 3), rgb(color), np.uint8)
 
 
 def _enlarge_cells(cells: ImageArray, scale: int) -> ImageArray:
     return cells.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _grown(picture: ImageArray, height: int) -> Image.Image:
-    tile = Image.fromarray(np.ascontiguousarray(picture))
+def _grown(image: ImageArray, height: int) -> Image.Image:
+    tile = Image.fromarray(np.ascontiguousarray(image))
     if tile.height == height:
         return tile
     # Cells stay sharp where they can: by a whole factor.
@@ -276,6 +276,6 @@ def _draw_legend(pen: ImageDraw.ImageDraw, class_names: Sequence[str], y: int, s
     x, half = _GAP, size // 2
     for name in class_names:
         box = (x, y - half, x + 2 * half, y + half)
-        pen.rectangle(box, fill=rgb(CLASS_COLOURS[name]), outline=_BOARD_TEXT)
+        pen.rectangle(box, fill=rgb(CLASS_COLORS[name]), outline=_BOARD_TEXT)
         pen.text((x + 3 * half, y), name, fill=_BOARD_TEXT, font=font(size), anchor="lm")
         x += 3 * half + round(font(size).getlength(name)) + 2 * size

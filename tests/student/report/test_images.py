@@ -1,4 +1,4 @@
-"""Pictures show what they are said to show, pixel by pixel."""
+"""Images show what they are said to show, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 
 from datalake.sample import Objects
 from student.detections import CLASS_NAMES, Detections
-from student.report.colors import CLASS_COLOURS, INVALID, rgb
-from student.report.pictures import (
+from student.report.colors import CLASS_COLORS, INVALID, rgb
+from student.report.images import (
     ImageArray,
     beside,
-    colours_of_classes,
-    colours_of_features,
+    colors_of_classes,
+    colors_of_features,
     draw_detections,
     draw_points,
 )
 
-GREY = torch.full((3, 80, 120), 90, dtype=torch.uint8)
+GRAY = torch.full((3, 80, 120), 90, dtype=torch.uint8)
 WHITE = (255, 255, 255)
 
 
@@ -31,56 +31,56 @@ def objects(*boxes: tuple[float, ...], depth_m: tuple[float, ...]) -> Objects:
     return Objects(torch.tensor(boxes), torch.ones(len(boxes), dtype=torch.int64), torch.tensor(depth_m))
 
 
-def border(picture: ImageArray, box: tuple[int, int, int, int]) -> ImageArray:
+def border(image: ImageArray, box: tuple[int, int, int, int]) -> ImageArray:
     """The outermost pixels of a box, its upper edge aside: a label may stand there."""
     x0, y0, x1, y1 = box
-    return np.concatenate((picture[y1 - 1, x0:x1], picture[y0:y1, x0], picture[y0:y1, x1 - 1]))
+    return np.concatenate((image[y1 - 1, x0:x1], image[y0:y1, x0], image[y0:y1, x1 - 1]))
 
 
-def has(picture: ImageArray, colour: tuple[int, ...]) -> bool:
-    return bool((picture == colour).all(-1).any())
+def has(image: ImageArray, color: tuple[int, ...]) -> bool:
+    return bool((image == color).all(-1).any())
 
 
 @pytest.mark.parametrize("number", range(1, len(CLASS_NAMES)))
-def test_a_detection_has_its_classs_colour_along_its_border(number: int) -> None:
-    picture = draw_detections(GREY, found((30, 30, 60, 50), classes=(number,), scores=(0.9,)), None, scale=3)
-    assert picture.shape == (240, 360, 3)
-    assert picture.dtype == np.uint8
-    colour = rgb(CLASS_COLOURS[CLASS_NAMES[number]])
-    assert (border(picture, (90, 90, 180, 150)) == colour).all()
-    assert (picture[100:140, 100:170] == 90).all(), "the inside is covered"
+def test_a_detection_has_its_classs_color_along_its_border(number: int) -> None:
+    image = draw_detections(GRAY, found((30, 30, 60, 50), classes=(number,), scores=(0.9,)), None, scale=3)
+    assert image.shape == (240, 360, 3)
+    assert image.dtype == np.uint8
+    color = rgb(CLASS_COLORS[CLASS_NAMES[number]])
+    assert (border(image, (90, 90, 180, 150)) == color).all()
+    assert (image[100:140, 100:170] == 90).all(), "the inside is covered"
 
 
-def test_every_class_has_a_colour_of_its_own() -> None:
-    assert len({CLASS_COLOURS[name] for name in CLASS_NAMES}) == len(CLASS_NAMES)
+def test_every_class_has_a_color_of_its_own() -> None:
+    assert len({CLASS_COLORS[name] for name in CLASS_NAMES}) == len(CLASS_NAMES)
 
 
 def test_a_detection_below_the_least_score_is_left_out() -> None:
     unsure = found((30, 30, 60, 50), classes=(1,), scores=(0.3,))
-    assert (draw_detections(GREY, unsure, None) == 90).all()
-    assert has(draw_detections(GREY, unsure, None, min_score=0.2), rgb(CLASS_COLOURS["VEHICLE"]))
+    assert (draw_detections(GRAY, unsure, None) == 90).all()
+    assert has(draw_detections(GRAY, unsure, None, min_score=0.2), rgb(CLASS_COLORS["VEHICLE"]))
 
 
 def test_where_boxes_cross_the_more_confident_is_on_top() -> None:
     both = found((20, 20, 60, 60), (40, 20, 80, 60), classes=(1, 2), scores=(0.9, 0.6))
-    picture = draw_detections(GREY, both, None, scale=3)
-    assert tuple(picture[179, 150]) == rgb(CLASS_COLOURS["VEHICLE"])
+    image = draw_detections(GRAY, both, None, scale=3)
+    assert tuple(image[179, 150]) == rgb(CLASS_COLORS["VEHICLE"])
 
 
 def test_a_labelled_object_is_dashed_and_white() -> None:
-    picture = draw_detections(
-        GREY, found(classes=(), scores=()), objects((30, 30, 60, 50), depth_m=(torch.nan,)), scale=3
+    image = draw_detections(
+        GRAY, found(classes=(), scores=()), objects((30, 30, 60, 50), depth_m=(torch.nan,)), scale=3
     )
-    edge = border(picture, (90, 90, 180, 150))
+    edge = border(image, (90, 90, 180, 150))
     white = (edge == WHITE).all(-1)
     assert 0.3 < white.mean() < 0.8
-    assert (edge[~white] == 90).all(), "between the dashes the picture shows"
+    assert (edge[~white] == 90).all(), "between the dashes the image shows"
 
 
 def test_the_distance_of_an_object_is_written_only_where_it_is_known() -> None:
     nothing = found(classes=(), scores=())
     known, unknown = (
-        draw_detections(GREY, nothing, objects((30, 30, 60, 50), depth_m=(depth_m,))) for depth_m in (31.0, torch.nan)
+        draw_detections(GRAY, nothing, objects((30, 30, 60, 50), depth_m=(depth_m,))) for depth_m in (31.0, torch.nan)
     )
     outside = np.ones(known.shape[:2], bool)
     outside[90:150, 90:180] = False
@@ -91,7 +91,7 @@ def test_the_distance_of_an_object_is_written_only_where_it_is_known() -> None:
 def test_a_wide_box_tells_more_than_a_narrow_one() -> None:
     def plate(width: float) -> int:
         one = found((5, 40, 5 + width, 70), classes=(1,), scores=(0.93,))
-        above = draw_detections(GREY, one, None, scale=3)[:120]
+        above = draw_detections(GRAY, one, None, scale=3)[:120]
         return int((above != 90).any(-1).any(0).sum())
 
     assert plate(10) < 60 < 100 < plate(60)
@@ -100,42 +100,42 @@ def test_a_wide_box_tells_more_than_a_narrow_one() -> None:
 def test_labels_of_boxes_in_one_place_do_not_overlap() -> None:
     boxes = [(50.0, 30.0 + i, 58.0, 50.0 + i) for i in range(12)]
     scores = tuple(0.9 - 0.01 * i for i in range(12))
-    colour = rgb(CLASS_COLOURS["VEHICLE"])
-    picture = draw_detections(GREY, found(*boxes, classes=(1,) * 12, scores=scores), None, scale=3)
-    alone = draw_detections(GREY, found(boxes[0], classes=(1,), scores=(0.9,)), None, scale=3)
+    color = rgb(CLASS_COLORS["VEHICLE"])
+    image = draw_detections(GRAY, found(*boxes, classes=(1,) * 12, scores=scores), None, scale=3)
+    alone = draw_detections(GRAY, found(boxes[0], classes=(1,), scores=(0.9,)), None, scale=3)
     # The most confident detection's label is written as if it were alone, whatever the others want.
-    plate = (alone[:90] == colour).all(-1)
+    plate = (alone[:90] == color).all(-1)
     rows, columns = np.flatnonzero(plate.any(1)), np.flatnonzero(plate.any(0))
     area = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     assert len(rows) > 10
-    assert (picture[area] == alone[area]).all()
+    assert (image[area] == alone[area]).all()
 
 
-def test_a_box_beyond_the_picture_is_cut_at_its_edge() -> None:
-    picture = draw_detections(GREY, found((-20, -10, 400, 300), classes=(2,), scores=(0.4,)), None, min_score=0.1)
-    assert (border(picture, (0, 0, 360, 240)) == rgb(CLASS_COLOURS["PEDESTRIAN"])).all()
+def test_a_box_beyond_the_image_is_cut_at_its_edge() -> None:
+    image = draw_detections(GRAY, found((-20, -10, 400, 300), classes=(2,), scores=(0.4,)), None, min_score=0.1)
+    assert (border(image, (0, 0, 360, 240)) == rgb(CLASS_COLORS["PEDESTRIAN"])).all()
 
 
 def test_an_image_of_another_form_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Expected an image uint8 \[3, H, W\]"):
-        draw_detections(GREY.float(), found(classes=(), scores=()), None)
+        draw_detections(GRAY.float(), found(classes=(), scores=()), None)
 
 
 def test_points_stand_where_they_are_and_differ_with_their_distance() -> None:
     uv = torch.tensor([[30.5, 60.5, 90.5], [60.5, 60.5, 60.5]])
-    picture = draw_points(GREY, uv, torch.tensor([4.0, 20.0, 70.0]), scale=3)
-    near, middle, far = (picture[181, column].astype(int) for column in (91, 181, 271))
+    image = draw_points(GRAY, uv, torch.tensor([4.0, 20.0, 70.0]), scale=3)
+    near, middle, far = (image[181, column].astype(int) for column in (91, 181, 271))
     assert near[0] > near[2], "near is warm"
     assert far[2] > far[0], "far is cold"
     assert abs(middle - near).sum() > 100
     assert abs(middle - far).sum() > 100
-    assert (picture[150, :] == picture[150, 0]).all(), "the picture between the points is plain"
-    assert picture[150, 0, 0] < 90, "and darker than it was"
+    assert (image[150, :] == image[150, 0]).all(), "the image between the points is plain"
+    assert image[150, 0, 0] < 90, "and darker than it was"
 
 
 def test_the_nearer_of_two_points_hides_the_farther() -> None:
     uv = torch.tensor([[60.5, 60.5], [60.5, 60.5]])
-    first, second = (draw_points(GREY, uv, torch.tensor(depths)) for depths in ([4.0, 60.0], [60.0, 4.0]))
+    first, second = (draw_points(GRAY, uv, torch.tensor(depths)) for depths in ([4.0, 60.0], [60.0, 4.0]))
     assert (first == second).all()
     assert first[181, 181, 0] > first[181, 181, 2]
 
@@ -147,32 +147,32 @@ def features(seed: int = 0) -> torch.Tensor:
 EVERYWHERE = torch.ones(1, 6, 9, dtype=torch.bool)
 
 
-def test_equal_features_have_equal_colours() -> None:
-    teacher, student = colours_of_features(features(), EVERYWHERE, features(), scale=8)
+def test_equal_features_have_equal_colors() -> None:
+    teacher, student = colors_of_features(features(), EVERYWHERE, features(), scale=8)
     assert teacher.shape == student.shape == (48, 72, 3)
     assert (teacher == student).all()
-    assert (teacher[:8, :8] == teacher[0, 0]).all(), "a cell is one colour"
+    assert (teacher[:8, :8] == teacher[0, 0]).all(), "a cell is one color"
 
 
-def test_the_students_colours_are_the_teachers_scale_not_its_own() -> None:
-    teacher, student = colours_of_features(features(), EVERYWHERE, 0.1 * features(), scale=1)
+def test_the_students_colors_are_the_teachers_scale_not_its_own() -> None:
+    teacher, student = colors_of_features(features(), EVERYWHERE, 0.1 * features(), scale=1)
     assert student.std() < 0.3 * teacher.std()
 
 
 def test_what_is_far_off_looks_far_off() -> None:
-    teacher, near = colours_of_features(features(), EVERYWHERE, features() + 0.1 * features(1), scale=1)
-    _, far = colours_of_features(features(), EVERYWHERE, features(2), scale=1)
+    teacher, near = colors_of_features(features(), EVERYWHERE, features() + 0.1 * features(1), scale=1)
+    _, far = colors_of_features(features(), EVERYWHERE, features(2), scale=1)
     errors = [np.abs(student.astype(int) - teacher).mean() for student in (near, far)]
     assert 4 * errors[0] < errors[1]
 
 
-def test_cells_without_an_answer_are_grey_and_have_no_say_in_the_colours() -> None:
+def test_cells_without_an_answer_are_gray_and_have_no_say_in_the_colors() -> None:
     valid = EVERYWHERE.clone()
     valid[:, :3] = False
     wild = features()
     wild[:, :3] *= 1000
-    teacher, student = colours_of_features(features(), valid, features(), scale=1)
-    with_wild, _ = colours_of_features(wild, valid, features(), scale=1)
+    teacher, student = colors_of_features(features(), valid, features(), scale=1)
+    with_wild, _ = colors_of_features(wild, valid, features(), scale=1)
     assert (teacher[:3] == rgb(INVALID)).all()
     assert (teacher == with_wild).all()
     assert (teacher[3:] == student[3:]).all()
@@ -183,49 +183,49 @@ def test_the_student_is_dimmed_where_the_teacher_is_silent() -> None:
     valid[:, :3] = False
     # The silent rows hold the same features as the others.
     same = torch.cat((features()[:, 3:], features()[:, 3:]), dim=1)
-    _, student = colours_of_features(same, valid, same, scale=1)
+    _, student = colors_of_features(same, valid, same, scale=1)
     assert student[:3].max() < 0.4 * 255
     assert (student[:3] <= student[3:]).all()
 
 
-def test_a_teacher_without_any_answer_is_all_grey() -> None:
-    teacher, student = colours_of_features(features(), ~EVERYWHERE, features(), scale=1)
+def test_a_teacher_without_any_answer_is_all_gray() -> None:
+    teacher, student = colors_of_features(features(), ~EVERYWHERE, features(), scale=1)
     assert (teacher == rgb(INVALID)).all()
     assert (student == rgb(INVALID)).all()
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_fewer_channels_than_colours_will_do(channels: int) -> None:
+def test_fewer_channels_than_colors_will_do(channels: int) -> None:
     few = features()[:channels]
-    teacher, student = colours_of_features(few, EVERYWHERE, few, scale=1)
+    teacher, student = colors_of_features(few, EVERYWHERE, few, scale=1)
     assert (teacher == student).all()
     assert [len(np.unique(teacher[..., i])) > 10 for i in range(3)] == [i < channels for i in range(3)]
 
 
 def test_features_of_another_grid_are_refused() -> None:
     with pytest.raises(ValueError, match=r"got: \[16, 6, 9\], \[16, 3, 9\]"):
-        colours_of_features(features(), EVERYWHERE, features()[:, :3])
+        colors_of_features(features(), EVERYWHERE, features()[:, :3])
 
 
-def test_classes_have_the_colours_of_their_detections() -> None:
+def test_classes_have_the_colors_of_their_detections() -> None:
     classes = torch.tensor([[0, 1], [2, 3]])
     valid = torch.tensor([[[True, True], [True, False]]])
-    picture = colours_of_classes(classes, valid, scale=4)
-    assert picture.shape == (8, 8, 3)
-    cells = [tuple(picture[y, x].tolist()) for y in (1, 5) for x in (1, 5)]
-    assert cells == [(0, 0, 0), rgb(CLASS_COLOURS["VEHICLE"]), rgb(CLASS_COLOURS["PEDESTRIAN"]), rgb(INVALID)]
+    image = colors_of_classes(classes, valid, scale=4)
+    assert image.shape == (8, 8, 3)
+    cells = [tuple(image[y, x].tolist()) for y in (1, 5) for x in (1, 5)]
+    assert cells == [(0, 0, 0), rgb(CLASS_COLORS["VEHICLE"]), rgb(CLASS_COLORS["PEDESTRIAN"]), rgb(INVALID)]
 
 
-def test_classes_are_coloured_by_name_not_by_number() -> None:
+def test_classes_are_colored_by_name_not_by_number() -> None:
     three = torch.tensor([[3]])
     seen = torch.ones(1, 1, dtype=torch.bool)
-    assert tuple(colours_of_classes(three, seen)[0, 0]) == rgb(CLASS_COLOURS["CYCLIST"])
-    assert tuple(colours_of_classes(three, seen, class_names=CLASS_NAMES)[0, 0]) == rgb(CLASS_COLOURS["SIGN"])
+    assert tuple(colors_of_classes(three, seen)[0, 0]) == rgb(CLASS_COLORS["CYCLIST"])
+    assert tuple(colors_of_classes(three, seen, class_names=CLASS_NAMES)[0, 0]) == rgb(CLASS_COLORS["SIGN"])
 
 
 def test_a_class_beyond_the_names_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Expected classes within 0 … 3, got: 7 … 7"):
-        colours_of_classes(torch.tensor([[7]]), torch.ones(1, 1, dtype=torch.bool))
+        colors_of_classes(torch.tensor([[7]]), torch.ones(1, 1, dtype=torch.bool))
 
 
 def filled(height: int, width: int, value: int) -> ImageArray:
@@ -262,10 +262,10 @@ def test_panels_wrap_into_rows() -> None:
     assert all((wrapped == 50 + i).all(-1).sum() >= 60 * 90 for i in range(3))
 
 
-def test_the_legend_shows_the_colours_of_the_classes() -> None:
+def test_the_legend_shows_the_colors_of_the_classes() -> None:
     panels = [("", filled(60, 400, 0))]
-    assert has(beside(panels, legend=("VEHICLE", "SIGN")), rgb(CLASS_COLOURS["SIGN"]))
-    assert not has(beside(panels), rgb(CLASS_COLOURS["SIGN"]))
+    assert has(beside(panels, legend=("VEHICLE", "SIGN")), rgb(CLASS_COLORS["SIGN"]))
+    assert not has(beside(panels), rgb(CLASS_COLORS["SIGN"]))
 
 
 def test_a_title_too_long_for_its_panel_stays_within_it() -> None:
@@ -275,5 +275,5 @@ def test_a_title_too_long_for_its_panel_stays_within_it() -> None:
 
 
 def test_no_panels_are_refused() -> None:
-    with pytest.raises(ValueError, match="one picture or more"):
+    with pytest.raises(ValueError, match="one image or more"):
         beside([])

@@ -1,4 +1,4 @@
-"""From what the rays met to a picture: light, reflections, air, lens and sensor."""
+"""From what the rays met to an image: light, reflections, air, lens and sensor."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def shade(
     point = rays.origin.astype(np.float32) + direction * np.where(np.isfinite(distance), distance, 0)
     if atmosphere.is_dark:
         lit += _lamp_light(atmosphere, lamps, camera_to_scene, point[:, solid], normal)
-    colour = albedo * lit + glow
-    colour += _reflection(atmosphere, direction[:, solid], normal, mirror)
-    image[solid] = atmosphere.veil(colour, distance[solid])
+    color = albedo * lit + glow
+    color += _reflection(atmosphere, direction[:, solid], normal, mirror)
+    image[solid] = atmosphere.veil(color, distance[solid])
 
     ground = np.flatnonzero(primitive == GROUND)
     up = np.zeros((len(ground), 3), np.float32)
@@ -62,12 +62,12 @@ def shade(
     lit = _light(atmosphere, up, sunlit.ravel()[ground], open_sky.ravel()[ground])
     if atmosphere.is_dark:
         lit += _lamp_light(atmosphere, lamps, camera_to_scene, point[:, ground], up)
-    colour = albedo * lit
+    color = albedo * lit
     if atmosphere.wetness:
         ripple = albedo[:, 0] * 2 + 0.4
         shine = np.where(kind <= Kind.YELLOW_PAINT, 0.75, 0.35) * atmosphere.wetness * ripple
-        colour += _reflection(atmosphere, direction[:, ground], up, shine * open_sky.ravel()[ground])
-    image[ground] = atmosphere.veil(colour, distance[ground])
+        color += _reflection(atmosphere, direction[:, ground], up, shine * open_sky.ravel()[ground])
+    image[ground] = atmosphere.veil(color, distance[ground])
     return image.reshape(*shape, 3)
 
 

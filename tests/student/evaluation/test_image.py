@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from datalake.sample import Objects
-from student.evaluation.picture import box_sizes, detections_on_cpu, objects_on_cpu
-from tests.student.evaluation.pictures import CAR, VEHICLE, found, there
+from student.evaluation.image import box_sizes, detections_on_cpu, objects_on_cpu
+from tests.student.evaluation.images import CAR, VEHICLE, found, there
 
 
 def test_size_is_the_root_of_the_area() -> None:

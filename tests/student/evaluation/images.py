@@ -1,4 +1,4 @@
-"""Pictures with objects and detections, for tests of figures."""
+"""Images with objects and detections, for tests of metrics."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def random_objects(random: torch.Generator, count: int) -> Objects:
     )
 
 
-def random_picture(random: torch.Generator) -> tuple[Detections, Objects]:
+def random_image(random: torch.Generator) -> tuple[Detections, Objects]:
     """Return up to 12 objects, each found up to three times more or less well, and a few that are not there."""
     objects = random_objects(random, int(torch.randint(0, 13, (), generator=random)))
     ghosts = random_objects(random, int(torch.randint(0, 5, (), generator=random)))
@@ -77,10 +77,10 @@ def random_picture(random: torch.Generator) -> tuple[Detections, Objects]:
     return Detections(boxes[order], classes[order], scores[order], depth[order]), objects
 
 
-def random_pictures(seed: int, count: int) -> Sequence[tuple[Detections, Objects]]:
-    """Return pictures as above, always the same for a seed."""
+def random_images(seed: int, count: int) -> Sequence[tuple[Detections, Objects]]:
+    """Return images as above, always the same for a seed."""
     random = torch.Generator().manual_seed(seed)
-    return [random_picture(random) for _ in range(count)]
+    return [random_image(random) for _ in range(count)]
 
 
 def perfect(objects: Objects) -> Detections:

@@ -1,4 +1,4 @@
-"""What is compared in one picture, checked and on the CPU."""
+"""What is compared in one image, checked and on the CPU."""
 
 from __future__ import annotations
 
