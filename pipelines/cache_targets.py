@@ -14,8 +14,8 @@ import tyro
 from rich.console import Console
 
 from datalake.commit import LakeError
+from datalake.derived_table import missing_segments
 from datalake.lake import open_lake
-from datalake.side_table import missing_segments
 from pipelines.device import device_of
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar

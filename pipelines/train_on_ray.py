@@ -14,7 +14,7 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchTrainer
 from rich.console import Console
 
-from datalake.space import room_in
+from datalake.disk import room_in
 from pipelines.paths import absolute
 from pipelines.train import teacher_of, train_worker
 from pipelines.train_config import TrainConfig

@@ -1,6 +1,6 @@
 """What a teacher said once, kept in the lake: the same answers without the network.
 
-A table `teacher_<name>` (`datalake.side_table`) has a row for each image. It is worth its room where the answers are
+A table `teacher_<name>` (`datalake.derived_table`) has a row for each image. It is worth its room where the answers are
 small: a class and a confidence per cell, not a hundred numbers.
 
 The teacher looks at an image together with the others of its chunk. A network asked about another batch may round the
@@ -22,10 +22,10 @@ from torch import Tensor
 
 from datalake.chunk import Chunk, SampleOptions, SegmentFiles
 from datalake.commit import Commit
+from datalake.derived_table import DerivedCommit, DerivedTable, Origin, open_derived_table, write_side_segment
 from datalake.lake import Lake
 from datalake.sample import Sample, SampleKey
 from datalake.schema import IMAGE
-from datalake.side_table import Origin, SideCommit, SideTable, open_side_table, write_side_segment
 from teachers.card import TeacherCard, TeacherError
 from teachers.target import Target
 from teachers.teacher import Teacher
@@ -93,7 +93,7 @@ def _check_kind(card: TeacherCard) -> None:
 
 def cache_segment(
     lake: Lake, base: Commit, teacher: Teacher, origin: Origin, notify: Callable[[int], None] = lambda _: None
-) -> SideCommit | None:
+) -> DerivedCommit | None:
     """Ask the teacher about every image of a segment and commit the answers; None where that was done meanwhile.
 
     origin: of this teacher, from `origin_of`
@@ -125,7 +125,7 @@ def cache_segment(
 class CachedTeacher:
     """A teacher that looks its answers up. They are of the images as the lake has them, not of flipped ones."""
 
-    def __init__(self, card: TeacherCard, table: SideTable) -> None:
+    def __init__(self, card: TeacherCard, table: DerivedTable) -> None:
         """Answer as the teacher of `card` did; raises TeacherError where another one made the table."""
         settings = table.origin.settings
         self.card, self._table = card, table
@@ -149,7 +149,7 @@ class CachedTeacher:
         teacher.
         """
         _check_kind(card)
-        return CachedTeacher(card, open_side_table(lake, table_name(name or card.name), split, card.weights_sha256))
+        return CachedTeacher(card, open_derived_table(lake, table_name(name or card.name), split, card.weights_sha256))
 
     def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return what the teacher said, in the precision in which targets travel.

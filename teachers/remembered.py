@@ -19,8 +19,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from datalake.disk import room_in
 from datalake.sample import Sample
-from datalake.space import room_in
 from teachers.card import TeacherCard, TeacherError
 from teachers.target import SparseTarget, Target
 from teachers.teacher import Teacher

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from datalake.build import BuildConfig
+from datalake.derived_table import DerivedCommit, read_derived_commits
 from datalake.lake import Lake, open_lake
-from datalake.side_table import SideCommit, read_side_commits
 from datalake.synthetic import DriveConfig, write_drives
 from pipelines.cache_targets import CacheTargetsConfig, main, run
 from teachers.cached import CachedTeacher
@@ -43,8 +43,8 @@ def settings(lake: Lake, teacher: str) -> CacheTargetsConfig:
     return CacheTargetsConfig(lake=lake.store.root, teacher=teacher, grid=(16, 24), image_size=(96, 64), device="cpu")
 
 
-def parts(lake: Lake) -> list[SideCommit | None]:
-    return read_side_commits(lake.store, "teacher_mask_rcnn", lake.commits)
+def parts(lake: Lake) -> list[DerivedCommit | None]:
+    return read_derived_commits(lake.store, "teacher_mask_rcnn", lake.commits)
 
 
 def branch_outputs(config: CacheTargetsConfig, capsys: pytest.CaptureFixture[str]) -> str:

@@ -15,9 +15,9 @@ import torch
 import pipelines.build_lake
 import pipelines.train
 from datalake.build import BuildConfig, build_segment
+from datalake.disk import NoSpaceError, room_in
 from datalake.lake import Lake, list_commits, open_lake, prepare_lake, publish_snapshot
 from datalake.plan import SegmentPlan, index_source, plan_segments
-from datalake.space import NoSpaceError, room_in
 from datalake.store import Store
 from datalake.task import attempt
 from datalake.verify import verify

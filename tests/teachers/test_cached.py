@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from datalake.commit import LakeError
+from datalake.derived_table import open_derived_table
 from datalake.lake import Lake, open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
-from datalake.side_table import open_side_table
 from teachers.cached import CachedTeacher, cache_segment, origin_of, table_name
 from teachers.card import TeacherCard, TeacherError
 from teachers.classes import MASK_CLASSES
@@ -130,7 +130,7 @@ def test_what_is_no_longer_kept_in_memory_is_read_again(
     patchy_lake: Lake, patchy_samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("teachers.cached._KEPT", 2)
-    monkeypatch.setattr("datalake.side_table._OPEN_FILES", 1)
+    monkeypatch.setattr("datalake.derived_table._OPEN_FILES", 1)
     teacher = PatchyTeacher()
     cached = cache(patchy_lake, teacher, "patchy")
     twice = patchy_samples[::5] * 2
@@ -138,7 +138,7 @@ def test_what_is_no_longer_kept_in_memory_is_read_again(
 
 
 def test_one_row_for_each_image_with_the_grid(mask_lake: Lake, masks: MaskRcnnTeacher) -> None:
-    table = open_side_table(mask_lake, table_name("mask_rcnn"), "train", masks.card.weights_sha256)
+    table = open_derived_table(mask_lake, table_name("mask_rcnn"), "train", masks.card.weights_sha256)
     rows = table.dataset().to_table().to_pylist()
     found = [(row["height"], row["width"], len(row["class"]), len(row["confidence"])) for row in rows]
     assert found == [(16, 24, 384, 384)] * 6

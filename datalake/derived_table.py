@@ -52,7 +52,7 @@ _OPEN_FILES = 64
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a side table is made with; every segment's part must say the same.
+    """What a derived table is made with; every segment's part must say the same.
 
     version: the maker's own, e.g. the SHA-256 of its weights
     settings: plain JSON values that the rows depend on as well
@@ -67,8 +67,8 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class SideCommit:
-    """Everything a reader has to know of one segment's part of a side table.
+class DerivedCommit:
+    """Everything a reader has to know of one segment's part of a derived table.
 
     base_attempt: the attempt whose `image` rows it belongs to
     """
@@ -93,30 +93,30 @@ class SideCommit:
         return {**values, **values.pop("origin")}
 
     @staticmethod
-    def from_json(values: dict[str, Any], where: str) -> SideCommit:
+    def from_json(values: dict[str, Any], where: str) -> DerivedCommit:
         """Return the commit in `values`; raises LakeError naming `where` on another schema version or shape."""
         check_schema_version(values, where)
         try:
             rest = dict(values)
             origin = Origin(*(rest.pop(name) for name in ("table", "version", "settings")))
-            commit = SideCommit(**{**rest, "origin": origin, "file": DataFile(**rest["file"])})
+            commit = DerivedCommit(**{**rest, "origin": origin, "file": DataFile(**rest["file"])})
             check_split_name(commit.split)
             check_segment_name(commit.segment)
             is_attempt = ATTEMPT.fullmatch(commit.attempt)
         except (KeyError, TypeError, AttributeError, FrameError, LakeError) as error:
-            raise LakeError(f"{where}: not a commit of a side table: {error}") from error
+            raise LakeError(f"{where}: not a commit of a derived table: {error}") from error
         if not is_attempt:
-            raise LakeError(f"{where}: not a commit of a side table: bad attempt")
+            raise LakeError(f"{where}: not a commit of a derived table: bad attempt")
         return commit
 
 
-class SideTable:
-    """A side table of one split, complete for the snapshot's segments and open for reading.
+class DerivedTable:
+    """A derived table of one split, complete for the snapshot's segments and open for reading.
 
     Not to be shared between threads: open one for each.
     """
 
-    def __init__(self, lake: Lake, commits: Sequence[SideCommit]) -> None:
+    def __init__(self, lake: Lake, commits: Sequence[DerivedCommit]) -> None:
         """Open the parts, one for each segment of the split, all of the same origin."""
         self.origin = commits[0].origin
         self._lake = lake
@@ -177,7 +177,7 @@ class SideTable:
         return self._open[segment]
 
 
-def open_side_table(lake: Lake, table: str, split: str, version: str) -> SideTable:
+def open_derived_table(lake: Lake, table: str, split: str, version: str) -> DerivedTable:
     """Open `table` for the snapshot's segments of `split`, where `version` made all of it.
 
     Raises LakeError, in one line, where a segment's part is missing, or was made with another version, other settings
@@ -185,7 +185,7 @@ def open_side_table(lake: Lake, table: str, split: str, version: str) -> SideTab
     """
     _check_table_name(table)
     bases = lake.in_split(split)
-    found = read_side_commits(lake.store, table, bases)
+    found = read_derived_commits(lake.store, table, bases)
     parts = [part for part in found if part is not None]
     if len(parts) < len(bases):
         missing = [base.segment for base, part in zip(bases, found, strict=True) if part is None]
@@ -197,7 +197,7 @@ def open_side_table(lake: Lake, table: str, split: str, version: str) -> SideTab
     expected = Origin(table, version, parts[0].origin.settings)
     for base, part in zip(bases, parts, strict=True):
         _check(lake.store, base, part, expected)
-    return SideTable(lake, parts)
+    return DerivedTable(lake, parts)
 
 
 def missing_segments(lake: Lake, split: str, origin: Origin) -> list[Commit]:
@@ -207,7 +207,7 @@ def missing_segments(lake: Lake, split: str, origin: Origin) -> list[Commit]:
     """
     bases = lake.in_split(split)
     missing = []
-    for base, part in zip(bases, read_side_commits(lake.store, origin.table, bases), strict=True):
+    for base, part in zip(bases, read_derived_commits(lake.store, origin.table, bases), strict=True):
         if part is None:
             missing.append(base)
         else:
@@ -217,8 +217,8 @@ def missing_segments(lake: Lake, split: str, origin: Origin) -> list[Commit]:
 
 def write_side_segment(
     store: Store, base: Commit, origin: Origin, schema: pa.Schema, groups: Iterable[pa.RecordBatch]
-) -> SideCommit | None:
-    """Write a segment's part of a side table and commit it; return None where another attempt did so first.
+) -> DerivedCommit | None:
+    """Write a segment's part of a derived table and commit it; return None where another attempt did so first.
 
     groups: the rows of each chunk of `base`, in order; they are taken one at a time
 
@@ -246,7 +246,7 @@ def write_side_segment(
         rows = _write_groups(writer, base, origin.table, schema, groups)
         writer.close()
         sink.close()
-        commit = SideCommit(
+        commit = DerivedCommit(
             split=base.split,
             segment=base.segment,
             base_attempt=base.attempt,
@@ -270,20 +270,20 @@ def write_side_segment(
         with suppress(OSError):
             end_attempt(store, attempt)
         return commit
-    (winner,) = read_side_commits(store, origin.table, [base])
+    (winner,) = read_derived_commits(store, origin.table, [base])
     if winner is not None:
         _check(store, base, winner, origin)
     return None
 
 
-def read_side_commits(store: Store, table: str, bases: Sequence[Commit]) -> list[SideCommit | None]:
+def read_derived_commits(store: Store, table: str, bases: Sequence[Commit]) -> list[DerivedCommit | None]:
     """Return the commit of the table's part for each segment, None where there is none."""
 
-    def read(base: Commit) -> SideCommit | None:
+    def read(base: Commit) -> DerivedCommit | None:
         name = _commit_name(table, base)
         where = f"{store.url}/{name}"
         try:
-            commit = SideCommit.from_json(load_json(store.read(name), where), where)
+            commit = DerivedCommit.from_json(load_json(store.read(name), where), where)
         except FileNotFoundError:
             return None
         found = commit.origin.table, commit.split, commit.segment
@@ -295,18 +295,18 @@ def read_side_commits(store: Store, table: str, bases: Sequence[Commit]) -> list
         return list(pool.map(read, bases))
 
 
-def list_side_tables(store: Store) -> list[str]:
-    """Return the names of the side tables that have a commit."""
+def list_derived_tables(store: Store) -> list[str]:
+    """Return the names of the derived tables that have a commit."""
     return [name for name in store.folders(_FOLDER) if _TABLE_NAME.fullmatch(name)]
 
 
-def side_commits_folder(table: str, split: str) -> str:
+def derived_commits_folder(table: str, split: str) -> str:
     """Return the folder of the table's commits of a split, relative to the lake."""
     return f"{_FOLDER}/{table}/{split}"
 
 
 def _commit_name(table: str, base: Commit) -> str:
-    return f"{side_commits_folder(table, base.split)}/{base.name.rsplit('/', 1)[-1]}"
+    return f"{derived_commits_folder(table, base.split)}/{base.name.rsplit('/', 1)[-1]}"
 
 
 def _check_table_name(table: str) -> None:
@@ -314,7 +314,7 @@ def _check_table_name(table: str) -> None:
         raise LakeError(f"table {table!r}: expected '{_PREFIX}' and 1 to 56 of a-z, 0-9 and '_'; choose another --name")
 
 
-def _check(store: Store, base: Commit, part: SideCommit, expected: Origin) -> None:
+def _check(store: Store, base: Commit, part: DerivedCommit, expected: Origin) -> None:
     """Raise LakeError unless `part` was made from `base` by what is `expected`."""
     where = f"{store.url}: table {expected.table}, segment {part.segment}"
     if part.origin.version != expected.version:

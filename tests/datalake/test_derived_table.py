@@ -17,17 +17,17 @@ import pytest
 
 from datalake.chunk import SegmentFiles
 from datalake.commit import Commit, LakeError
-from datalake.lake import Lake, open_lake
-from datalake.schema import IMAGE, SCHEMA_VERSION
-from datalake.side_table import (
+from datalake.derived_table import (
+    DerivedCommit,
     Origin,
-    SideCommit,
-    list_side_tables,
+    list_derived_tables,
     missing_segments,
-    open_side_table,
-    read_side_commits,
+    open_derived_table,
+    read_derived_commits,
     write_side_segment,
 )
+from datalake.lake import Lake, open_lake
+from datalake.schema import IMAGE, SCHEMA_VERSION
 from datalake.store import Store, UnknownOutcomeError
 from datalake.vacuum import GRACE_S, unreferenced, vacuum
 from datalake.verify import verify
@@ -61,11 +61,11 @@ def groups(lake: Lake, base: Commit) -> Iterator[pa.RecordBatch]:
     files.close()
 
 
-def write(lake: Lake, base: Commit, origin: Origin = ORIGIN) -> SideCommit | None:
+def write(lake: Lake, base: Commit, origin: Origin = ORIGIN) -> DerivedCommit | None:
     return write_side_segment(lake.store, base, origin, SCHEMA, groups(lake, base))
 
 
-def write_all(lake: Lake, origin: Origin = ORIGIN) -> list[SideCommit]:
+def write_all(lake: Lake, origin: Origin = ORIGIN) -> list[DerivedCommit]:
     parts = [write(lake, base, origin) for base in lake.commits]
     return [part for part in parts if part is not None]
 
@@ -80,7 +80,7 @@ def problems(lake: Lake) -> list[str]:
 
 def test_row_groups_are_in_step_with_the_images(lake: Lake) -> None:
     write_all(lake)
-    table = open_side_table(lake, TABLE, "train", ORIGIN.version)
+    table = open_derived_table(lake, TABLE, "train", ORIGIN.version)
     for base in lake.commits:
         image = pq.ParquetFile(lake.store.path(base.file_name("image")))
         assert table.group_rows(base.segment) == [len(chunk) for chunk in base.chunks]
@@ -91,7 +91,7 @@ def test_row_groups_are_in_step_with_the_images(lake: Lake) -> None:
 
 def test_the_dataset_has_every_image_and_prunes_by_segment(lake: Lake) -> None:
     write_all(lake)
-    dataset = open_side_table(lake, TABLE, "train", ORIGIN.version).dataset()
+    dataset = open_derived_table(lake, TABLE, "train", ORIGIN.version).dataset()
     keys = ["segment", "timestamp_us", "camera"]
     assert dataset.to_table(keys).equals(lake.dataset("image", "train").to_table(keys))
     wanted = ds.field("segment") == lake.commits[1].segment
@@ -102,7 +102,7 @@ def test_the_dataset_has_every_image_and_prunes_by_segment(lake: Lake) -> None:
 def test_a_part_is_read_back_as_it_was_committed(lake: Lake) -> None:
     part = write(lake, lake.commits[0])
     assert part is not None
-    assert read_side_commits(lake.store, TABLE, lake.commits) == [part, None, None]
+    assert read_derived_commits(lake.store, TABLE, lake.commits) == [part, None, None]
     assert lake.store.size(part.file_name) == part.file.bytes
     assert part.base_attempt == lake.commits[0].attempt
 
@@ -110,7 +110,7 @@ def test_a_part_is_read_back_as_it_was_committed(lake: Lake) -> None:
 def test_missing_segments_are_counted_and_named_with_the_remedy(lake: Lake) -> None:
     write(lake, lake.commits[0])
     with pytest.raises(LakeError) as error:
-        open_side_table(lake, TABLE, "train", ORIGIN.version)
+        open_derived_table(lake, TABLE, "train", ORIGIN.version)
     message = str(error.value)
     assert f"table teacher_test lacks 2 of 3 segments of split 'train' (first: {lake.commits[1].segment})" in message
     assert f"python pipelines/cache_targets.py --lake {lake.store.url} --split train --name test" in message
@@ -124,12 +124,12 @@ def test_another_version_is_refused_by_readers_and_writers(lake: Lake) -> None:
     other = replace(ORIGIN, version="b" * 64)
     message = "made with weights aaaaaaaaaaaa…, not bbbbbbbbbbbb…; .* another --name"
     with pytest.raises(LakeError, match=message):
-        open_side_table(lake, TABLE, "train", other.version)
+        open_derived_table(lake, TABLE, "train", other.version)
     with pytest.raises(LakeError, match=message):
         missing_segments(lake, "train", other)
     with pytest.raises(LakeError, match=message):
         write(lake, lake.commits[0], other)
-    assert files_of(lake) == {part.file_name for part in read_side_commits(lake.store, TABLE, lake.commits) if part}
+    assert files_of(lake) == {part.file_name for part in read_derived_commits(lake.store, TABLE, lake.commits) if part}
 
 
 def test_parts_of_other_settings_do_not_mix(lake: Lake) -> None:
@@ -138,7 +138,7 @@ def test_parts_of_other_settings_do_not_mix(lake: Lake) -> None:
     write(lake, lake.commits[1])
     write(lake, lake.commits[2], other)
     with pytest.raises(LakeError, match=r"other settings: grid \[4, 6\], not \[2, 3\]; .* another --name"):
-        open_side_table(lake, TABLE, "train", ORIGIN.version)
+        open_derived_table(lake, TABLE, "train", ORIGIN.version)
 
 
 def test_parts_of_another_build_of_the_segment_are_refused(lake: Lake) -> None:
@@ -146,7 +146,7 @@ def test_parts_of_another_build_of_the_segment_are_refused(lake: Lake) -> None:
     first, *others = lake.commits
     rebuilt = replace(lake, commits=(replace(first, attempt="0123456789abcdef"), *others))
     with pytest.raises(LakeError, match="made from another build of the segment"):
-        open_side_table(rebuilt, TABLE, "train", ORIGIN.version)
+        open_derived_table(rebuilt, TABLE, "train", ORIGIN.version)
     assert any("made from another build" in problem for problem in problems(rebuilt))
 
 
@@ -170,7 +170,7 @@ def test_an_attempt_that_fails_leaves_nothing(lake: Lake) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         write_side_segment(lake.store, lake.commits[0], ORIGIN, SCHEMA, failing())
     assert files_of(lake) == set()
-    assert read_side_commits(lake.store, TABLE, lake.commits[:1]) == [None]
+    assert read_derived_commits(lake.store, TABLE, lake.commits[:1]) == [None]
 
 
 def test_rows_out_of_step_are_not_committed(lake: Lake) -> None:
@@ -197,7 +197,7 @@ def test_a_file_whose_commit_may_exist_is_kept(lake: Lake, monkeypatch: pytest.M
 
 def test_a_table_name_cannot_point_out_of_the_lake(lake: Lake) -> None:
     with pytest.raises(LakeError, match="expected 'teacher_' and 1 to 56 of"):
-        open_side_table(lake, "teacher_../..", "train", ORIGIN.version)
+        open_derived_table(lake, "teacher_../..", "train", ORIGIN.version)
     with pytest.raises(LakeError, match="expected 'teacher_'"):
         Origin("image", "a", {})
 
@@ -206,8 +206,8 @@ def test_a_commit_that_is_none_is_named(lake: Lake) -> None:
     write(lake, lake.commits[0])
     name = f"_side/{TABLE}/train/{lake.commits[0].segment}.json"
     lake.store.write(name, b'{"schema_version":1}')
-    with pytest.raises(LakeError, match=f"{name}: not a commit of a side table"):
-        read_side_commits(lake.store, TABLE, lake.commits)
+    with pytest.raises(LakeError, match=f"{name}: not a commit of a derived table"):
+        read_derived_commits(lake.store, TABLE, lake.commits)
 
 
 def test_a_superseding_build_of_a_segment_has_a_part_of_its_own(lake: Lake) -> None:
@@ -215,7 +215,7 @@ def test_a_superseding_build_of_a_segment_has_a_part_of_its_own(lake: Lake) -> N
     new = replace(old, number=1, attempt="f" * 16, supersedes=(old.name,))
     for base in (old, new):
         assert write_side_segment(lake.store, base, ORIGIN, SCHEMA, groups(lake, old)) is not None
-    found = read_side_commits(lake.store, TABLE, [old, new])
+    found = read_derived_commits(lake.store, TABLE, [old, new])
     assert [part and part.base_attempt for part in found] == [old.attempt, new.attempt]
 
 
@@ -240,7 +240,7 @@ def test_vacuum_keeps_committed_parts_and_what_may_still_be_written(lake: Lake) 
     write_all(lake)
     write(lake, lake.commits[0], replace(ORIGIN, table="teacher_other"))
     leave_attempt(lake, lake.commits[1].segment, GRACE_S / 2, table="teacher_other")
-    assert list_side_tables(lake.store) == ["teacher_other", "teacher_test"]
+    assert list_derived_tables(lake.store) == ["teacher_other", "teacher_test"]
     assert unreferenced(lake.store, "train") == []
 
 
@@ -287,11 +287,11 @@ def test_verify_finds_a_missing_part(lake: Lake) -> None:
     assert problem.endswith(f"{part.file_name}: missing")
 
 
-def test_a_side_table_lives_on_an_object_store(drive_sources: list[str], s3_lake: str) -> None:
+def test_a_derived_table_lives_on_an_object_store(drive_sources: list[str], s3_lake: str) -> None:
     lake = build_drives(drive_sources[:1], s3_lake)
     write_all(lake)
     assert write(lake, lake.commits[0]) is None
-    table = open_side_table(lake, TABLE, "train", ORIGIN.version)
+    table = open_derived_table(lake, TABLE, "train", ORIGIN.version)
     (base,) = lake.commits
     expected = pa.Table.from_batches(list(groups(lake, base)), SCHEMA)
     assert table.read(base.segment).equals(expected)
