@@ -23,7 +23,7 @@ from datalake.waymo.segment_name import check_segment_name
 
 _FOLDER = "_attempts"
 _TABLE_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
-_COMMIT_FOLDER = re.compile(r"_commits|_side/[a-z0-9_]+")
+_COMMIT_FOLDER = re.compile(r"_commits|(?:_derived|_side)/[a-z0-9_]+")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """A table that is added to a lake after its build, segment by segment: what somebody computed from its images.
 
-    <lake>/_side/<table>/<split>/<segment>.json   created only if absent: the commit of the table's part for a segment;
-                                                  `.<n>.json` for the segment's commit number n
+    <lake>/_derived/<table>/<split>/<segment>.json   created only if absent: the commit of the table's part for a
+                                                     segment; `.<n>.json` for the segment's commit number n
     <lake>/<split>/<table>/<segment>-<attempt>.parquet
 
 It has one row for each row of `image`, and its row groups are in step with that table's chunks. As in the rest of the
@@ -44,7 +44,9 @@ from datalake.waymo.segment_name import check_segment_name
 
 _PREFIX = "teacher_"
 _TABLE_NAME = re.compile(_PREFIX + r"[a-z0-9_]{1,56}")
-_FOLDER = "_side"
+_FOLDER = "_derived"
+# Where version 0.1 kept these commits; they are read, and new ones go to the folder of now.
+_OLD_FOLDER = "_side"
 _PARALLEL_READS = 16
 # An open file holds its footer and a descriptor; a shuffled epoch visits about this many segments by turns.
 _OPEN_FILES = 64
@@ -215,7 +217,7 @@ def missing_segments(lake: Lake, split: str, origin: Origin) -> list[Commit]:
     return missing
 
 
-def write_side_segment(
+def write_derived_segment(
     store: Store, base: Commit, origin: Origin, schema: pa.Schema, groups: Iterable[pa.RecordBatch]
 ) -> DerivedCommit | None:
     """Write a segment's part of a derived table and commit it; return None where another attempt did so first.
@@ -280,7 +282,9 @@ def read_derived_commits(store: Store, table: str, bases: Sequence[Commit]) -> l
     """Return the commit of the table's part for each segment, None where there is none."""
 
     def read(base: Commit) -> DerivedCommit | None:
-        name = _commit_name(table, base)
+        return read_from(_commit_name(table, base), base) or read_from(_commit_name(table, base, _OLD_FOLDER), base)
+
+    def read_from(name: str, base: Commit) -> DerivedCommit | None:
         where = f"{store.url}/{name}"
         try:
             commit = DerivedCommit.from_json(load_json(store.read(name), where), where)
@@ -297,16 +301,17 @@ def read_derived_commits(store: Store, table: str, bases: Sequence[Commit]) -> l
 
 def list_derived_tables(store: Store) -> list[str]:
     """Return the names of the derived tables that have a commit."""
-    return [name for name in store.folders(_FOLDER) if _TABLE_NAME.fullmatch(name)]
+    names = {*store.folders(_FOLDER), *store.folders(_OLD_FOLDER)}
+    return sorted(name for name in names if _TABLE_NAME.fullmatch(name))
 
 
-def derived_commits_folder(table: str, split: str) -> str:
-    """Return the folder of the table's commits of a split, relative to the lake."""
-    return f"{_FOLDER}/{table}/{split}"
+def derived_commits_folders(table: str, split: str) -> tuple[str, str]:
+    """Return the folders in which the table's commits of a split may be, relative to the lake."""
+    return f"{_FOLDER}/{table}/{split}", f"{_OLD_FOLDER}/{table}/{split}"
 
 
-def _commit_name(table: str, base: Commit) -> str:
-    return f"{derived_commits_folder(table, base.split)}/{base.name.rsplit('/', 1)[-1]}"
+def _commit_name(table: str, base: Commit, folder: str = _FOLDER) -> str:
+    return f"{folder}/{table}/{base.split}/{base.name.rsplit('/', 1)[-1]}"
 
 
 def _check_table_name(table: str) -> None:

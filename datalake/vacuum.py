@@ -10,7 +10,7 @@ import re
 
 from datalake.attempt import Attempt, attempts_folder, list_attempts
 from datalake.commit import load_json
-from datalake.derived_table import derived_commits_folder, list_derived_tables
+from datalake.derived_table import derived_commits_folders, list_derived_tables
 from datalake.lake import check_lake, check_listing, commits_of_newest_snapshot
 from datalake.store import Store, is_temporary
 
@@ -37,7 +37,9 @@ def unreferenced(store: Store, split: str, grace_s: float = GRACE_S) -> list[str
     doomed = []
     for attempt, age_s in list_attempts(store, split):
         doomed += _left_by(store, attempt, age_s, grace_s)
-    derived_folders = [derived_commits_folder(table, split) for table in list_derived_tables(store)]
+    derived_folders = [
+        folder for table in list_derived_tables(store) for folder in derived_commits_folders(table, split)
+    ]
     for found in (commits, *(store.listing(folder) for folder in (*derived_folders, attempts_folder(split)))):
         doomed += [name for name, age_s in found.items() if is_temporary(name) and age_s > grace_s]
     # The faults of a segment go when it is committed after all.

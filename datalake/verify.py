@@ -25,7 +25,7 @@ def verify(lake: Lake) -> Iterator[tuple[Commit, list[str]]]:
     for commit in lake.commits:
         problems = list(_problems(lake, commit))
         for table in derived_tables:
-            problems += _side_problems(lake, commit, table)
+            problems += _derived_problems(lake, commit, table)
         yield commit, problems
 
 
@@ -44,7 +44,7 @@ def _problems(lake: Lake, commit: Commit) -> Iterator[str]:
             yield from _structure(lake, commit, table)
 
 
-def _side_problems(lake: Lake, commit: Commit, table: str) -> Iterator[str]:
+def _derived_problems(lake: Lake, commit: Commit, table: str) -> Iterator[str]:
     try:
         (part,) = read_derived_commits(lake.store, table, [commit])
     except LakeError as error:
@@ -57,7 +57,7 @@ def _side_problems(lake: Lake, commit: Commit, table: str) -> Iterator[str]:
     elif damage := _damage(lake.store, part.file_name, part.file):
         yield damage
     else:
-        yield from _side_structure(lake, commit, part)
+        yield from _derived_structure(lake, commit, part)
 
 
 def _damage(store: Store, path: str, file: DataFile) -> str:
@@ -89,7 +89,7 @@ def _structure(lake: Lake, commit: Commit, table: str) -> Iterator[str]:
             yield f"{where}: its row groups do not hold the images that the commit lists"
 
 
-def _side_structure(lake: Lake, commit: Commit, part: DerivedCommit) -> Iterator[str]:
+def _derived_structure(lake: Lake, commit: Commit, part: DerivedCommit) -> Iterator[str]:
     path = part.file_name
     with open_parquet(RangeReader(lake.store, None), path, part.file.bytes) as parquet:
         if _group_rows(parquet) != [len(chunk) for chunk in commit.chunks]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from student.config import StudentConfig, StudentError
 from student.detector import Student
+from student.state_dict_adapter import adapt_names
 from training.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint
 from training.run_dir import RunDir
 
@@ -27,7 +28,7 @@ def read_student(url: str) -> tuple[Student, Checkpoint]:
         raise StudentError(f"{place}: not a student's checkpoint; give the folder that train.py wrote to")
     student = Student(StudentConfig.from_json(checkpoint.config))
     try:
-        student.load_state_dict(weights)
+        student.load_state_dict(adapt_names(weights))
     except RuntimeError as error:
         raise StudentError(f"the weights do not fit the configuration beside them: {error}") from error
     return student.eval(), checkpoint

@@ -18,6 +18,10 @@ Norm = Literal["group", "batch"]
 Preset = Literal["classroom", "paper"]
 
 
+# As version 0.1 called them.
+_OLD_KINDS = {"continuous": "regression", "classes": "classification"}
+
+
 class StudentError(ValueError):
     """A student cannot be built, read or used as asked; the message says what to change."""
 
@@ -164,7 +168,10 @@ class StudentConfig:
             anchors = AnchorShapes(
                 sizes=tuple(map(tuple, values["anchors"]["sizes"])), ratios=tuple(values["anchors"]["ratios"])
             )
-            branches = tuple(BranchSpec(**branch) for branch in values["branches"])
+            branches = tuple(
+                BranchSpec(**{**branch, "kind": _OLD_KINDS.get(branch["kind"], branch["kind"])})
+                for branch in values["branches"]
+            )
             lists = {name: tuple(values[name]) for name in ("stages", "blocks")}
             return StudentConfig(**{**values, **lists, "anchors": anchors, "branches": branches})
         except (ValueError, KeyError, TypeError) as error:

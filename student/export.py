@@ -31,6 +31,7 @@ from student.config import StudentConfig, StudentError
 from student.detections import CLASS_NAMES, Detections
 from student.detector import Student
 from student.export_module import ExportableDetector
+from student.state_dict_adapter import adapt_names
 from training.run_dir import RunDir
 
 WEIGHTS_FILE, PROGRAM_FILE = "student.safetensors", "student.pt2"
@@ -103,7 +104,7 @@ def load_exported(url: str) -> Student:
         weights = safetensors.torch.load(content)
         header = json.loads(content[_LENGTH : _LENGTH + int.from_bytes(content[:_LENGTH], "little")])
         student = Student(StudentConfig.from_json(header["__metadata__"][_CONFIG]))
-        student.load_state_dict(weights)
+        student.load_state_dict(adapt_names(weights))
     except safetensors.SafetensorError as error:
         raise StudentError(f"{where}: not a safetensors file: {error}") from error
     except StudentError as error:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from datalake.chunk import Chunk, SampleOptions, SegmentFiles
 from datalake.commit import Commit
-from datalake.derived_table import DerivedCommit, DerivedTable, Origin, open_derived_table, write_side_segment
+from datalake.derived_table import DerivedCommit, DerivedTable, Origin, open_derived_table, write_derived_segment
 from datalake.lake import Lake
 from datalake.sample import Sample, SampleKey
 from datalake.schema import IMAGE
@@ -117,7 +117,7 @@ def cache_segment(
             notify(len(samples))
 
     try:
-        return write_side_segment(lake.store, base, origin, TEACHER, groups())
+        return write_derived_segment(lake.store, base, origin, TEACHER, groups())
     finally:
         files.close()
 

@@ -72,7 +72,7 @@ class TrainingData:
 class TeacherCard:
     """What a teacher is, what it answers, and how good it was when it was made.
 
-    kind: `regression` teachers give D numbers per cell, `classes` teachers one of K classes
+    kind: `regression` teachers give D numbers per cell, `classification` teachers one of K classes
     architecture, options: which network, and all that is needed to build it again (plain JSON values)
     channels: D, or K with the background
     class_names: K names; of a regression teacher those of its classifier, if it has one
@@ -139,6 +139,10 @@ def read_card(url: str) -> TeacherCard:
         raise TeacherError(
             f"{where}: card version {version} found, this program reads {CARD_VERSION}; make the teacher again"
         )
+    if "figures" in values:
+        # As version 0.1 called them.
+        values["metrics"] = values.pop("figures")
+        values["kind"] = {"continuous": "regression", "classes": "classification"}.get(values["kind"], values["kind"])
     try:
         statistics, data = values.get("statistics"), values.get("data")
         if statistics is not None:

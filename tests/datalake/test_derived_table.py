@@ -24,7 +24,7 @@ from datalake.derived_table import (
     missing_segments,
     open_derived_table,
     read_derived_commits,
-    write_side_segment,
+    write_derived_segment,
 )
 from datalake.lake import Lake, open_lake
 from datalake.schema import IMAGE, SCHEMA_VERSION
@@ -62,7 +62,7 @@ def groups(lake: Lake, base: Commit) -> Iterator[pa.RecordBatch]:
 
 
 def write(lake: Lake, base: Commit, origin: Origin = ORIGIN) -> DerivedCommit | None:
-    return write_side_segment(lake.store, base, origin, SCHEMA, groups(lake, base))
+    return write_derived_segment(lake.store, base, origin, SCHEMA, groups(lake, base))
 
 
 def write_all(lake: Lake, origin: Origin = ORIGIN) -> list[DerivedCommit]:
@@ -157,7 +157,7 @@ def test_of_two_attempts_one_wins_and_the_loser_leaves_nothing(lake: Lake) -> No
         yield from groups(lake, base)
         winners.append(write(lake, base))
 
-    assert write_side_segment(lake.store, base, ORIGIN, SCHEMA, overtaken()) is None
+    assert write_derived_segment(lake.store, base, ORIGIN, SCHEMA, overtaken()) is None
     assert files_of(lake) == {winner.file_name for winner in winners if winner is not None}
     assert len(files_of(lake)) == 1
 
@@ -168,7 +168,7 @@ def test_an_attempt_that_fails_leaves_nothing(lake: Lake) -> None:
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        write_side_segment(lake.store, lake.commits[0], ORIGIN, SCHEMA, failing())
+        write_derived_segment(lake.store, lake.commits[0], ORIGIN, SCHEMA, failing())
     assert files_of(lake) == set()
     assert read_derived_commits(lake.store, TABLE, lake.commits[:1]) == [None]
 
@@ -177,7 +177,7 @@ def test_rows_out_of_step_are_not_committed(lake: Lake) -> None:
     base = lake.commits[0]
     short = list(groups(lake, base))[:-1]
     with pytest.raises(LakeError, match="2 row groups of 16 rows, expected 3 of 22, as in the table image"):
-        write_side_segment(lake.store, base, ORIGIN, SCHEMA, short)
+        write_derived_segment(lake.store, base, ORIGIN, SCHEMA, short)
     assert files_of(lake) == set()
 
 
@@ -185,7 +185,7 @@ def test_a_file_whose_commit_may_exist_is_kept(lake: Lake, monkeypatch: pytest.M
     create = Store.create
 
     def unanswered(store: Store, name: str, data: bytes) -> bool:
-        if name.startswith("_side/"):
+        if name.startswith("_derived/"):
             raise UnknownOutcomeError(name)
         return create(store, name, data)
 
@@ -204,7 +204,7 @@ def test_a_table_name_cannot_point_out_of_the_lake(lake: Lake) -> None:
 
 def test_a_commit_that_is_none_is_named(lake: Lake) -> None:
     write(lake, lake.commits[0])
-    name = f"_side/{TABLE}/train/{lake.commits[0].segment}.json"
+    name = f"_derived/{TABLE}/train/{lake.commits[0].segment}.json"
     lake.store.write(name, b'{"schema_version":1}')
     with pytest.raises(LakeError, match=f"{name}: not a commit of a derived table"):
         read_derived_commits(lake.store, TABLE, lake.commits)
@@ -214,7 +214,7 @@ def test_a_superseding_build_of_a_segment_has_a_part_of_its_own(lake: Lake) -> N
     old = lake.commits[0]
     new = replace(old, number=1, attempt="f" * 16, supersedes=(old.name,))
     for base in (old, new):
-        assert write_side_segment(lake.store, base, ORIGIN, SCHEMA, groups(lake, old)) is not None
+        assert write_derived_segment(lake.store, base, ORIGIN, SCHEMA, groups(lake, old)) is not None
     found = read_derived_commits(lake.store, TABLE, [old, new])
     assert [part and part.base_attempt for part in found] == [old.attempt, new.attempt]
 
@@ -227,7 +227,7 @@ def leave_attempt(lake: Lake, segment: str, age_s: float, table: str = TABLE) ->
         "segment": segment,
         "attempt": "0123456789abcdef",
         "tables": [table],
-        "commit": f"_side/{table}/train/{segment}.json",
+        "commit": f"_derived/{table}/train/{segment}.json",
         "schema_version": SCHEMA_VERSION,
     }
     for name, content in zip(names, (b"left behind", json.dumps(values).encode()), strict=True):
@@ -249,7 +249,7 @@ def test_vacuum_removes_what_dead_attempts_left(lake: Lake) -> None:
     # A loser needs no grace: its segment is committed.
     lost, _ = leave_attempt(lake, lake.commits[0].segment, 0)
     dead = leave_attempt(lake, lake.commits[1].segment, 2 * GRACE_S)
-    unfinished = f"_side/{TABLE}/train/.x.json.{'0123456789abcdef' * 2}.tmp"
+    unfinished = f"_derived/{TABLE}/train/.x.json.{'0123456789abcdef' * 2}.tmp"
     lake.store.write(unfinished, b"left behind")
     os.utime(lake.store.path(unfinished), (time.time() - 2 * GRACE_S,) * 2)
     assert sorted(vacuum(lake.store, "train")) == sorted([lost, *dead, unfinished])
@@ -264,7 +264,7 @@ def test_a_part_that_is_committed_or_given_up_leaves_no_record(lake: Lake) -> No
     write(lake, lake.commits[0])
     write(lake, lake.commits[0])
     with pytest.raises(RuntimeError):
-        write_side_segment(lake.store, lake.commits[1], ORIGIN, SCHEMA, failing())
+        write_derived_segment(lake.store, lake.commits[1], ORIGIN, SCHEMA, failing())
     assert lake.store.listing("_attempts") == {}
 
 
@@ -300,3 +300,15 @@ def test_a_derived_table_lives_on_an_object_store(drive_sources: list[str], s3_l
     assert problems(lake) == []
     assert unreferenced(lake.store, "train", grace_s=0) == []
     table.close()
+
+
+def test_a_table_of_version_0_1_is_read_listed_and_kept(lake: Lake) -> None:
+    write_all(lake)
+    folder = Path(lake.store.root)
+    (folder / "_derived").rename(folder / "_side")
+    table = open_derived_table(lake, TABLE, "train", ORIGIN.version)
+    assert table.dataset().count_rows() > 0
+    assert list_derived_tables(lake.store) == [TABLE]
+    before = set(folder.rglob("*.parquet"))
+    vacuum(lake.store, "train", grace_s=0)
+    assert set(folder.rglob("*.parquet")) == before

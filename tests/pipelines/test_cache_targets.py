@@ -61,7 +61,7 @@ def test_a_run_goes_on_where_one_was_interrupted(lake: Lake, teacher: str, capsy
     assert first is not None
     assert second is not None
     # As a run leaves it that is killed before the second commit.
-    lake.store.delete(f"_side/teacher_mask_rcnn/train/{second.segment}.json")
+    lake.store.delete(f"_derived/teacher_mask_rcnn/train/{second.segment}.json")
     assert "1 segments cached, 1 there before; 2 images" in branch_outputs(config, capsys)
     again = parts(lake)
     assert again[0] == first

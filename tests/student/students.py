@@ -47,7 +47,7 @@ def objects_of(*rows: tuple[float, float, float, float, int, float]) -> Objects:
     return Objects(table[:, :4].clone(), table[:, 4].long(), table[:, 5].clone())
 
 
-def image(objects: Objects, number: int = 0) -> Tensor:
+def draw(objects: Objects, number: int = 0) -> Tensor:
     """Return uint8 [3, H, W]: noise, and each object as a rectangle of its class' color."""
     noise = torch.Generator().manual_seed(number)
     image = torch.randint(0, 40, (3, HEIGHT, WIDTH), generator=noise)
@@ -65,7 +65,7 @@ def sample(number: int = 0, objects: Objects | None = None) -> Sample:
         )
     return Sample(
         key=SampleKey(f"segment_{number}", number, "FRONT"),
-        image=image(objects, number),
+        image=draw(objects, number),
         objects=objects,
         lidar=None,
         panoptic=None,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datalake.sample import Objects
 from student.augmentation import lit, mirrored_objects, mirrored_target
-from tests.student.students import WIDTH, ColorTeacher, image, objects_of, sample, samples, targets_of
+from tests.student.students import WIDTH, ColorTeacher, draw, objects_of, sample, samples, targets_of
 
 BOXES = st.lists(
     st.tuples(st.integers(0, 47), st.integers(0, 31), st.integers(48, 96), st.integers(32, 64), st.integers(1, 4)),
@@ -39,7 +39,7 @@ def extent(image: Tensor) -> list[int]:
 
 def test_a_mirrored_box_lies_on_the_mirrored_object() -> None:
     objects = objects_of((10, 20, 31, 27, 1, 5.0))
-    drawn = image(objects)
+    drawn = draw(objects)
     assert extent(drawn) == objects.boxes[0].tolist()
     assert extent(drawn.flip(-1)) == mirrored_objects(objects, WIDTH).boxes[0].tolist()
 

@@ -21,14 +21,14 @@ from student.labels import Labels, labels_on
 from student.roi_heads import DepthHead, RoIs
 from student.rpn import Proposals
 from student.sampling import draw_keys
-from tests.student.students import HEIGHT, TINY, WIDTH, build, generators, image, objects_of
+from tests.student.students import HEIGHT, TINY, WIDTH, build, draw, generators, objects_of
 
 CAR = (10.0, 10.0, 34.0, 28.0, 1)
 MAN = (50.0, 8.0, 60.0, 32.0, 2)
 
 
 def losses(student: Student, objects: Objects) -> dict[str, Tensor]:
-    features = student.features(image(objects)[None])
+    features = student.features(draw(objects)[None])
     return student.detection_output(features, (HEIGHT, WIDTH), [objects], generators(1)).losses
 
 
@@ -125,7 +125,7 @@ def test_detections_have_the_depth_of_their_class_in_metres() -> None:
     with torch.no_grad():
         student.heads.depth_head.predictor.weight.zero_()
         student.heads.depth_head.predictor.bias.copy_(encode_depth(depths, 75.0))
-    (found,) = student(image(objects_of((*CAR, 20.0)))[None])
+    (found,) = student(draw(objects_of((*CAR, 20.0)))[None])
     assert len(found.boxes) > 0
     assert len(found.classes.unique()) > 1
     assert torch.allclose(found.depth_m, depths[found.classes], rtol=1e-4)
@@ -133,7 +133,7 @@ def test_detections_have_the_depth_of_their_class_in_metres() -> None:
 
 def test_nothing_found_is_an_empty_answer() -> None:
     student = build(replace(TINY, min_score=0.999)).eval()
-    (found,) = student(image(objects_of())[None])
+    (found,) = student(draw(objects_of())[None])
     assert found.boxes.shape == (0, 4)
     assert found.depth_m.shape == (0,)
 

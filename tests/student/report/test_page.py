@@ -78,7 +78,7 @@ def test_everything_is_escaped_and_well_formed(tmp_path: Path) -> None:
     assert "script" not in reader.tags
     # title, h1, heading, text, two captions, table cell, header, preformatted, and the metrics' three names
     assert reader.words.count("<script>alert(") >= 10
-    assert [image["alt"] for one in reader.images] == [NASTY, NASTY]
+    assert [one["alt"] for one in reader.images] == [NASTY, NASTY]
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
