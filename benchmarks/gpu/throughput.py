@@ -78,14 +78,14 @@ def run_fingerprint(place: Workplace) -> list[Setting]:
     middle = batches[len(batches) // 2]
     rows = [Setting(batch=batch) for batch in batches]
     rows += [Setting(batch=batch, teachers=both) for batch in batches]
-    rows += [Setting(batch=batch, precision="float32") for batch in batches]
+    rows += [Setting(batch=middle, compiled=True)]
+    rows += [Setting(batch=batch, preset="paper") for batch in place.sizes.paper_batches]
     rows += [Setting(batch=middle, teachers=both, kept=True)]
     rows += [Setting(batch=middle, teachers=(name,)) for name in both]
     rows += [
         Setting(batch=middle, teachers=(lidar,), backend=name) for name in sparse_backends() if _runs(name, device)
     ]
-    rows += [Setting(batch=middle, compiled=True)]
-    rows += [Setting(batch=batch, preset="paper") for batch in place.sizes.paper_batches]
+    rows += [Setting(batch=batch, precision="float32") for batch in batches]
     rows += [Setting(batch=batch, teachers=(name,)) for batch in batches if batch != middle for name in both]
     rows += [Setting(batch=batches[-1], compiled=True)] if len(batches) > 1 else []
     return rows
