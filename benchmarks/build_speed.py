@@ -133,7 +133,7 @@ def peak_memory(path: Path, lake: Path) -> int:
 
 def run(config: BuildSpeed, console: Console) -> int:
     """Measure, print the table, and return exit status 0 only if every bound is kept."""
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number in range(2):
@@ -146,23 +146,23 @@ def run(config: BuildSpeed, console: Console) -> int:
             report = build(plan, folder / "lake")
             build_ms.append((time.perf_counter() - begun) / config.frames * 1e3)
             floors_ms.append(floor_ms(path, plan))
-        figures["frame_ms"], figures["floor_ms"] = min(build_ms), min(floors_ms)
-        figures["stages_ms"] = {stage: spent / config.frames * 1e3 for stage, spent in report.seconds.items()}
+        metrics["frame_ms"], metrics["floor_ms"] = min(build_ms), min(floors_ms)
+        metrics["stages_ms"] = {stage: spent / config.frames * 1e3 for stage, spent in report.seconds.items()}
         if config.official_python:
-            figures["official_ms"] = _official_ms(config.official_python, folder)
-        figures["two_workers"] = two_workers(folder, config.frames)
+            metrics["official_ms"] = _official_ms(config.official_python, folder)
+        metrics["two_workers"] = two_workers(folder, config.frames)
         for mode in get_args(PointMode):
             original = build(plan_of(SOURCE), folder / "lake", mode)
             drive = build(plan, folder / "lake", mode)
-            figures[f"bytes_{mode}"] = original.bytes_out / original.bytes_in
-            figures[f"bytes_{mode}_drive"] = drive.bytes_out / drive.bytes_in
+            metrics[f"bytes_{mode}"] = original.bytes_out / original.bytes_in
+            metrics[f"bytes_{mode}_drive"] = drive.bytes_out / drive.bytes_in
         long = folder / "long.tfrecord"
         write_fullsize_segment(str(long), config.memory_frames, seed=2)
-        figures["peak_bytes"] = peak_memory(long, folder / "lake")
+        metrics["peak_bytes"] = peak_memory(long, folder / "lake")
 
-    kept = _print(figures, config, console)
+    kept = _print(metrics, config, console)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text(json.dumps(figures, indent=1))
+    config.out.write_text(json.dumps(metrics, indent=1))
     return 0 if kept else 1
 
 
@@ -173,9 +173,9 @@ def _official_ms(python: str, folder: Path) -> float:
     return float(json.loads(done.stdout.splitlines()[-1])["frame_ms"])
 
 
-def _print(figures: dict[str, Any], config: BuildSpeed, console: Console) -> bool:
-    table = Table("figure", "measured", "bound", title="full-size frames: 201k points, five pictures", min_width=90)
-    frame_ms, kept = figures["frame_ms"], True
+def _print(metrics: dict[str, Any], config: BuildSpeed, console: Console) -> bool:
+    table = Table("figure", "measured", "bound", title="full-size frames: 201k points, five images", min_width=90)
+    frame_ms, kept = metrics["frame_ms"], True
 
     def add(name: str, text: str, bound: str = "", holds: bool = True) -> None:
         nonlocal kept
@@ -183,21 +183,21 @@ def _print(figures: dict[str, Any], config: BuildSpeed, console: Console) -> boo
         table.add_row(name, text if holds else f"[red]{text}", bound)
 
     add("bytes to committed tables, one core", f"{frame_ms:.1f} ms", f"≤ {_FRAME_MS:g} ms", frame_ms <= _FRAME_MS)
-    add("  by stage", ", ".join(f"{stage} {ms:.1f}" for stage, ms in figures["stages_ms"].items()))
-    add("floor: parse, inflate, encode", f"{figures['floor_ms']:.1f} ms")
-    add("build / floor", f"{frame_ms / figures['floor_ms']:.2f}")
-    if "official_ms" in figures:
-        add("official parse + convert", f"{figures['official_ms']:.0f} ms")
-        add("official / build", f"{figures['official_ms'] / frame_ms:.1f}")
+    add("  by stage", ", ".join(f"{stage} {ms:.1f}" for stage, ms in metrics["stages_ms"].items()))
+    add("floor: parse, inflate, encode", f"{metrics['floor_ms']:.1f} ms")
+    add("build / floor", f"{frame_ms / metrics['floor_ms']:.2f}")
+    if "official_ms" in metrics:
+        add("official parse + convert", f"{metrics['official_ms']:.0f} ms")
+        add("official / build", f"{metrics['official_ms'] / frame_ms:.1f}")
     else:
         add("official parse + convert", "not measured: no --official-python")
-    workers = figures["two_workers"]
+    workers = metrics["two_workers"]
     add("two workers / one", f"{workers:.2f}", f"≥ {_TWO_WORKERS}", workers >= _TWO_WORKERS)
-    peak = figures["peak_bytes"]
+    peak = metrics["peak_bytes"]
     add(f"peak memory, {config.memory_frames} frames", f"{peak / 1e6:,.0f} MB", "≤ 1,000 MB", peak <= _MEMORY_BYTES)
     for mode, bound in _BYTES.items():
         for suffix, what in (("", "the one real-sized record"), ("_drive", f"{config.frames} frames of a drive")):
-            ratio = figures[f"bytes_{mode}{suffix}"]
+            ratio = metrics[f"bytes_{mode}{suffix}"]
             add(f"{mode} bytes out / in, {what}", f"{ratio:.3f}", f"≤ {bound}", ratio <= bound)
     console.print(table)
     return kept

@@ -5,8 +5,8 @@
     python -m benchmarks.classroom --form long     # more of everything; made for a GPU
 
 Simulates drives, builds their lake, trains teachers on segments of their own, then trains the arms. Ends with 1 where
-the lidar branch does not imitate what its teacher says of the very picture: its R² on frames nobody was trained on has
-to reach 0.35, and to be 0.15 above that of a student that was given what the teacher says of other pictures.
+the lidar branch does not imitate what its teacher says of the very image: its R² on frames nobody was trained on has
+to reach 0.35, and to be 0.15 above that of a student that was given what the teacher says of other images.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import tyro
 from rich.console import Console
 
 from pipelines import ablate
-from pipelines.demo import Demo, build, teach
-from pipelines.settings import Train
+from pipelines.demo import DemoConfig, build, teach
+from pipelines.train_config import TrainConfig
 from training.loop import LoopConfig
 
 _LIDAR_R2 = "imitation/spvcnn/R2"
@@ -33,7 +33,7 @@ _LEAST_R2, _LEAST_ABOVE_SHUFFLED = 0.35, 0.15
 class Form:
     """How large the study is: drives and teachers as in the demo, and the arms."""
 
-    demo: Demo
+    demo: DemoConfig
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
     fractions: tuple[float, ...]
@@ -42,21 +42,21 @@ class Form:
 
 _FORMS = {
     "small": Form(
-        demo=Demo(teach_segments=60, train_segments=80, val_segments=20, lidar_steps=80, mask_steps=200),
+        demo=DemoConfig(teach_segments=60, train_segments=80, val_segments=20, lidar_steps=80, mask_steps=200),
         arms=("none", "classroom", "shuffled"),
         seeds=(0,),
         fractions=(0.1,),
         steps=(200,),
     ),
     "study": Form(
-        demo=Demo(teach_segments=330, train_segments=600, val_segments=100, lidar_steps=300, mask_steps=1400),
+        demo=DemoConfig(teach_segments=330, train_segments=600, val_segments=100, lidar_steps=300, mask_steps=1400),
         arms=(),
         seeds=(0, 1, 2),
         fractions=(0.025, 0.1, 1.0),
         steps=(400, 400, 1000),
     ),
     "long": Form(
-        demo=Demo(teach_segments=300, train_segments=800, val_segments=100, lidar_steps=600, mask_steps=4000),
+        demo=DemoConfig(teach_segments=300, train_segments=800, val_segments=100, lidar_steps=600, mask_steps=4000),
         arms=(),
         seeds=(0, 1, 2),
         fractions=(0.025, 0.1, 1.0),
@@ -82,8 +82,8 @@ def run(options: Options, console: Console) -> int:
     if not build(demo, lake_url, console):
         return 1
     teachers = teach(demo, lake_url, out / "answers", console)
-    study = ablate.Ablate(
-        train=Train(
+    study = ablate.AblateConfig(
+        train=TrainConfig(
             lake=lake_url,
             out=str(out / "study"),
             teachers=tuple(f"{name}={folder}" for name, folder in teachers.items()),
@@ -103,7 +103,7 @@ def run(options: Options, console: Console) -> int:
             real, shuffled = (arms[arm][seed][_LIDAR_R2] for arm in ("classroom", "shuffled"))
             kept &= real >= _LEAST_R2 and real - shuffled >= _LEAST_ABOVE_SHUFFLED
             console.print(
-                f"{float(fraction):.1%} labelled, seed {seed}: R2 {real:.2f}, from other pictures {shuffled:.2f}"
+                f"{float(fraction):.1%} labelled, seed {seed}: R2 {real:.2f}, from other images {shuffled:.2f}"
             )
     return 0 if kept else 1
 

@@ -484,7 +484,7 @@ def _checkpoint(out: Path) -> int:
 
 
 def _plain(text: str) -> str:
-    """Return the text without what colours it on a terminal."""
+    """Return the text without what colors it on a terminal."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 

@@ -1,6 +1,6 @@
 """A segment of full-size frames, no two alike, made from the one real full-size record.
 
-The pictures, calibrations, labels and poses of every frame are the record's own. The range images are turned
+The images, calibrations, labels and poses of every frame are the record's own. The range images are turned
 about the vehicle by a random angle, and their intensities, elongations and projections shifted a little, frame
 by frame: a compressor that looks back to the frame before finds nothing it has seen, as in a real drive.
 """
@@ -31,7 +31,7 @@ _INTENSITY_STEP, _ELONGATION_STEP = 2.0**-9, 0.005855325
 def write_fullsize_segment(path: str, frames: int, source: str = str(SOURCE), seed: int = 0) -> None:
     """Write one segment of `frames` full-size frames, 0.1 s apart, to the TFRecord file `path`.
 
-    A frame has five pictures and 201k points, of which TOP has 154k + 25k, in 5.2 MB. The same seed gives the
+    A frame has five images and 201k points, of which TOP has 154k + 25k, in 5.2 MB. The same seed gives the
     same bytes; another seed, another segment. Raises LakeError where `source` is missing.
     """
     if not Path(source).is_file():

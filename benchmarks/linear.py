@@ -94,8 +94,8 @@ class CountingStore(Store):
         return found
 
 
-class Figures(dict[str, float]):
-    """Figures of one run, by name; a name ends in its unit."""
+class Metrics(dict[str, float]):
+    """Metrics of one run, by name; a name ends in its unit."""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -114,37 +114,37 @@ class Figures(dict[str, float]):
 
     @contextmanager
     def counted(self, name: str, store: CountingStore) -> Iterator[None]:
-        """Keep CPU seconds, requests and bytes of the block as figures `name`."""
+        """Keep CPU seconds, requests and bytes of the block as metrics `name`."""
         store.moved.clear()
         with self.timed(name):
             yield
         self |= {f"{name} {unit}": float(store.moved[unit]) for unit in ("requests", "bytes")}
 
 
-def drive(folder: Path, segments: int, frames: int) -> Figures:
-    """Build a lake of `segments` segments over Ray, which must be initialised; raises RuntimeError unless all is there.
+def drive(folder: Path, segments: int, frames: int) -> Metrics:
+    """Build a lake of `segments` segments over Ray, which must be initialized; raises RuntimeError unless all is there.
 
     A second build, which has nothing to do but to find that out, is measured as well.
     """
     folder.mkdir(exist_ok=True)
     sources = folder / "sources.txt"
     sources.write_text("\n".join(source_url(number, frames) for number in range(segments)))
-    figures = Figures()
+    metrics = Metrics()
 
     def build(name: str) -> tuple[int, int, int]:
         begun = time.perf_counter()
-        with figures.timed(name):
+        with metrics.timed(name):
             report = build_lake(
                 [str(sources)], str(folder / "lake"), _CONFIG, lambda _: None, index=index_tiny, build=build_tiny
             )
-        figures[f"{name} wall s"] = time.perf_counter() - begun
+        metrics[f"{name} wall s"] = time.perf_counter() - begun
         return len(report.segments), len(report.skipped), len(report.failures)
 
     found = [build("build"), build("second build")]
     kept = len(open_lake(str(folder / "lake")).commits)
     if found != [(segments, 0, 0), (0, segments, 0)] or kept != segments:
         raise RuntimeError(f"of {segments} segments built, skipped and failed: {found}, in the snapshot: {kept}")
-    return figures
+    return metrics
 
 
 def commit_together(url: str, commits: Sequence[Commit], writers: int) -> list[bool]:
@@ -160,35 +160,35 @@ def commit_together(url: str, commits: Sequence[Commit], writers: int) -> list[b
         return [won for found in pool.map(write, range(writers)) for won in found]
 
 
-def snapshot(folder: Path, commits: int, writers: int, frames: int) -> Figures:
+def snapshot(folder: Path, commits: int, writers: int, frames: int) -> Metrics:
     """Commit by many writers at once, publish, open and sweep; raises RuntimeError unless all is in the snapshot."""
     store = CountingStore(str(folder / "lake"))
     prepare_lake(store, _CONFIG.points)
     made = [tiny_commit(segment_name(number), (_source(number),), frames, _CONFIG) for number in range(commits)]
-    figures = Figures()
-    with figures.timed("commit"):
+    metrics = Metrics()
+    with metrics.timed("commit"):
         won = commit_together(store.url, made, writers)
-    with figures.counted("publish", store):
+    with metrics.counted("publish", store):
         number = publish_snapshot(store)
-    with figures.counted("publish again", store):
+    with metrics.counted("publish again", store):
         publish_snapshot(store)
-    with figures.counted("read all commits", store):
+    with metrics.counted("read all commits", store):
         read_commits(store, list_commits(store, _CONFIG.split))
-    with figures.counted("vacuum", store):
+    with metrics.counted("vacuum", store):
         unreferenced(store, _CONFIG.split)
-    with figures.timed("open"):
+    with metrics.timed("open"):
         opened = open_lake(store.url)
     if not all(won) or number != 1 or {commit.segment for commit in opened.commits} != {one.segment for one in made}:
         raise RuntimeError(f"of {commits} commits {sum(won)} won and {len(opened.commits)} are in snapshot {number}")
-    figures["snapshot bytes"] = float(len(store.read("_snapshots/1.json")))
-    return figures
+    metrics["snapshot bytes"] = float(len(store.read("_snapshots/1.json")))
+    return metrics
 
 
 def _source(number: int) -> SourceFile:
     return SourceFile(source_url(number, 1), 10**9, "1.0", 1)
 
 
-def worst(runs: dict[int, Figures]) -> dict[str, float]:
+def worst(runs: dict[int, Metrics]) -> dict[str, float]:
     """Return by figure the largest growth between runs, per doubling of their size.
 
     CPU times too short to be told are left out, and so are wall time, which others share, and `_UNJUDGED`.
@@ -205,7 +205,7 @@ def worst(runs: dict[int, Figures]) -> dict[str, float]:
     return found
 
 
-def show(title: str, runs: dict[int, Figures], growth: dict[str, float], limit: float, console: Console) -> None:
+def show(title: str, runs: dict[int, Metrics], growth: dict[str, float], limit: float, console: Console) -> None:
     """Print a column for each size."""
     table = Table("", *(f"{size:,}" for size in runs), "per doubling", title=title, title_justify="left")
     for name in next(iter(runs.values())):
@@ -218,7 +218,7 @@ def show(title: str, runs: dict[int, Figures], growth: dict[str, float], limit: 
 
 def run(options: Linear, console: Console) -> int:
     """Measure, print, and return exit status 0 only if nothing grows faster than `limit` per doubling."""
-    results: dict[str, dict[int, Figures]] = {"driver": {}, "snapshot": {}}
+    results: dict[str, dict[int, Metrics]] = {"driver": {}, "snapshot": {}}
     with cluster():
         with tempfile.TemporaryDirectory() as folder:
             # Workers start, and import, before anything is measured.
@@ -231,7 +231,7 @@ def run(options: Linear, console: Console) -> int:
         for _ in range(options.rounds):
             with tempfile.TemporaryDirectory() as folder:
                 found.append(snapshot(Path(folder), commits, options.writers, options.frames))
-        results["snapshot"][commits] = Figures({name: min(one[name] for one in found) for name in found[0]})
+        results["snapshot"][commits] = Metrics({name: min(one[name] for one in found) for name in found[0]})
     status = 0
     for title, runs in results.items():
         growth = worst(runs)

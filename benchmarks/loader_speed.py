@@ -1,16 +1,16 @@
-"""How fast is the loader, with points and labels joined, beside doing nothing but decoding the same pictures?
+"""How fast is the loader, with points and labels joined, beside doing nothing but decoding the same images?
 
     python -m benchmarks.loader_speed
 
-Four sets of pictures: all five cameras of full-size frames, FRONT alone, all five resized to 384 x 256, and the
-384 x 256 pictures of simulated drives. Contenders on each, in turns, several rounds:
+Four sets of images: all five cameras of full-size frames, FRONT alone, all five resized to 384 x 256, and the
+384 x 256 images of simulated drives. Contenders on each, in turns, several rounds:
 
 - bare: `decode_jpeg` of bytes that are in memory already (and an antialiased resize, where all resize)
 - lake: `SampleStream.loader`, with labels, points and projections joined; and with labels alone
-- mosaicml-streaming and webdataset: the same pictures and arrays, written in their formats, shuffled by their means
+- mosaicml-streaming and webdataset: the same images and arrays, written in their formats, shuffled by their means
 
 each in this process and in DataLoaders with workers; bare and lake also with several decoding threads in this
-process. The page cache is warm. A rate is pictures per second over whole epochs, start and end included; its ratio
+process. The page cache is warm. A rate is images per second over whole epochs, start and end included; its ratio
 is taken to the bare rate of the same round and the same threads, the medians are shown. CPU time counts all threads
 and workers: a busy machine hardly changes it.
 The command fails where the five cameras' ratio is below `required`.
@@ -69,7 +69,7 @@ class LoaderSpeed:
     streams: chunks that the loader mixes at a time: a multiple of batch x workers, or chunks are read twice; no more,
         as the lake here is small, and all of it would be start-up
     threads: decoding threads, where they are compared
-    images: at least so many pictures are read in a run, in as many epochs as that takes
+    images: at least so many images are read in a run, in as many epochs as that takes
     peers: folder that benchmarks/peers.txt is installed in
     """
 
@@ -89,7 +89,7 @@ class LoaderSpeed:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A way to read a set's pictures, and what they take on disk in it (None where that is no comparison).
+    """A way to read a set's images, and what they take on disk in it (None where that is no comparison).
 
     threaded: it has threads of its own: runs in this process alone, and is compared with bare decoding in threads
     """
@@ -102,7 +102,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A contender's figures over all rounds; `ratio` is the median over rounds, to bare decoding."""
+    """A contender's metrics over all rounds; `ratio` is the median over rounds, to bare decoding."""
 
     set: str
     contender: str
@@ -126,8 +126,8 @@ def build_lake(url: str, sources: list[str], config: BuildConfig) -> Lake:
     return open_lake(url)
 
 
-class Pictures(Dataset[torch.Tensor]):
-    """Compressed pictures in memory, decoded one by one: the least that any loader has to do."""
+class Images(Dataset[torch.Tensor]):
+    """Compressed images in memory, decoded one by one: the least that any loader has to do."""
 
     def __init__(self, jpegs: list[bytes], size: tuple[int, int] | None) -> None:
         self._jpegs = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs]
@@ -137,13 +137,13 @@ class Pictures(Dataset[torch.Tensor]):
         return len(self._jpegs)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        picture = decode_jpeg(self._jpegs[index], ImageReadMode.RGB)
+        image = decode_jpeg(self._jpegs[index], ImageReadMode.RGB)
         if self._size is None:
-            return picture
-        return resize(picture, [self._size[1], self._size[0]], antialias=True)
+            return image
+        return resize(image, [self._size[1], self._size[0]], antialias=True)
 
     def threaded(self, threads: int, workers: int, epochs: int) -> Iterator[list[torch.Tensor]]:
-        """Yield the pictures in order, decoded by threads of this process (`workers` is 0)."""
+        """Yield the images in order, decoded by threads of this process (`workers` is 0)."""
         assert workers == 0
         with ThreadPoolExecutor(threads) as pool:
             for _ in range(epochs):
@@ -151,7 +151,7 @@ class Pictures(Dataset[torch.Tensor]):
                     yield list(pool.map(self.__getitem__, range(start, min(start + _BATCH, len(self)))))
 
     def batches(self, workers: int, epochs: int) -> Iterator[list[torch.Tensor]]:
-        """Yield the pictures in order, by the loop that has the least to do."""
+        """Yield the images in order, by the loop that has the least to do."""
         if workers == 0:
             for _ in range(epochs):
                 for start in range(0, len(self), _BATCH):
@@ -173,7 +173,7 @@ def lake_batches(lake: Lake, config: LoaderConfig, workers: int, epochs: int) ->
 
 
 def order(lake: Lake, config: LoaderConfig) -> list[SampleKey]:
-    """Return the pictures of the loader's first epoch, in its order."""
+    """Return the images of the loader's first epoch, in its order."""
     return [sample.key for sample in SampleStream(lake, config)]
 
 
@@ -194,15 +194,15 @@ def contenders(options: LoaderSpeed, name: str, lake: Lake, folder: Path) -> Ite
     config = loader_config(options.streams, cameras, size)
     jpegs = read_jpegs(lake, cameras)
     keys = order(lake, config)
-    pictures = Pictures([jpegs[key] for key in keys], size)
-    yield Contender("bare", pictures.batches, statistics.fmean(len(jpegs[key]) for key in keys))
+    images = Images([jpegs[key] for key in keys], size)
+    yield Contender("bare", images.batches, statistics.fmean(len(jpegs[key]) for key in keys))
     stored = sum(file.bytes for commit in lake.commits for file in commit.files.values())
-    # The lake of full-size frames keeps all five cameras' pictures, whatever is read of it.
+    # The lake of full-size frames keeps all five cameras' images, whatever is read of it.
     per_sample = None if name == "front" else stored / len(jpegs)
     yield Contender("lake", partial(lake_batches, lake, config), per_sample)
     yield Contender("lake, labels alone", partial(lake_batches, lake, replace(config, points=False)), None)
     in_threads = replace(config, threads=options.threads)
-    yield Contender(_BARE_THREADED, partial(pictures.threaded, options.threads), None, threaded=True)
+    yield Contender(_BARE_THREADED, partial(images.threaded, options.threads), None, threaded=True)
     yield Contender("lake, threads", partial(lake_batches, lake, in_threads), per_sample, threaded=True)
     if name == "resized":
         return
@@ -224,15 +224,15 @@ def contenders(options: LoaderSpeed, name: str, lake: Lake, folder: Path) -> Ite
 
 
 def measure(batches: Batches, workers: int, epochs: int) -> tuple[float, float]:
-    """Return (pictures per second, CPU seconds per picture) of a run, from its first call to its last worker's end."""
+    """Return (images per second, CPU seconds per image) of a run, from its first call to its last worker's end."""
     start, cpu = time.perf_counter(), _cpu_s()
     count = sum(len(batch) for batch in batches(workers, epochs))
     return count / (time.perf_counter() - start), (_cpu_s() - cpu) / count
 
 
-def compare(options: LoaderSpeed, name: str, ways: list[Contender], pictures: int) -> list[Result]:
+def compare(options: LoaderSpeed, name: str, ways: list[Contender], images: int) -> list[Result]:
     """Measure all contenders of a set in turns."""
-    epochs = max(1, -(-options.images // pictures))
+    epochs = max(1, -(-options.images // images))
     results = []
     for workers in options.workers:
         running = [way for way in ways if workers == 0 or not way.threaded]
@@ -300,8 +300,8 @@ def run(options: LoaderSpeed, folder: Path) -> tuple[list[Result], list[str]]:
             missing += [line for line in found if isinstance(line, str) and line not in missing]
             ways = [way for way in found if isinstance(way, Contender)]
             cameras = 5 if name in ("five", "resized") else 1
-            pictures = sum(commit.frames for commit in lakes[kind].commits) * cameras
-            results += compare(options, name, ways, pictures)
+            images = sum(commit.frames for commit in lakes[kind].commits) * cameras
+            results += compare(options, name, ways, images)
     return results, missing
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.mutations --count 1000 --seed 0
 
 Each file has ten records, some of them mutated: in their framing (bits, bytes and stretches of the file) or in
-their content (fields, compressed matrices, pictures, with the checksums made right again). After its build every
+their content (fields, compressed matrices, images, with the checksums made right again). After its build every
 intact frame must be in the lake, whole; every mutated record must be in the lake, with or without part faults, or
 accounted for in the quarantine of its segment, or in the reason for which its file was refused.
 """
@@ -243,8 +243,8 @@ def _bomb(random_: random.Random, compressed: bytes) -> bytes:
     return zlib.compress(declared + bytes(40 << 20), 1)
 
 
-def _on_picture(change: Callable[[random.Random, bytes], bytes]) -> _Mutate:
-    """Return a mutation that changes one picture."""
+def _on_image(change: Callable[[random.Random, bytes], bytes]) -> _Mutate:
+    """Return a mutation that changes one image."""
 
     def spoil(random_: random.Random, frame: Any) -> None:
         image = random_.choice(frame.images)
@@ -293,8 +293,8 @@ _CONTENT: dict[str, _Mutate] = {
     "text spoiled": _spoil_text,
     "hostile name": _parsed(_rename),
     "record twice": _same_time,
-    "JPEG header flipped": _on_picture(lambda r, data: _flip_bits(data, r, 0, min(200, len(data)))),
-    "JPEG cut off": _on_picture(lambda r, data: data[: r.randrange(len(data))]),
+    "JPEG header flipped": _on_image(lambda r, data: _flip_bits(data, r, 0, min(200, len(data)))),
+    "JPEG cut off": _on_image(lambda r, data: data[: r.randrange(len(data))]),
 }
 _MUTATIONS = _FRAMING | _CONTENT | _MATRIX
 # These can never pass unnoticed: a checksum, a size, or the number of records tells.

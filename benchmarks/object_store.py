@@ -10,7 +10,7 @@ rounds:
 - the default number of reads in flight
 - the same with an empty local cache, and once more with what is then in it
 
-A rate is pictures per second over an epoch, with points and labels joined, start included; its ratio is taken to the
+A rate is images per second over an epoch, with points and labels joined, start included; its ratio is taken to the
 disk's rate of the same round, the medians are shown. CPU time is of this process alone: the client's own work for a
 request is in it, the store's is not. The command fails where the default's ratio at the longest latency is below
 `required` times that at the shortest.

@@ -6,7 +6,7 @@ Run by an interpreter of its own, which has TensorFlow and the whole official pa
     python benchmarks/official_decoder.py FILE
 
 Prints the milliseconds per frame on one thread, the best of the frames, as JSON. It does less than a build: it
-writes nothing, and takes no labels, depths or pictures out.
+writes nothing, and takes no labels, depths or images out.
 """
 
 import json

@@ -16,7 +16,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from benchmarks.samples import SHAPES, Record, tensors
 
-# MDS cannot hold an array without elements, which a picture without labels or points has: these travel as bytes.
+# MDS cannot hold an array without elements, which an image without labels or points has: these travel as bytes.
 _ARRAYS = ("points", "laser")
 
 

@@ -1,9 +1,9 @@
-"""Does the student fit real pictures? One Waymo segment, trained on its first 100 frames, examined on its last 20.
+"""Does the student fit real images? One Waymo segment, trained on its first 100 frames, examined on its last 20.
 
     python -m benchmarks.real_segment
 
-The 130 real front pictures have labels and no lidar, so no teacher takes part and no depth is learned. One segment
-proves that real pixels and real labels can be learned from and recognised one second later; it says nothing of other
+The 130 real front images have labels and no lidar, so no teacher takes part and no depth is learned. One segment
+proves that real pixels and real labels can be learned from and recognized one second later; it says nothing of other
 streets: the last frames show the cars, the light and the road of the first.
 """
 
@@ -23,11 +23,11 @@ from datalake.plan import index_source, plan_segments
 from datalake.store import Store
 from datalake.waymo.protos import dataset_pb2
 from datalake.waymo.tfrecord import RecordFile, Slot, write_records
-from pipelines.curriculum import Frames
-from pipelines.settings import Train
+from pipelines.data import Frames
 from pipelines.train import run as run_training
+from pipelines.train_config import TrainConfig
 from student.checkpoint import read_student
-from student.examination import examine
+from student.evaluation.run import evaluate_student
 from training.loop import LoopConfig
 
 _DATA = Path(__file__).resolve().parents[2] / "shared/data"
@@ -41,7 +41,7 @@ class Options:
 
     # The real segment.
     source: Path = _DATA / "waymo_front_segment.tfrecord"
-    # Where lake, student and figures go.
+    # Where lake, student and metrics go.
     output: Path = Path("out/bench/real_segment")
     steps: int = 500
     seeds: tuple[int, ...] = (0,)
@@ -71,24 +71,24 @@ def build(source: Path, folder: Path) -> str:
 
 
 def run(options: Options, console: Console) -> int:
-    """Train and examine each seed, print the figures, and return the exit status 0."""
+    """Train and examine each seed, print the metrics, and return the exit status 0."""
     options.output.mkdir(parents=True, exist_ok=True)
     url = build(options.source, options.output)
-    figures = {}
+    metrics = {}
     for seed in options.seeds:
         out = str((options.output / f"student-{seed}").absolute())
         # At 384 pixels half of the real boxes are smaller than any anchor can be on a grid of 4 pixels.
-        config = Train(lake=url, out=out, seed=seed, min_anchor_recall=0.2, loop=LoopConfig(steps=options.steps))
+        config = TrainConfig(lake=url, out=out, seed=seed, min_anchor_recall=0.2, loop=LoopConfig(steps=options.steps))
         run_training(config, console)
         student, _ = read_student(out)
         for split in _PARTS:
             frames = Frames(lake=open_lake(url), split=split, cameras=("FRONT",), image_size=(384, 256), points=False)
-            found = examine(student, frames.stream(5, shuffle=False).loader(), None)
-            figures[f"{split}-{seed}"] = found.figures
-            shown = ", ".join(f"{name} {found.figures[name]:.3f}" for name in _SHOWN if name in found.figures)
+            found = evaluate_student(student, frames.stream(5, shuffle=False).loader(), None)
+            metrics[f"{split}-{seed}"] = found.metrics
+            shown = ", ".join(f"{name} {found.metrics[name]:.3f}" for name in _SHOWN if name in found.metrics)
             console.print(f"{split}, seed {seed}: {shown}", soft_wrap=True, highlight=False)
     settings = {name: str(value) for name, value in asdict(options).items()}
-    (options.output / "figures.json").write_text(json.dumps({"options": settings, "figures": figures}, indent=1))
+    (options.output / "metrics.json").write_text(json.dumps({"options": settings, "metrics": metrics}, indent=1))
     return 0
 
 

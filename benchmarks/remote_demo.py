@@ -4,7 +4,7 @@
 
 Runs the demo, at a reduced size, on this machine's disk, and once more with everything in a bucket behind
 `benchmarks.faulty_store`: 1 % of the requests end in a fault, connections that drop included, and each waits 100 ms.
-Lake, student and figures have to be the same, up to what the clock says. Ends with 1 where they are
+Lake, student and metrics have to be the same, up to what the clock says. Ends with 1 where they are
 not.
 """
 
@@ -45,7 +45,7 @@ class Options:
     latency_ms: float = 100.0
     # An S3 endpoint that is there already, with credentials from the environment; by default one of our own (moto).
     endpoint: str | None = None
-    # Demos, logs and figures go here.
+    # Demos, logs and metrics go here.
     output: Path = Path("out/bench/remote_demo")
 
 
@@ -77,7 +77,7 @@ def contents(lake: Lake) -> dict[tuple[str, str], str]:
     return {(commit.segment, table): file.sha256 for commit in lake.commits for table, file in commit.files.items()}
 
 
-def differences(local: str, remote: str, figures: tuple[bytes, bytes]) -> list[str]:
+def differences(local: str, remote: str, metrics: tuple[bytes, bytes]) -> list[str]:
     """Return how two demos differ."""
     problems = []
     if contents(open_lake(f"{local}/lake")) != contents(open_lake(f"{remote}/lake")):
@@ -85,7 +85,7 @@ def differences(local: str, remote: str, figures: tuple[bytes, bytes]) -> list[s
     one, other = (read_student(f"{place}/student")[0].state_dict() for place in (local, remote))
     if differing := [name for name, value in one.items() if not bool((value == other[name]).all())]:
         problems.append(f"{len(differing)} of {len(one)} of the students' tensors differ, e.g. {differing[0]}")
-    here, there = (json.loads(content)["figures"] for content in figures)
+    here, there = (json.loads(content)["metrics"] for content in metrics)
     problems += [
         f"{name} is {there.get(name)}, on the disk {value}"
         for name, value in here.items()
@@ -110,8 +110,8 @@ def run(options: Options, console: Console) -> int:
         remote = f"s3://{_BUCKET}/{fresh.name}"
         seconds["store"] = run_demo(fresh / "remote", out / "remote.log", "--store", remote)
         requests, store.faults = list(store.log), Faults()
-        figures = (fresh / "local/metrics.json").read_bytes(), s3fs.S3FileSystem().cat_file(f"{remote}/metrics.json")
-        problems = differences(str(fresh / "local"), remote, figures)
+        metrics = (fresh / "local/metrics.json").read_bytes(), s3fs.S3FileSystem().cat_file(f"{remote}/metrics.json")
+        problems = differences(str(fresh / "local"), remote, metrics)
     faults = Counter(request.fault for request in requests if request.fault)
     told = ", ".join(f"{count} {kind}" for kind, count in faults.most_common())
     console.print(
@@ -122,7 +122,7 @@ def run(options: Options, console: Console) -> int:
     )
     for problem in problems:
         console.print(problem, soft_wrap=True, highlight=False, markup=False)
-    console.print("the same lake, student and figures" if not problems else "not the same", highlight=False)
+    console.print("the same lake, student and metrics" if not problems else "not the same", highlight=False)
     settings = {name: str(value) for name, value in asdict(options).items()}
     values = {
         "options": settings,
@@ -131,7 +131,7 @@ def run(options: Options, console: Console) -> int:
         "faults": faults,
         "problems": problems,
     }
-    (out / "figures.json").write_text(json.dumps(values, indent=1))
+    (out / "metrics.json").write_text(json.dumps(values, indent=1))
     return 1 if problems or not faults else 0
 
 

@@ -15,7 +15,7 @@ from datalake.lake import Lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import SampleKey
 
-# Name, type and shape of everything that belongs to a picture, as in `datalake.sample`.
+# Name, type and shape of everything that belongs to an image, as in `datalake.sample`.
 SHAPES: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "boxes": (np.float32, (-1, 4)),
     "classes": (np.int64, (-1,)),
@@ -30,14 +30,14 @@ SHAPES: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One picture, still compressed, and its arrays by their names in `SHAPES`."""
+    """One image, still compressed, and its arrays by their names in `SHAPES`."""
 
     jpeg: bytes
     arrays: dict[str, NDArray[Any]]
 
 
 def read_jpegs(lake: Lake, cameras: tuple[str, ...]) -> dict[SampleKey, bytes]:
-    """Return the compressed pictures of `cameras`, each with memory of its own."""
+    """Return the compressed images of `cameras`, each with memory of its own."""
     jpegs = {}
     for commit in lake.commits:
         table = pq.read_table(
@@ -52,7 +52,7 @@ def read_jpegs(lake: Lake, cameras: tuple[str, ...]) -> dict[SampleKey, bytes]:
 
 
 def records(lake: Lake, cameras: tuple[str, ...], jpegs: dict[SampleKey, bytes]) -> Iterator[Record]:
-    """Yield every picture with its arrays, in the lake's order."""
+    """Yield every image with its arrays, in the lake's order."""
     config = LoaderConfig(cameras=cameras, shuffle=False, streams=1)
     for sample in SampleStream(lake, config):
         objects, lidar = sample.objects, sample.lidar

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale
 
-Measures what one frame, segment, picture and step cost here (`benchmarks.unit_costs`), and works out from that and from
+Measures what one frame, segment, image and step cost here (`benchmarks.unit_costs`), and works out from that and from
 the assumptions in `Assumed` what building on 1, 16 and 256 cores and training on 1, 8 and 64 GPUs takes. Writes
 `benchmarks/scale.md`, which says of every number whether it was measured or assumed.
 """
@@ -54,23 +54,23 @@ class Assumed:
 
     segments: int = field(default=1150, metadata={"unit": "segments in the set"})
     frames: int = field(default=198_000, metadata={"unit": "frames in the set"})
-    cameras: int = field(default=5, metadata={"unit": "pictures a frame"})
+    cameras: int = field(default=5, metadata={"unit": "images a frame"})
     cores_per_node: int = field(default=16, metadata={"unit": "cores a node of a build, each as fast as one here"})
     network: float = field(default=1.25e9, metadata={"unit": "bytes/s a node, in each direction: 10 Gbit/s"})
     stream: float = field(default=80e6, metadata={"unit": "bytes/s of one connection to the store"})
     latency_s: float = field(default=0.03, metadata={"unit": "s until a request's answer begins"})
     store: float = field(default=12.5e9, metadata={"unit": "bytes/s of the whole store, in each direction"})
     store_requests: float = field(default=5000.0, metadata={"unit": "reads/s of the whole store"})
-    gpu_pictures_per_s: float = field(
-        default=13.3, metadata={"unit": "pictures/s a GPU, teachers included: the paper's 48,000 an hour; not measured"}
+    gpu_images_per_s: float = field(
+        default=13.3, metadata={"unit": "images/s a GPU, teachers included: the paper's 48,000 an hour; not measured"}
     )
-    fast_gpu_pictures_per_s: float = field(
-        default=200.0, metadata={"unit": "pictures/s a GPU, of a present GPU and the smaller student: a guess"}
+    fast_gpu_images_per_s: float = field(
+        default=200.0, metadata={"unit": "images/s a GPU, of a present GPU and the smaller student: a guess"}
     )
     gpus_per_node: int = field(default=8, metadata={"unit": "GPUs a node of a training"})
     cores_per_gpu: int = field(default=8, metadata={"unit": "cores beside a GPU, each as fast as one here"})
-    batch_per_gpu: int = field(default=8, metadata={"unit": "pictures a GPU and step"})
-    epochs: int = field(default=12, metadata={"unit": "epochs over all pictures"})
+    batch_per_gpu: int = field(default=8, metadata={"unit": "images a GPU and step"})
+    epochs: int = field(default=12, metadata={"unit": "epochs over all images"})
     core_hour: float = field(default=0.04, metadata={"unit": "$ a core-hour"})
     gpu_hour: float = field(default=2.5, metadata={"unit": "$ a GPU-hour, its cores included"})
     gb_month: float = field(default=0.023, metadata={"unit": "$ a GB-month"})
@@ -119,8 +119,8 @@ def waves(segments: int, cores: int) -> int:
     return math.ceil(segments / cores)
 
 
-def chunk_readers(streams: int, batch: int, processes: int, pictures: int) -> float:
-    """Return by how many processes a chunk of `pictures` pictures is read, on average over an epoch.
+def chunk_readers(streams: int, batch: int, processes: int, images: int) -> float:
+    """Return by how many processes a chunk of `images` images is read, on average over an epoch.
 
     Position p of an epoch is of stream p % streams, and goes to process (p % batch) // (batch / processes).
     """
@@ -128,7 +128,7 @@ def chunk_readers(streams: int, batch: int, processes: int, pictures: int) -> fl
     counts = []
     # After so many positions everything repeats.
     for first in range(math.lcm(streams, batch)):
-        places = (first + number * streams for number in range(pictures))
+        places = (first + number * streams for number in range(images))
         counts.append(len({place % batch // share for place in places}))
     return sum(counts) / len(counts)
 
@@ -177,29 +177,29 @@ def build_estimate(unit: UnitCosts, assumed: Assumed, cores: int) -> Estimate:
     return estimate
 
 
-def training_estimate(unit: UnitCosts, assumed: Assumed, gpus: int, pictures_per_s: float, streams: int) -> Estimate:
-    """Return what training on all pictures takes, on so many GPUs at an assumed rate each.
+def training_estimate(unit: UnitCosts, assumed: Assumed, gpus: int, images_per_s: float, streams: int) -> Estimate:
+    """Return what training on all images takes, on so many GPUs at an assumed rate each.
 
     streams: the loader's; see `chunk_readers`
     """
     nodes = math.ceil(gpus / assumed.gpus_per_node)
     batch = gpus * assumed.batch_per_gpu
-    pictures = assumed.frames * assumed.cameras * assumed.epochs
+    images = assumed.frames * assumed.cameras * assumed.epochs
     readers = chunk_readers(streams, batch, gpus, 2 * assumed.cameras)
-    bytes_in, reads = pictures * unit.picture_bytes * readers, pictures * unit.picture_requests * readers
+    bytes_in, reads = images * unit.image_bytes * readers, images * unit.image_requests * readers
     # Around a ring, each node sends and gets its gradients twice, less one part.
-    reduced = 2 * unit.student_weights * _WEIGHT_BYTES * (nodes - 1) / nodes * pictures / batch
+    reduced = 2 * unit.student_weights * _WEIGHT_BYTES * (nodes - 1) / nodes * images / batch
     limits = {
-        "GPUs": pictures / (gpus * pictures_per_s),
-        "cores of the loaders": pictures * unit.picture_load_s / (gpus * assumed.cores_per_gpu),
+        "GPUs": images / (gpus * images_per_s),
+        "cores of the loaders": images * unit.image_load_s / (gpus * assumed.cores_per_gpu),
         "network of the nodes": (bytes_in / nodes + reduced) / assumed.network,
         "the whole store": bytes_in / assumed.store,
         "requests of the store": reads / assumed.store_requests,
     }
-    processes = math.ceil(pictures_per_s * unit.picture_load_s)
+    processes = math.ceil(images_per_s * unit.image_load_s)
     # A process holds the chunks of its own streams; those that are asked for ahead are still compressed.
     held = math.ceil(max(streams / gpus, assumed.batch_per_gpu)) * unit.chunk_bytes
-    ahead = 16 * unit.picture_bytes * 2 * assumed.cameras
+    ahead = 16 * unit.image_bytes * 2 * assumed.cameras
     estimate = Estimate(
         size=f"{gpus} GPU{'s' * (gpus > 1)}",
         limits=limits,
@@ -244,18 +244,18 @@ def markdown(unit: UnitCosts, assumed: Assumed, options: Scale, machine: str) ->
     builds = [build_estimate(unit, assumed, cores) for cores in options.cores]
     slow, fast = (
         [training_estimate(unit, assumed, gpus, rate, options.streams) for gpus in options.gpus]
-        for rate in (assumed.gpu_pictures_per_s, assumed.fast_gpu_pictures_per_s)
+        for rate in (assumed.gpu_images_per_s, assumed.fast_gpu_images_per_s)
     )
     matched = [
-        training_estimate(unit, assumed, gpus, assumed.fast_gpu_pictures_per_s, gpus * assumed.batch_per_gpu)
+        training_estimate(unit, assumed, gpus, assumed.fast_gpu_images_per_s, gpus * assumed.batch_per_gpu)
         for gpus in options.gpus
     ]
     readers = [
         chunk_readers(options.streams, gpus * assumed.batch_per_gpu, gpus, 2 * assumed.cameras) for gpus in options.gpus
     ]
     busiest, average = waves(assumed.segments, options.cores[-1]), assumed.segments / options.cores[-1]
-    teachers = assumed.frames * (unit.frame_lidar_s + assumed.cameras * unit.picture_mask_s)
-    student = assumed.frames * assumed.cameras * unit.picture_student_s
+    teachers = assumed.frames * (unit.frame_lidar_s + assumed.cameras * unit.image_mask_s)
+    student = assumed.frames * assumed.cameras * unit.image_student_s
     cpu_dollars = (teachers + student) / _HOUR_S * assumed.core_hour
     return "\n".join(
         [
@@ -267,7 +267,7 @@ def markdown(unit: UnitCosts, assumed: Assumed, options: Scale, machine: str) ->
             "",
             "## Measured here, one thread",
             "",
-            f"One segment of {options.frames} full-size frames (201k points, five pictures), tiny ones for the driver,",
+            f"One segment of {options.frames} full-size frames (201k points, five images), tiny ones for the driver,",
             "commits as long as real ones. Seconds are CPU seconds of one thread.",
             "",
             *_table(["what", "measured"], _measured(unit)),
@@ -290,12 +290,12 @@ def markdown(unit: UnitCosts, assumed: Assumed, options: Scale, machine: str) ->
             "",
             "## Training",
             "",
-            f"{assumed.epochs} epochs over {assumed.frames * assumed.cameras:,} pictures with points, no local cache.",
-            f"First at the paper's rate of {assumed.gpu_pictures_per_s:g} pictures/s a GPU, an **assumption**:",
+            f"{assumed.epochs} epochs over {assumed.frames * assumed.cameras:,} images with points, no local cache.",
+            f"First at the paper's rate of {assumed.gpu_images_per_s:g} images/s a GPU, an **assumption**:",
             "",
             *_comparison(slow),
             "",
-            f"Then at {assumed.fast_gpu_pictures_per_s:g} pictures/s a GPU, a **guess**:",
+            f"Then at {assumed.fast_gpu_images_per_s:g} images/s a GPU, a **guess**:",
             "",
             *_comparison(fast),
             "",
@@ -304,20 +304,20 @@ def markdown(unit: UnitCosts, assumed: Assumed, options: Scale, machine: str) ->
             *_table(
                 ["", *(estimate.size for estimate in slow)],
                 [
-                    [f"{rate:g} pictures/s, {name}", *(_told(*headroom(estimate)) for estimate in estimates)]
+                    [f"{rate:g} images/s, {name}", *(_told(*headroom(estimate)) for estimate in estimates)]
                     for rate, name, estimates in (
-                        (assumed.gpu_pictures_per_s, f"{options.streams} streams", slow),
-                        (assumed.fast_gpu_pictures_per_s, f"{options.streams} streams", fast),
-                        (assumed.fast_gpu_pictures_per_s, "as many streams as pictures in a batch", matched),
+                        (assumed.gpu_images_per_s, f"{options.streams} streams", slow),
+                        (assumed.fast_gpu_images_per_s, f"{options.streams} streams", fast),
+                        (assumed.fast_gpu_images_per_s, "as many streams as images in a batch", matched),
                     )
                 ],
             ),
             "",
             f"With the loader's default of {options.streams} streams a chunk is read by"
             f" {', '.join(f'{value:.1f}' for value in readers)} processes on {_words(options.gpus)} GPUs with"
-            f" {assumed.batch_per_gpu} pictures each; the bytes and requests above have it in them. With `streams` a"
+            f" {assumed.batch_per_gpu} images each; the bytes and requests above have it in them. With `streams` a"
             " multiple of the global batch it is read by one;"
-            f" at {assumed.fast_gpu_pictures_per_s:g} pictures/s that makes "
+            f" at {assumed.fast_gpu_images_per_s:g} images/s that makes "
             + ", ".join(f"{_duration(estimate.seconds)} on {estimate.size}" for estimate in matched)
             + ". What is read more than once costs the loaders' cores more than stands above.",
             "",
@@ -347,12 +347,12 @@ def _measured(unit: UnitCosts) -> list[list[str]]:
         ("segment: its part of publishing a snapshot", f"{unit.segment_publish_s * 1e3:.3f} ms"),
         ("segment: its part of opening one", f"{unit.segment_open_s * 1e3:.3f} ms"),
         ("worker of a build: peak memory", f"{unit.build_peak_bytes / _MB:,.0f} MB"),
-        ("picture: load, over HTTP, to 384 x 256, with points", f"{unit.picture_load_s * 1e3:.1f} ms"),
-        ("picture: bytes and requests", f"{unit.picture_bytes / _MB:.2f} MB, {unit.picture_requests:.2f} requests"),
-        ("chunk of ten pictures: in memory", f"{unit.chunk_bytes / _MB:.1f} MB"),
-        ("picture: student's step, two branches, float32", f"{unit.picture_student_s * 1e3:.0f} ms"),
+        ("image: load, over HTTP, to 384 x 256, with points", f"{unit.image_load_s * 1e3:.1f} ms"),
+        ("image: bytes and requests", f"{unit.image_bytes / _MB:.2f} MB, {unit.image_requests:.2f} requests"),
+        ("chunk of ten images: in memory", f"{unit.chunk_bytes / _MB:.1f} MB"),
+        ("image: student's step, two branches, float32", f"{unit.image_student_s * 1e3:.0f} ms"),
         ("student: weights", f"{unit.student_weights / 1e6:.2f} M"),
-        ("picture: default mask teacher", f"{unit.picture_mask_s * 1e3:.0f} ms"),
+        ("image: default mask teacher", f"{unit.image_mask_s * 1e3:.0f} ms"),
         ("frame: default lidar teacher, 179k points", f"{unit.frame_lidar_s * 1e3:,.0f} ms"),
     ]
     return [list(row) for row in rows]

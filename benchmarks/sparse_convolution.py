@@ -38,7 +38,7 @@ from teachers.sparse.window import Window
 from teachers.spvnas.network import SPVCNN
 from teachers.spvnas.scan import Scan
 from teachers.spvnas.teacher import read_net_config
-from teachers.spvnas.voxels import voxelise_scans
+from teachers.spvnas.voxels import voxelize_scans
 
 _DATA = Path(__file__).resolve().parents[2] / "shared/data"
 _CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ class Options:
 
     scan: a .bin of SemanticKITTI
     net_config: a public net.config of SPVNAS
-    output: where the figures go, as JSON
+    output: where the metrics go, as JSON
     repeats: runs of which the fastest counts; each is preceded by one that does not
     layers: whether the layers are measured one by one
     """
@@ -97,7 +97,7 @@ def build(options: Options, backend: BackendName) -> tuple[SPVCNN, tuple[Tensor,
     torch.manual_seed(0)
     config = read_net_config(str(options.net_config))
     network = SPVCNN(config, backend).eval()
-    voxels = voxelise_scans([Scan.from_semantickitti(options.scan)], config.voxel_m, _CPU)
+    voxels = voxelize_scans([Scan.from_semantickitti(options.scan)], config.voxel_m, _CPU)
     return network, (voxels.features, voxels.positions, voxels.batch)
 
 
@@ -118,11 +118,11 @@ def peak_mib() -> float:
 
 @torch.no_grad()
 def measure_network(options: Options, backend: BackendName) -> tuple[NetworkFigures, Tensor]:
-    """Return the figures of one library and the logits; to be called in a process of its own, for the memory's sake."""
+    """Return the metrics of one library and the logits; to be called in a process of its own, for the memory's sake."""
     network, arguments = build(options, backend)
     resident = peak_mib()
     times = seconds(lambda: network(*arguments), options.repeats)
-    figures = NetworkFigures(
+    metrics = NetworkFigures(
         backend=backend,
         first_s=times[0],
         fastest_s=min(times),
@@ -130,17 +130,17 @@ def measure_network(options: Options, backend: BackendName) -> tuple[NetworkFigu
         peak_mib=peak_mib(),
         relative_difference=None,
     )
-    return figures, network(*arguments).logits
+    return metrics, network(*arguments).logits
 
 
 def measure_networks(options: Options, backends: list[BackendName]) -> list[NetworkFigures]:
-    """Return the figures of every library, the first of which is plain."""
+    """Return the metrics of every library, the first of which is plain."""
     results: list[tuple[NetworkFigures, Tensor]] = []
     for backend in backends:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             results.append(process.submit(measure_network, options, backend).result())
     reference = results[0][1]
-    return [replace(figures, relative_difference=difference(logits, reference)) for figures, logits in results]
+    return [replace(metrics, relative_difference=difference(logits, reference)) for metrics, logits in results]
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
@@ -187,7 +187,7 @@ def record_layers(options: Options) -> list[tuple[str, SparseConvolution, Sparse
 
 @torch.no_grad()
 def measure_layers(options: Options, backends: list[BackendName], spconv: Any) -> list[LayerFigures]:
-    """Return the figures of every layer of size 2 and 3, with the input it has in the network."""
+    """Return the metrics of every layer of size 2 and 3, with the input it has in the network."""
     calls = record_layers(options)
     grid = calls[0][2].grid
     peers: dict[str, GridPeer | SpconvPeer] = {
@@ -196,7 +196,7 @@ def measure_layers(options: Options, backends: list[BackendName], spconv: Any) -
     }
     if spconv is not None:
         peers["spconv"] = SpconvPeer(spconv, grid.level)
-    figures: list[LayerFigures] = []
+    metrics: list[LayerFigures] = []
     for name, layer, x in calls:
         milliseconds: dict[str, float] = {}
         outputs: dict[str, Tensor] = {}
@@ -204,7 +204,7 @@ def measure_layers(options: Options, backends: list[BackendName], spconv: Any) -
             compute, order = peer.prepare(x.features, layer.kernel, x.stride, layer.window)
             milliseconds[library] = 1000 * min(seconds(compute, options.repeats))
             outputs[library] = compute()[order]
-        figures.append(
+        metrics.append(
             LayerFigures(
                 name=name,
                 kind=layer.window.kind,
@@ -217,7 +217,7 @@ def measure_layers(options: Options, backends: list[BackendName], spconv: Any) -
                 relative_difference={key: difference(value, outputs["plain"]) for key, value in outputs.items()},
             )
         )
-    return figures
+    return metrics
 
 
 def measure_maps(options: Options) -> float:
@@ -241,8 +241,8 @@ def show(console: Console, networks: list[NetworkFigures], layers: list[LayerFig
         "library", "first s", "fastest s", "MiB before", "MiB peak", "difference to plain", title="whole network"
     )
     for network in networks:
-        figures = (network.first_s, network.fastest_s, network.resident_mib, network.peak_mib)
-        table.add_row(network.backend, *(f"{figure:.2f}" for figure in figures), f"{network.relative_difference:.0e}")
+        metrics = (network.first_s, network.fastest_s, network.resident_mib, network.peak_mib)
+        table.add_row(network.backend, *(f"{figure:.2f}" for figure in metrics), f"{network.relative_difference:.0e}")
     console.print(table)
     if not layers:
         return
@@ -286,8 +286,8 @@ def main(options: Options) -> None:
         "machine": {"cpus": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()},
         "torch": torch.__version__,
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()},
-        "networks": [asdict(figures) for figures in networks],
-        "layers": [asdict(figures) for figures in layers],
+        "networks": [asdict(metrics) for metrics in networks],
+        "layers": [asdict(metrics) for metrics in layers],
         "maps_ms": maps_ms,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)

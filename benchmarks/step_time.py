@@ -2,8 +2,8 @@
 
     python -m benchmarks.step_time
 
-Both get the same pictures, the same number of anchors, proposals and neurons, the same optimiser and precision, and
-take turns step by step, so that a noisy machine is noisy for both. The pictures are a simulated drive's. Ends with 1
+Both get the same images, the same number of anchors, proposals and neurons, the same optimizer and precision, and
+take turns step by step, so that a noisy machine is noisy for both. The images are a simulated drive's. Ends with 1
 where the student's median step takes more than 1.3 times as long.
 """
 
@@ -38,7 +38,7 @@ from student.detector import Student
 from student.distillation.batch import DetectionBatch
 from student.distillation.objective import DetectionObjective, LossWeights
 from student.layers import memory_format
-from student.proposals import anchor_generator
+from student.rpn import anchor_generator
 from student.trunk import ClassroomTrunk
 from training.generators import Chance
 from training.objective import Loss
@@ -46,8 +46,8 @@ from training.precision import uses_bfloat16
 
 _LIMIT = 1.3
 _BRANCHES = (
-    BranchSpec(name="spvcnn", kind="continuous", channels=24),
-    BranchSpec(name="mask_rcnn", kind="classes", channels=4),
+    BranchSpec(name="spvcnn", kind="regression", channels=24),
+    BranchSpec(name="mask_rcnn", kind="classification", channels=4),
 )
 
 
@@ -59,7 +59,7 @@ class Options:
     steps: int = 12
     batch: int = 6
     threads: int = torch.get_num_threads()
-    # Where the figures go, as JSON.
+    # Where the metrics go, as JSON.
     output: Path = Path("out/bench/step_time.json")
 
 
@@ -72,9 +72,9 @@ class PeerBackbone(nn.Module):
         self.smooth = nn.ModuleList(nn.Conv2d(config.width, config.width, 3, padding=1) for _ in range(config.levels))
         self.out_channels = config.width
 
-    def forward(self, pictures: Tensor) -> OrderedDict[str, Tensor]:
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """Return the maps by level."""
-        view = self.trunk(pictures.contiguous(memory_format=memory_format(self._norm, pictures.device)))
+        view = self.trunk(images.contiguous(memory_format=memory_format(self._norm, images.device)))
         maps = zip(self.smooth, (view.fine, *view.coarse), strict=True)
         # torchvision computes boxes in whatever it finds features in.
         return OrderedDict((str(level), smooth(one).float()) for level, (smooth, one) in enumerate(maps))
@@ -99,14 +99,14 @@ def build_peer(config: StudentConfig, image_size: tuple[int, int]) -> FasterRCNN
     )
 
 
-def labelled_pictures(count: int) -> tuple[Tensor, list[Objects]]:
-    """Return pictures uint8 [B, 3, 256, 384] of a simulated drive and their objects."""
-    pictures, objects = [], []
+def labelled_images(count: int) -> tuple[Tensor, list[Objects]]:
+    """Return images uint8 [B, 3, 256, 384] of a simulated drive and their objects."""
+    images, objects = [], []
     types = {1: 1, 2: 2, 4: 4}
     for record in simulate_segment(DriveConfig(), seed=5, index=0, frames=count):
         frame = dataset_pb2.Frame.FromString(record)
         (image,), (labels,) = frame.images, frame.camera_labels
-        pictures.append(pil_to_tensor(Image.open(io.BytesIO(image.image)).convert("RGB")))
+        images.append(pil_to_tensor(Image.open(io.BytesIO(image.image)).convert("RGB")))
         boxes = [
             (b.center_x - b.length / 2, b.center_y - b.width / 2, b.center_x + b.length / 2, b.center_y + b.width / 2)
             for b in (label.box for label in labels.labels)
@@ -114,18 +114,18 @@ def labelled_pictures(count: int) -> tuple[Tensor, list[Objects]]:
         classes = torch.tensor([types[label.type] for label in labels.labels], dtype=torch.int64)
         depths = torch.full((len(boxes),), 30.0)
         objects.append(Objects(torch.tensor(boxes).reshape(-1, 4), classes, depths))
-    return torch.stack(pictures), objects
+    return torch.stack(images), objects
 
 
 def step_of(parameters: list[nn.Parameter], losses: Callable[[int], Tensor]) -> Callable[[int], float]:
     """Return a function that takes a training step and returns the seconds it took."""
-    optimiser = torch.optim.AdamW(parameters, lr=1e-4)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
 
     def step(number: int) -> float:
         started = time.perf_counter()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         losses(number).backward()
-        optimiser.step()
+        optimizer.step()
         return time.perf_counter() - started
 
     return step
@@ -135,18 +135,18 @@ def run(options: Options, console: Console) -> int:
     """Measure, print the table, and return the exit status."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    pictures, objects = labelled_pictures(options.batch)
+    images, objects = labelled_images(options.batch)
     config = StudentConfig(branches=_BRANCHES)
     bfloat16 = uses_bfloat16("auto", torch.device("cpu"))
     objective = DetectionObjective(Student(config), LossWeights(), {})
     objective.train()
-    peer = build_peer(config, (pictures.shape[2], pictures.shape[3])).train()
-    as_floats = [picture.float() / 255 for picture in pictures]
+    peer = build_peer(config, (images.shape[2], images.shape[3])).train()
+    as_floats = [image.float() / 255 for image in images]
     targets = [{"boxes": one.boxes, "labels": one.classes} for one in objects]
 
     def ours(number: int) -> Tensor:
-        chance = Chance(0, number, tuple(range(len(pictures))))
-        batch = DetectionBatch(pictures, objects, {}, chance.generators(), chance)
+        chance = Chance(0, number, tuple(range(len(images))))
+        batch = DetectionBatch(images, objects, {}, chance.generators(), chance)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             losses: dict[str, Loss] = objective(batch, 0.0)
         return torch.stack([loss.weight * loss.value for loss in losses.values()]).sum()
@@ -170,8 +170,8 @@ def run(options: Options, console: Console) -> int:
         )
     console.print(f"student / torchvision: {ratio:.2f} (at most {_LIMIT})")
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    figures = {"options": {**asdict(options), "output": str(options.output)}, "bfloat16": bfloat16}
-    options.output.write_text(json.dumps({**figures, "medians_s": medians, "ratio": ratio}, indent=1))
+    metrics = {"options": {**asdict(options), "output": str(options.output)}, "bfloat16": bfloat16}
+    options.output.write_text(json.dumps({**metrics, "medians_s": medians, "ratio": ratio}, indent=1))
     return 0 if ratio <= _LIMIT else 1
 
 

@@ -52,7 +52,7 @@ def build_tiny(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segment
 def tiny_commit(
     segment: str, sources: tuple[SourceFile, ...], frames: int, config: BuildConfig, writer: str = ""
 ) -> Commit:
-    """Return a commit as large as that of a segment of `frames` frames of five pictures.
+    """Return a commit as large as that of a segment of `frames` frames of five images.
 
     writer: who makes the attempt, where several do
     """
@@ -68,7 +68,7 @@ def tiny_commit(
         frames=frames,
         points=frames * 200_000,
         quarantined=0,
-        # Two frames of five pictures are a chunk.
+        # Two frames of five images are a chunk.
         chunks=("1234512345",) * (frames // 2) + ("12345",) * (frames % 2),
         files={table: DataFile(frames, len(_CONTENT), hashlib.sha256(_CONTENT).hexdigest()) for table in TABLES},
     )

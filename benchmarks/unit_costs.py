@@ -1,4 +1,4 @@
-"""What one of each costs: a full-size frame, a segment, a picture, a step; measured on one thread in a minute.
+"""What one of each costs: a full-size frame, a segment, an image, a step; measured on one thread in a minute.
 
 Seconds are CPU seconds of this process in all of its threads, so that a busy machine counts little. What goes to a
 store goes over HTTP to another process (`benchmarks.object_store`), which counts the requests; TLS is not in it.
@@ -23,7 +23,7 @@ from benchmarks.faulty_store import Faults, Request
 from benchmarks.fullsize import write_fullsize_segment
 from benchmarks.linear import drive, snapshot
 from benchmarks.object_store import RemoteStore, remote_store
-from benchmarks.step_time import labelled_pictures
+from benchmarks.step_time import labelled_images
 from datalake.attempt import begin_attempt
 from datalake.build import ALL_CAMERAS, BuildConfig, build_segment
 from datalake.chunk import SampleOptions
@@ -46,8 +46,8 @@ from teachers.mask_rcnn import build_network
 from teachers.spvnas.network import SPVCNN
 from teachers.spvnas.scan import Scan
 from teachers.spvnas.teacher import LidarTeacher
-from teachers.training.lidar_course import SpvcnnTrainConfig
-from teachers.training.mask_course import MaskRcnnTrainConfig
+from teachers.training.train_mask_rcnn import MaskRcnnTrainConfig
+from teachers.training.train_spvcnn import SpvcnnTrainConfig
 from training.generators import Chance
 
 _LAKE, _SOURCE = "s3://lakes/lake", "s3://lakes/source.tfrecord"
@@ -56,14 +56,14 @@ IMAGE_SIZE = (384, 256)
 # Of the snapshot and the driver: enough that what does not depend on their number is a small part.
 _COMMITS, _TINY_SEGMENTS, _SEGMENT_FRAMES = 1000, 150, 172
 _BRANCHES = (
-    BranchSpec(name="spvcnn", kind="continuous", channels=24),
-    BranchSpec(name="mask_rcnn", kind="classes", channels=4),
+    BranchSpec(name="spvcnn", kind="regression", channels=24),
+    BranchSpec(name="mask_rcnn", kind="classification", channels=4),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitCosts:
-    """Measured. `_s` are CPU seconds; per frame, per segment, or per picture, as the name says.
+    """Measured. `_s` are CPU seconds; per frame, per segment, or per image, as the name says.
 
     frame_reads: requests that read a frame from a remote source: `index` for the plan, `build` for the segment
     segment_reads, segment_writes: all other requests of one segment's index and build; not the parts of uploads
@@ -89,12 +89,12 @@ class UnitCosts:
     segment_publish_s: float
     segment_open_s: float
     build_peak_bytes: float
-    picture_load_s: float
-    picture_bytes: float
-    picture_requests: float
+    image_load_s: float
+    image_bytes: float
+    image_requests: float
     chunk_bytes: float
-    picture_student_s: float
-    picture_mask_s: float
+    image_student_s: float
+    image_mask_s: float
     frame_lidar_s: float
     student_weights: float
 
@@ -149,8 +149,8 @@ def measure(frames: int) -> UnitCosts:
         segment_publish_s=frozen["publish CPU s"] / _COMMITS,
         segment_open_s=frozen["open CPU s"] / _COMMITS,
         build_peak_bytes=peak,
-        picture_student_s=student_s,
-        picture_mask_s=_mask(),
+        image_student_s=student_s,
+        image_mask_s=_mask(),
         frame_lidar_s=_lidar(parsed[0]),
         student_weights=weights,
     )
@@ -205,7 +205,7 @@ def _remote(source: Path, frames: int, remote: RemoteStore) -> dict[str, float]:
         remote.behave(Faults())
         epoch_s.append(cpu_s(lambda: list(SampleStream(lake, config))))
     epoch_log = remote.log()
-    pictures = frames * len(ALL_CAMERAS)
+    images = frames * len(ALL_CAMERAS)
     of_frames = [_payload_reads(log) for log in (index_log, build_log)]
     others = [request for request in index_log + build_log if request.method in ("GET", "HEAD")]
     return {
@@ -214,9 +214,9 @@ def _remote(source: Path, frames: int, remote: RemoteStore) -> dict[str, float]:
         "frame_build_reads": of_frames[1] / frames,
         "segment_reads": float(len(others) - sum(of_frames)),
         "segment_writes": float(len(index_log) + len(build_log) - len(others)),
-        "picture_load_s": min(epoch_s) / pictures,
-        "picture_bytes": sum(request.bytes for request in epoch_log) / pictures,
-        "picture_requests": len(epoch_log) / pictures,
+        "image_load_s": min(epoch_s) / images,
+        "image_bytes": sum(request.bytes for request in epoch_log) / images,
+        "image_requests": len(epoch_log) / images,
         "chunk_bytes": _chunk_bytes(lake),
     }
 
@@ -233,16 +233,16 @@ def _chunk_bytes(lake: Lake) -> float:
 
 
 def _student(batch: int = 6, steps: int = 5) -> tuple[float, float]:
-    """Return the CPU seconds of a training step per picture, without teachers, and the number of weights."""
+    """Return the CPU seconds of a training step per image, without teachers, and the number of weights."""
     torch.manual_seed(0)
-    pictures, objects = labelled_pictures(batch)
+    images, objects = labelled_images(batch)
     objective = DetectionObjective(Student(StudentConfig(branches=_BRANCHES)), LossWeights(), {}).train()
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4)
 
     def step(number: int) -> None:
         chance = Chance(0, number, tuple(range(batch)))
         optimizer.zero_grad(set_to_none=True)
-        losses = objective(DetectionBatch(pictures, objects, {}, chance.generators(), chance), 0.0)
+        losses = objective(DetectionBatch(images, objects, {}, chance.generators(), chance), 0.0)
         torch.stack([loss.weight * loss.value for loss in losses.values()]).sum().backward()
         optimizer.step()
 
@@ -253,12 +253,12 @@ def _student(batch: int = 6, steps: int = 5) -> tuple[float, float]:
 
 @torch.no_grad()
 def _mask() -> float:
-    """Return the CPU seconds of the default mask teacher's network for one picture."""
+    """Return the CPU seconds of the default mask teacher's network for one image."""
     torch.manual_seed(0)
     network = build_network(MaskRcnnTrainConfig().network).eval()
-    pictures, _ = labelled_pictures(1)
-    network([pictures[0].float() / 255])
-    return cpu_s(lambda: network([pictures[0].float() / 255]), rounds=3)
+    images, _ = labelled_images(1)
+    network([images[0].float() / 255])
+    return cpu_s(lambda: network([images[0].float() / 255]), rounds=3)
 
 
 def _lidar(frame: Frame) -> float:

@@ -97,7 +97,7 @@ class Show:
     segment: str | None = None
     # The frame's place in the segment, from 0 on.
     frame: int = 0
-    # The camera whose picture is drawn.
+    # The camera whose image is drawn.
     camera: str = "FRONT"
     # Where the PNG goes: a local path, s3:// or gs://.
     out: str = "frame.png"

@@ -144,9 +144,9 @@ class _Cloud:
 
 
 class Chunk:
-    """The rows of one chunk, in memory; `sample` makes one picture of it into tensors.
+    """The rows of one chunk, in memory; `sample` makes one image of it into tensors.
 
-    All that the pictures share is made here, once, in whatever thread reads the chunk.
+    All that the images share is made here, once, in whatever thread reads the chunk.
     """
 
     def __init__(self, files: SegmentFiles, group: int, options: SampleOptions) -> None:
@@ -190,11 +190,11 @@ class Chunk:
         try:
             if self._options.image_size is None:
                 return decode_jpeg(_tensor(np.frombuffer(buffer, np.uint8)), ImageReadMode.RGB)
-            with Image.open(io.BytesIO(buffer), formats=("JPEG",)) as picture:
-                # The decoder itself halves the picture while it stays larger than needed: fewer pixels to resize.
+            with Image.open(io.BytesIO(buffer), formats=("JPEG",)) as image:
+                # The decoder itself halves the image while it stays larger than needed: fewer pixels to resize.
                 # It rounds the sides up; the original's own end within them is what it returns.
-                drafted = picture.draft("RGB", size)
-                resized = picture.convert("RGB").resize(
+                drafted = image.draft("RGB", size)
+                resized = image.convert("RGB").resize(
                     size, Image.Resampling.BILINEAR, box=None if drafted is None else drafted[1]
                 )
                 return torch.from_numpy(np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)))
@@ -218,7 +218,7 @@ class Chunk:
         if cloud.row is not None:
             moved = cloud.row[seen["point"]]
             seen = {name: values[moved >= 0] for name, values in (seen | {"point": moved}).items()}
-        # A projection names a pixel; its centre is half a pixel further, and that is what scales.
+        # A projection names a pixel; its center is half a pixel further, and that is what scales.
         axes = zip((seen["u"], seen["v"]), scale, strict=True)
         uv = [(pixel + np.float32(0.5)) * np.float32(factor) for pixel, factor in axes]
         return Lidar(
@@ -233,8 +233,8 @@ class Chunk:
     def _panoptic(self, row: int, size: tuple[int, int]) -> Panoptic | None:
         if not self._image["panoptic"][row].is_valid:
             return None
-        with Image.open(io.BytesIO(self._image["panoptic"][row].as_buffer()), formats=("PNG",)) as picture:
-            code = np.array(picture.resize(size, Image.Resampling.NEAREST)).astype(np.int32)
+        with Image.open(io.BytesIO(self._image["panoptic"][row].as_buffer()), formats=("PNG",)) as image:
+            code = np.array(image.resize(size, Image.Resampling.NEAREST)).astype(np.int32)
         divisor = int(self._image["panoptic_divisor"][row])
         return Panoptic(torch.from_numpy((code // divisor).astype(np.uint8)), torch.from_numpy(code % divisor))
 

@@ -20,7 +20,7 @@ class CameraPoints:
 
     point: int32 [n], ascending indices into the frame's points
     u, v: int16 [n], pixels
-    depth_m: float32 [n], distance from the camera's centre
+    depth_m: float32 [n], distance from the camera's center
     """
 
     point: NDArray[np.int32]
@@ -48,15 +48,15 @@ def frame_rows(frame: Frame, mode: PointMode) -> dict[str, pa.RecordBatch]:
 def camera_points(points: Points, camera: str, camera_to_vehicle: NDArray[np.float64]) -> CameraPoints:
     """Return the points seen by `camera`, in either of their two projection slots, with their depth.
 
-    Depth is the Euclidean distance from the camera's centre in metres, both returns: it equals the official
+    Depth is the Euclidean distance from the camera's center in metres, both returns: it equals the official
     depth image (`third_party/camera/ops`, `range_image_utils.build_camera_depth_image`) within 1e-5 m.
     """
     number = CAMERAS.index(camera)
     first = points.camera[0] == number
     index = np.flatnonzero(first | (points.camera[1] == number))
     slot = np.where(first[index], 0, 1)
-    centre = camera_to_vehicle[:3, 3:].astype(np.float32)
-    away = points.xyz_m[:, index] - centre
+    center = camera_to_vehicle[:3, 3:].astype(np.float32)
+    away = points.xyz_m[:, index] - center
     return CameraPoints(
         point=index.astype(np.int32),
         u=points.u[slot, index],

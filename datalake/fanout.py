@@ -68,7 +68,7 @@ def build_lake(
     Of a segment that it has, but not as the sources are now, a new build supersedes the old.
 
     index, build: what a task does with a source, and with a segment
-    run: where the tasks run; on Ray, which must be initialised then, or in processes
+    run: where the tasks run; on Ray, which must be initialized then, or in processes
 
     Raises LakeError where nothing can be built at all (no source, another schema
     version or point mode); every other failure is one line of the report, and the rest goes on.

@@ -35,7 +35,7 @@ from datalake.waymo.frame import CAMERAS, LASERS
 # What is read from a disk, and decoded for each thread, before it is asked for, to keep the threads busy.
 _CHUNKS_AHEAD = 2
 _PICTURES_AHEAD = 2
-# One thread makes chunks for so many that decode pictures of them.
+# One thread makes chunks for so many that decode images of them.
 _DECODERS_A_READER = 3
 
 
@@ -48,10 +48,10 @@ class LoaderConfig:
     streams: how many chunks are mixed at a time, all of them in memory (see `datalake.order`); where there are
         fewer, all are
     lasers: whose points are wanted, e.g. ("TOP",); all where empty
-    threads: how many pictures each process decodes at once; unlike worker processes, threads copy nothing. At least a
+    threads: how many images each process decodes at once; unlike worker processes, threads copy nothing. At least a
         batch of the rank is decoded ahead
     reads: how many chunks of a remote lake each process asks for at once, ahead of their turn: a chunk takes a round
-        trip to the store, and has about eight pictures. So many are in memory beside the `streams`
+        trip to the store, and has about eight images. So many are in memory beside the `streams`
     """
 
     split: str = "train"
@@ -161,7 +161,7 @@ class SampleStream(IterableDataset[Sample]):
     def _read(self, samples: NDArray[np.int64]) -> Iterator[Sample]:
         """Yield samples in order; a chunk is in memory from its first to its last sample, a file likewise.
 
-        Some threads read the next chunks while others decode the next pictures of the present ones. What they read of a
+        Some threads read the next chunks while others decode the next images of the present ones. What they read of a
         remote lake, yet others have asked for before: those only wait, and may be many.
         """
         config = self.config
@@ -207,7 +207,7 @@ class SampleStream(IterableDataset[Sample]):
 
         ahead = _CHUNKS_AHEAD if self.lake.store.is_local else max(_CHUNKS_AHEAD, config.reads)
         # Whoever takes batches finds the next one ready.
-        pictures_ahead = max(_PICTURES_AHEAD * config.threads, self._rank_batch)
+        images_ahead = max(_PICTURES_AHEAD * config.threads, self._rank_batch)
         with (
             ThreadPoolExecutor(config.reads) as fetchers,
             ThreadPoolExecutor(-(-config.threads // _DECODERS_A_READER)) as readers,
@@ -222,7 +222,7 @@ class SampleStream(IterableDataset[Sample]):
                         if (following := next(queue, None)) is not None:
                             submit(following)
                     decoding.append((place, decoders.submit(decode, chunks[place], row)))
-                    if len(decoding) > pictures_ahead:
+                    if len(decoding) > images_ahead:
                         yield finish()
                 while decoding:
                     yield finish()

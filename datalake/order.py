@@ -1,11 +1,11 @@
 """The order in which an epoch visits its samples: pure arithmetic on numpy arrays.
 
-Samples lie in chunks (a row group with about eight pictures), and a chunk is read at once. The chunks are
+Samples lie in chunks (a row group with about eight images), and a chunk is read at once. The chunks are
 shuffled, the samples within each chunk are shuffled, and the long line that results is cut into `streams` equal
-pieces; position p of the epoch is then sample p // streams of stream p % streams. So neighbours in a batch come
+pieces; position p of the epoch is then sample p // streams of stream p % streams. So neighbors in a batch come
 from different places of the lake, while each stream still reads its chunks one after another. That holds as long as
-there is a chunk for each stream: with more streams than chunks, pieces are shorter than chunks, and neighbours in a
-batch are neighbours in time.
+there is a chunk for each stream: with more streams than chunks, pieces are shorter than chunks, and neighbors in a
+batch are neighbors in time.
 
 Where `streams` is a multiple of global batch x workers per rank, every chunk is read by one worker of one rank
 alone, once; with other numbers the order is as valid, only chunks are read by several.

@@ -29,7 +29,7 @@ class PackedBatch(list[Sample]):
 
         def place(tensor: torch.Tensor) -> _Place:
             nonlocal end
-            # The pictures of one frame share its points.
+            # The images of one frame share its points.
             if id(tensor) not in places:
                 places[id(tensor)] = _Place(end, tensor.nbytes, tensor.dtype, tuple(tensor.shape))
                 tensors.append(tensor)

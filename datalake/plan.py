@@ -45,7 +45,7 @@ class BadRecord:
 
 @dataclass(frozen=True, slots=True)
 class SourceIndex:
-    """The records of one source file by segment, and what could not be read, by the neighbouring segment.
+    """The records of one source file by segment, and what could not be read, by the neighboring segment.
 
     checksums: of each segment's records, as in `SourceFile`
     cut_off_at: where the record begins inside which the file ends; None for a file that ends behind a record
@@ -62,7 +62,7 @@ class SourceIndex:
 
 @dataclass(frozen=True, slots=True)
 class SegmentPlan:
-    """All that one segment is built from: records by time, unreadable neighbours, and the files they lie in.
+    """All that one segment is built from: records by time, unreadable neighbors, and the files they lie in.
 
     number, supersedes: as in `Commit`, of the commit that is to be made
     """

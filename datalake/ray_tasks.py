@@ -19,7 +19,7 @@ def run_on_ray(
 ) -> Iterator[tuple[Item, Any]]:
     """Yield (item, result) or (item, exception) as the calls finish, with about two under way per CPU.
 
-    Ray must be initialised.
+    Ray must be initialized.
     """
     import ray
     from ray.exceptions import RayError, RayTaskError

@@ -1,4 +1,4 @@
-"""One picture with all that the lake knows about it, as tensors."""
+"""One image with all that the lake knows about it, as tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class SampleKey:
-    """Which picture it is."""
+    """Which image it is."""
 
     segment: str
     timestamp_us: int
@@ -21,11 +21,11 @@ class SampleKey:
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """The M labelled objects of one picture.
+    """The M labelled objects of one image.
 
     boxes: float32 [M, 4], x0, y0, x1, y1 in pixels
     classes: int64 [M], 1 VEHICLE, 2 PEDESTRIAN, 3 SIGN, 4 CYCLIST
-    depth_m: float32 [M], mean distance of the object's points from the camera's centre, NaN without points
+    depth_m: float32 [M], mean distance of the object's points from the camera's center, NaN without points
     """
 
     boxes: torch.Tensor
@@ -35,7 +35,7 @@ class Objects:
 
 @dataclass(frozen=True, slots=True)
 class Lidar:
-    """The P points of the picture's frame, and where the picture's camera sees n of them.
+    """The P points of the image's frame, and where the image's camera sees n of them.
 
     The samples of one frame may share the memory of its points: change a copy, not these.
 
@@ -44,7 +44,7 @@ class Lidar:
     semantic_class: int8 [P], 0 undefined, or None where the frame's points are not labelled
     pixel_point: int32 [n], indices into the P points
     pixel_uv: float32 [2, n], the record's own projections of these, in pixels
-    pixel_depth_m: float32 [n], their distance from the camera's centre
+    pixel_depth_m: float32 [n], their distance from the camera's center
     """
 
     points: torch.Tensor
@@ -81,13 +81,13 @@ class Panoptic:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One camera's picture with everything that belongs to it, all at the picture's (resized) scale.
+    """One camera's image with everything that belongs to it, all at the image's (resized) scale.
 
     Pixels are continuous coordinates: pixel [row i, column j] covers [j, j + 1) x [i, i + 1).
 
     image: uint8 [3, H, W], RGB
     lidar: None where points are not asked for
-    panoptic: None where the picture is not labelled so, or it is not asked for
+    panoptic: None where the image is not labelled so, or it is not asked for
     intrinsic: float64 [9] (f_u, f_v, c_u, c_v, k1, k2, p1, p2, k3), or None where the record has none
     camera_to_vehicle: float64 [4, 4], or None where the record has none
     """

@@ -88,7 +88,7 @@ LABEL = pa.schema(
         _required("x1", pa.float32()),
         _required("y1", pa.float32()),
         _required("difficulty", pa.int8()),  # 0 not given, 1, 2
-        # Distance from the camera's centre over all returns whose projection lies in the box.
+        # Distance from the camera's center over all returns whose projection lies in the box.
         pa.field("depth_m", pa.float32()),
         pa.field("depth_median_m", pa.float32()),
         _required("depth_points", pa.int32()),
@@ -122,14 +122,14 @@ DEPTH = pa.schema(
         _CAMERA,
         _required("u", _list(pa.int16())),  # pixels
         _required("v", _list(pa.int16())),
-        _required("depth_m", _list(pa.float32())),  # distance from the camera's centre
+        _required("depth_m", _list(pa.float32())),  # distance from the camera's center
         _required("point", _list(pa.int32())),  # index into the frame's point row
     ]
 )
 
 QUARANTINE = pa.schema(
     [
-        _SEGMENT,  # the segment that the record belongs to or, where it cannot be read, its neighbour in the file
+        _SEGMENT,  # the segment that the record belongs to or, where it cannot be read, its neighbor in the file
         _required("source", pa.string()),
         _required("record_index", pa.int64()),
         _required("byte_offset", pa.int64()),

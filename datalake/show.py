@@ -1,4 +1,4 @@
-"""A frame as a picture: boxes with depth, points on the image, and the scene from above."""
+"""A frame as an image: boxes with depth, points on the image, and the scene from above."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def draw_frame(lake: Lake, split: str, segment: str, frame: int, camera: str) ->
     images = [row for row in rows if row["timestamp_us"] == timestamp_us and row["camera"] == camera]
     if not images:
         raise LakeError(f"frame {frame} of {segment} has no image of {camera}; there are: {_cameras(rows)}")
-    picture = np.asarray(Image.open(io.BytesIO(images[0]["jpeg"])).convert("RGB"))
+    image = np.asarray(Image.open(io.BytesIO(images[0]["jpeg"])).convert("RGB"))
     here = (ds.field("timestamp_us") == timestamp_us) & (ds.field("camera") == camera)
     labels = _rows(lake, commit, "label", None, here)
     depth = _rows(lake, commit, "depth", None, here)[0]
@@ -47,8 +47,8 @@ def draw_frame(lake: Lake, split: str, segment: str, frame: int, camera: str) ->
     point = _rows(lake, commit, "point", ["x_m", "y_m", "z_m"], now)[0]
     boxes = _rows(lake, commit, "label_3d", None, now)
 
-    height, width = picture.shape[:2]
-    # Two pictures below each other, and the view from above as tall as both.
+    height, width = image.shape[:2]
+    # Two images below each other, and the view from above as tall as both.
     image_in = max(2.2, 6.0 * height / width)
     figure, axes = plt.subplot_mosaic(
         [["boxes", "above"], ["points", "above"]],
@@ -57,16 +57,16 @@ def draw_frame(lake: Lake, split: str, segment: str, frame: int, camera: str) ->
         layout="constrained",
         dpi=120,
     )
-    draw_boxes(axes["boxes"], picture, labels)
-    draw_points(axes["points"], picture, depth)
+    draw_boxes(axes["boxes"], image, labels)
+    draw_points(axes["points"], image, depth)
     draw_above(axes["above"], point, boxes)
     figure.suptitle(f"{segment}  frame {frame}  {camera}", fontsize=8)
     return figure
 
 
-def draw_boxes(axes: Axes, picture: NDArray[np.uint8], labels: list[dict[str, Any]]) -> None:
-    """Draw the picture with its 2D boxes, each with type and mean depth."""
-    axes.imshow(picture)
+def draw_boxes(axes: Axes, image: NDArray[np.uint8], labels: list[dict[str, Any]]) -> None:
+    """Draw the image with its 2D boxes, each with type and mean depth."""
+    axes.imshow(image)
     for label in labels:
         color = TYPE_COLORS[label["type"]]
         corner, width, height = (label["x0"], label["y0"]), label["x1"] - label["x0"], label["y1"] - label["y0"]
@@ -78,15 +78,15 @@ def draw_boxes(axes: Axes, picture: NDArray[np.uint8], labels: list[dict[str, An
     _frame(axes, "2D boxes and their mean depth")
 
 
-def draw_points(axes: Axes, picture: NDArray[np.uint8], depth: dict[str, Any]) -> None:
-    """Draw the picture, darkened, under its lidar points, coloured by their distance from the camera."""
-    axes.imshow((picture * 0.45).astype(np.uint8))
+def draw_points(axes: Axes, image: NDArray[np.uint8], depth: dict[str, Any]) -> None:
+    """Draw the image, darkened, under its lidar points, colored by their distance from the camera."""
+    axes.imshow((image * 0.45).astype(np.uint8))
     size = max(0.3, 220 / max(1, len(depth["u"])) ** 0.55)
     shown = axes.scatter(
         depth["u"], depth["v"], c=depth["depth_m"], s=size, cmap=_DEPTH_COLORS, vmin=0, vmax=_MAX_DEPTH_M, linewidths=0
     )
-    axes.set_xlim(0, picture.shape[1])
-    axes.set_ylim(picture.shape[0], 0)
+    axes.set_xlim(0, image.shape[1])
+    axes.set_ylim(image.shape[0], 0)
     inside = axes.inset_axes((0.03, 0.92, 0.3, 0.03))
     bar = axes.figure.colorbar(shown, cax=inside, orientation="horizontal")
     bar.set_label("depth [m]", fontsize=5, labelpad=1, color="white")
@@ -98,7 +98,7 @@ def draw_above(axes: Axes, point: dict[str, Any], boxes: list[dict[str, Any]]) -
     """Draw points and 3D boxes from above, the vehicle in the middle, driving upwards."""
     x_m, y_m, z_m = (np.asarray(point[name], np.float32) for name in ("x_m", "y_m", "z_m"))
     size = min(2.5, 5e4 / max(1, len(x_m)))
-    # The ground lies at 0: starting the colours below it keeps it off the background.
+    # The ground lies at 0: starting the colors below it keeps it off the background.
     axes.scatter(-y_m, x_m, c=z_m, s=size, cmap="viridis", vmin=-2, vmax=3, linewidths=0)
     for box in boxes:
         half = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2 * (box["length_m"], box["width_m"])

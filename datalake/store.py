@@ -26,8 +26,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 
+from datalake.disk import room_in
 from datalake.retry import Retry, StoreError, explain, is_taken, is_transient, was_refused
-from datalake.space import room_in
 
 Result = TypeVar("Result")
 

@@ -10,8 +10,8 @@ import re
 
 from datalake.attempt import Attempt, attempts_folder, list_attempts
 from datalake.commit import load_json
+from datalake.derived_table import derived_commits_folder, list_derived_tables
 from datalake.lake import check_lake, check_listing, commits_of_newest_snapshot
-from datalake.side_table import list_side_tables, side_commits_folder
 from datalake.store import Store, is_temporary
 
 # Longer than any one segment takes to build: neither record nor files of a running attempt are older than this.
@@ -37,8 +37,8 @@ def unreferenced(store: Store, split: str, grace_s: float = GRACE_S) -> list[str
     doomed = []
     for attempt, age_s in list_attempts(store, split):
         doomed += _left_by(store, attempt, age_s, grace_s)
-    side_folders = [side_commits_folder(table, split) for table in list_side_tables(store)]
-    for found in (commits, *(store.listing(folder) for folder in (*side_folders, attempts_folder(split)))):
+    derived_folders = [derived_commits_folder(table, split) for table in list_derived_tables(store)]
+    for found in (commits, *(store.listing(folder) for folder in (*derived_folders, attempts_folder(split)))):
         doomed += [name for name, age_s in found.items() if is_temporary(name) and age_s > grace_s]
     # The faults of a segment go when it is committed after all.
     youngest: dict[str, float] = {}

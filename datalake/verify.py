@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pyarrow.parquet as pq
 
 from datalake.commit import Commit, DataFile, LakeError
+from datalake.derived_table import DerivedCommit, list_derived_tables, read_derived_commits
 from datalake.lake import Lake, read_commits
 from datalake.ranges import RangeReader, open_parquet
 from datalake.schema import TABLES
-from datalake.side_table import SideCommit, list_side_tables, read_side_commits
 from datalake.store import Store
 
 
@@ -19,12 +19,12 @@ def verify(lake: Lake) -> Iterator[tuple[Commit, list[str]]]:
     """Yield each commit of the snapshot with what is wrong with it: nothing, or one line a problem.
 
     Every file is read once, whole: size, SHA-256, schema, rows, and the row groups that the tables share. The
-    commit object must say what the snapshot says. Side tables are checked for the segments that they have.
+    commit object must say what the snapshot says. Derived tables are checked for the segments that they have.
     """
-    side_tables = list_side_tables(lake.store)
+    derived_tables = list_derived_tables(lake.store)
     for commit in lake.commits:
         problems = list(_problems(lake, commit))
-        for table in side_tables:
+        for table in derived_tables:
             problems += _side_problems(lake, commit, table)
         yield commit, problems
 
@@ -46,7 +46,7 @@ def _problems(lake: Lake, commit: Commit) -> Iterator[str]:
 
 def _side_problems(lake: Lake, commit: Commit, table: str) -> Iterator[str]:
     try:
-        (part,) = read_side_commits(lake.store, table, [commit])
+        (part,) = read_derived_commits(lake.store, table, [commit])
     except LakeError as error:
         yield str(error)
         return
@@ -89,7 +89,7 @@ def _structure(lake: Lake, commit: Commit, table: str) -> Iterator[str]:
             yield f"{where}: its row groups do not hold the images that the commit lists"
 
 
-def _side_structure(lake: Lake, commit: Commit, part: SideCommit) -> Iterator[str]:
+def _side_structure(lake: Lake, commit: Commit, part: DerivedCommit) -> Iterator[str]:
     path = part.file_name
     with open_parquet(RangeReader(lake.store, None), path, part.file.bytes) as parquet:
         if _group_rows(parquet) != [len(chunk) for chunk in commit.chunks]:

@@ -14,7 +14,7 @@ from datalake.schema import TABLES
 from datalake.store import Sink, Store
 from datalake.waymo.frame import CAMERAS
 
-# A row group ends at eight pictures, or eight frames without any: one picture costs one small read, and a
+# A row group ends at eight images, or eight frames without any: one image costs one small read, and a
 # footer stays small.
 _CHUNK_ROWS = 8
 _ZSTD_LEVEL = 3
@@ -50,7 +50,7 @@ _UNCOMPRESSED = {"image": ("jpeg", "panoptic")}
 class SegmentWriter:
     """Collects the rows of a segment's frames, in order, and writes them a chunk at a time.
 
-    A chunk is a few frames with about eight pictures; only one is in memory. `close` finishes all files; an
+    A chunk is a few frames with about eight images; only one is in memory. `close` finishes all files; an
     exception inside the `with` block gives them up.
     """
 
@@ -128,7 +128,7 @@ class SegmentWriter:
             column_encoding={paths[name]: encoding for name, encoding in encodings.items()},
             # A column of many values (elongation of a noisy sensor) leaves its dictionary early, not after 1 MB.
             dictionary_pagesize_limit=_DICTIONARY_BYTES,
-            # Bounds of single values inside lists and pictures prune nothing.
+            # Bounds of single values inside lists and images prune nothing.
             write_statistics=[path for name, path in paths.items() if path == name and name != "jpeg"],
         )
 

@@ -3,10 +3,10 @@
 Trains one student for each arm and seed, examines all of them on the same frames, and writes the table with means and
 spreads: OUT/ablation-SPLIT.json, OUT/ablation-SPLIT.md and OUT/report-SPLIT.html, for the split of the examination.
 
-    none        the same architecture; no teacher is asked; every picture of its batches is labelled
+    none        the same architecture; no teacher is asked; every image of its batches is labelled
     classroom   every teacher
-    <teacher>   that teacher alone; the other branches stay, unheard
-    shuffled    every teacher, but each picture gets what they say of another
+    <teacher>   that teacher alone; the other branches stay, undistilled
+    shuffled    every teacher, but each image gets what they say of another
 
 Run it again after any interruption: finished arms are kept, unfinished ones go on where they were.
 """
@@ -29,19 +29,19 @@ from rich.console import Console
 
 from datalake.children import process_pool
 from datalake.commit import LakeError
-from pipelines.classrooms import look_at_points, open_classroom, parse_teachers, read_cards
-from pipelines.curriculum import check_splits, check_strangers
+from pipelines.data import check_disjoint_splits, check_no_leakage
 from pipelines.device import device_of
-from pipelines.place import absolute
+from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from pipelines.settings import Train, settings_of
-from pipelines.stop import stoppable
-from pipelines.syllabus import plan_training
+from pipelines.signals import stoppable
+from pipelines.teacher_loading import needs_points, open_pool, parse_teachers, read_cards
 from pipelines.train import train_worker
+from pipelines.train_config import TrainConfig, run_fingerprint
+from pipelines.train_setup import prepare_training
 from student.checkpoint import read_student
 from student.config import StudentError
 from student.evaluation.imitation import CellMean
-from student.examination import examine
+from student.evaluation.run import evaluate_student
 from student.report.ablation import CLASSROOM, NONE, SHUFFLED, Results, fill_page, markdown
 from student.report.page import Page
 from teachers.card import TeacherError
@@ -64,12 +64,12 @@ def _at_a_time() -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablate:
+class AblateConfig:
     """Train the same student with and without its teachers, and compare."""
 
     # How each student is trained; `--train.lake`, `--train.out` and `--train.teachers` are those of the study. The
     # arms set seed, rate and whom the student hears.
-    train: Train
+    train: TrainConfig
     # The arms; by default all: none, classroom, each teacher alone, shuffled.
     arms: tuple[str, ...] = ()
     # Seeds of every arm.
@@ -92,12 +92,12 @@ class Job:
 
     arm: str
     fraction: float
-    config: Train
+    config: TrainConfig
     examined: str
     threads: int
 
 
-def jobs_of(study: Ablate) -> list[Job]:
+def jobs_of(study: AblateConfig) -> list[Job]:
     """Return the students to train, one seed after the other so that what is there is comparable at any time.
 
     Raises StudentError for an unknown arm or rate, and where two students would be one in folders and tables.
@@ -158,19 +158,19 @@ def _named(fraction: float) -> str:
 
 
 def finished(job: Job) -> dict[str, float] | None:
-    """Return the figures of a student that was trained and examined before, if it was.
+    """Return the metrics of a student that was trained and examined before, if it was.
 
     Raises TrainingError where it was trained with other settings.
     """
     folder = RunDir(job.config.out)
     if (done := folder.read(_kept(job))) is None:
         return None
-    settings = settings_of(job.config, device_of(job.config.device))
+    settings = run_fingerprint(job.config, device_of(job.config.device))
     fingerprint = read_student(job.config.out)[1].fingerprint
     # The student's architecture, which it has as well, follows from the settings.
     check_same_run(folder.place(CHECKPOINT_FILE), {name: fingerprint.get(name) for name in settings}, settings)
-    figures: dict[str, float] = json.loads(done)
-    return figures
+    metrics: dict[str, float] = json.loads(done)
+    return metrics
 
 
 def _kept(job: Job) -> str:
@@ -179,24 +179,24 @@ def _kept(job: Job) -> str:
 
 
 def work(job: Job) -> dict[str, float]:
-    """Train and examine one student, from its checkpoint if there is one; return its figures."""
+    """Train and examine one student, from its checkpoint if there is one; return its metrics."""
     torch.set_num_threads(job.threads)
     silent = Console(file=sys.stderr, quiet=True)
-    syllabus = plan_training(job.config, silent, lambda *_: None)
+    plan = prepare_training(job.config, silent, lambda *_: None)
     with run_lock(job.config.out):
-        trained = train_worker(syllabus, Distributed(device=device_of(job.config.device)))
-    figures = {
+        trained = train_worker(plan, Distributed(device=device_of(job.config.device)))
+    metrics = {
         **_examined(job),
         "training/seconds": trained.seconds,
         "training/steps": float(trained.steps),
-        "training/pictures": float(trained.steps * job.config.batch),
-        "training/labelled_pictures": float(trained.steps * syllabus.labelled),
-        "training/labelled_segments": float(len(syllabus.labelled_segments)),
-        "training/segments": float(len(syllabus.labelled_segments | syllabus.unlabelled_segments)),
+        "training/images": float(trained.steps * job.config.batch),
+        "training/labelled_images": float(trained.steps * plan.labelled),
+        "training/labelled_segments": float(len(plan.labelled_segments)),
+        "training/segments": float(len(plan.labelled_segments | plan.unlabelled_segments)),
         "training/learning_rate": job.config.optimizer.learning_rate,
     }
-    RunDir(job.config.out).write(_kept(job), json.dumps(figures, indent=1, allow_nan=False).encode())
-    return figures
+    RunDir(job.config.out).write(_kept(job), json.dumps(metrics, indent=1, allow_nan=False).encode())
+    return metrics
 
 
 def _examined(job: Job) -> dict[str, float]:
@@ -205,13 +205,13 @@ def _examined(job: Job) -> dict[str, float]:
     student, _ = read_student(config.out)
     student = student.to(device)
     lake = config.open_lake(config.snapshot)
-    points = look_at_points(read_cards(parse_teachers(config.teachers)).values())
+    points = needs_points(read_cards(parse_teachers(config.teachers)).values())
     # Of all seeds the same, so that all are compared with the same means.
     frames = replace(config.frames(lake, points=points), split=job.examined, seed=0)
     grid = student.config.grid(config.image_size[1], config.image_size[0])
     remember = Path(absolute(config.remember)) if config.remember else None
-    room = open_classroom(parse_teachers(config.teachers), grid, device, remember)
-    means = {name: CellMean(card.channels, *grid) for name, card in room.cards.items() if card.kind == "continuous"}
+    room = open_pool(parse_teachers(config.teachers), grid, device, remember)
+    means = {name: CellMean(card.channels, *grid) for name, card in room.cards.items() if card.kind == "regression"}
     seen = 0
     for batch, targets in room.follow(replace(frames, split=config.split).stream(config.batch, shuffle=True).loader()):
         for name, mean in means.items():
@@ -219,38 +219,38 @@ def _examined(job: Job) -> dict[str, float]:
         seen += len(batch)
         if seen >= _CELL_MEAN_SAMPLES:
             break
-    examination = examine(
+    result = evaluate_student(
         student,
         frames.stream(config.batch, shuffle=False).loader(),
         room,
         cell_means={name: mean.values() for name, mean in means.items()},
         bfloat16=uses_bfloat16(config.loop.precision, device),
     )
-    return examination.figures
+    return result.metrics
 
 
-def opened(study: Ablate) -> Ablate:
+def opened(study: AblateConfig) -> AblateConfig:
     """Return the study of the lake as it is now: a snapshot that is published meanwhile changes none of its students.
 
     Raises LakeError or TeacherError where somebody would be examined on what he was trained on.
     """
     lake = study.train.open_lake(study.train.snapshot)
-    check_splits(lake, study.train.split, study.examined)
-    check_strangers(read_cards(parse_teachers(study.train.teachers)), lake, [study.train.split, study.examined])
+    check_disjoint_splits(lake, study.train.split, study.examined)
+    check_no_leakage(read_cards(parse_teachers(study.train.teachers)), lake, [study.train.split, study.examined])
     return replace(study, train=replace(study.train, snapshot=lake.snapshot))
 
 
-def run(study: Ablate, console: Console) -> int:
+def run(study: AblateConfig, console: Console) -> int:
     """Train and compare, print the tables, and return the exit status 0."""
     out = absolute(study.train.out)
     jobs = jobs_of(opened(study))
     found: dict[tuple[float, str, int], dict[str, float]] = {}
     waiting = []
     for job in jobs:
-        if (figures := finished(job)) is None:
+        if (metrics := finished(job)) is None:
             waiting.append(job)
         else:
-            found[job.fraction, job.arm, job.config.seed] = figures
+            found[job.fraction, job.arm, job.config.seed] = metrics
     # Where one fails the others are not waited for: they have checkpoints.
     with ProgressBar(console) as bar, process_pool(study.parallel) as pool:
         bar.update("students", len(found), len(jobs), "students")
@@ -279,8 +279,8 @@ def _ordered(jobs: Sequence[Job], found: Mapping[tuple[float, str, int], dict[st
     results: Results = {}
     for job in jobs:
         seed = job.config.seed
-        if (figures := found.get((job.fraction, job.arm, seed))) is not None:
-            results.setdefault(job.fraction, {}).setdefault(job.arm, {})[seed] = figures
+        if (metrics := found.get((job.fraction, job.arm, seed))) is not None:
+            results.setdefault(job.fraction, {}).setdefault(job.arm, {})[seed] = metrics
     return results
 
 
@@ -295,7 +295,7 @@ def _write(out: str, results: Results, split: str) -> None:
 
 def main() -> None:
     """Run from the command line; bad input ends in one line and status 2, a signal in one and 128 + its number."""
-    study = tyro.cli(Ablate, description=__doc__)
+    study = tyro.cli(AblateConfig, description=__doc__)
     try:
         with stoppable("ablate"):
             status = run(study, Console())

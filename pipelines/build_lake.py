@@ -26,16 +26,16 @@ from datalake.process_tasks import run_in_processes
 from datalake.ray_tasks import run_on_ray
 from datalake.schema import PointMode
 from pipelines.cluster import cluster
-from pipelines.place import absolute
+from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from pipelines.stop import stoppable
+from pipelines.signals import stoppable
 
 # Segments that a line of failures names.
 _NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildLake:
+class BuildLakeConfig:
     """Build a lake of Parquet tables from Waymo perception TFRecords."""
 
     # TFRecord files: URLs, quoted globs, or .txt files with one of either a line. Any fsspec store.
@@ -58,7 +58,7 @@ class BuildLake:
     local: bool = False
 
 
-def run(config: BuildLake, console: Console) -> int:
+def run(config: BuildLakeConfig, console: Console) -> int:
     """Build, print the closing table, and return the exit status: 0 only if every segment is in the lake."""
     unknown = sorted(set(config.cameras) - set(ALL_CAMERAS))
     if unknown or not config.cameras:
@@ -132,7 +132,7 @@ def summary(report: BuildReport, wall_s: float) -> Table:
 
 def main() -> None:
     """Run from the command line; bad input ends in one line and status 2, a signal in one and 128 + its number."""
-    config = tyro.cli(BuildLake, description=__doc__)
+    config = tyro.cli(BuildLakeConfig, description=__doc__)
     console = Console()
     try:
         with stoppable("build_lake"):

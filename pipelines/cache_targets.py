@@ -1,7 +1,7 @@
 """Keep a teacher's answers in the lake: `python pipelines/cache_targets.py --lake URL --teacher FOLDER`.
 
-Trainings with `--cached NAME` and the same teacher, pictures and grid look them up; its network is asked only before
-the first step, about a few pictures. Run it again after any interruption: segments that are committed are skipped.
+Trainings with `--cached NAME` and the same teacher, images and grid look them up; its network is asked only before
+the first step, about a few images. Run it again after any interruption: segments that are committed are skipped.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import tyro
 from rich.console import Console
 
 from datalake.commit import LakeError
+from datalake.derived_table import missing_segments
 from datalake.lake import open_lake
-from datalake.side_table import missing_segments
 from pipelines.device import device_of
-from pipelines.place import absolute
+from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from teachers.cached import cache_segment, origin_of
 from teachers.card import TeacherError, read_card
@@ -25,8 +25,8 @@ from teachers.load import load_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheTargets:
-    """Ask a teacher of classes about every picture of a split once, and keep what it says as a table of the lake."""
+class CacheTargetsConfig:
+    """Ask a teacher of classes about every image of a split once, and keep what it says as a table of the lake."""
 
     # The lake: a local path, s3:// or gs://.
     lake: str
@@ -34,17 +34,17 @@ class CacheTargets:
     teacher: str
     # The table will be called teacher_NAME; by default as the teacher's card says.
     name: str | None = None
-    # The split whose pictures are looked at.
+    # The split whose images are looked at.
     split: str = "train"
     # Height and width of the student's grid in cells.
     grid: tuple[int, int] = (64, 96)
-    # Width and height that pictures are scaled to, as in the training.
+    # Width and height that images are scaled to, as in the training.
     image_size: tuple[int, int] = (384, 256)
     # Where the teacher looks: cpu, cuda, cuda:1 …; by default on the GPU if there is one.
     device: str = "auto"
 
 
-def run(config: CacheTargets, console: Console) -> int:
+def run(config: CacheTargetsConfig, console: Console) -> int:
     """Cache what is missing, print a closing line, and return the exit status 0."""
     if min(*config.grid, *config.image_size) < 1:
         raise TeacherError(f"--grid {config.grid}, --image-size {config.image_size}: expected at least 1 each")
@@ -64,10 +64,10 @@ def run(config: CacheTargets, console: Console) -> int:
             raise TeacherError(f"{folder}: the card changed while it was read; run this again")
         with ProgressBar(console) as bar:
 
-            def notify(pictures: int) -> None:
+            def notify(images: int) -> None:
                 nonlocal done
-                done += pictures
-                bar.update("cache", done, total, "pictures")
+                done += images
+                bar.update("cache", done, total, "images")
 
             notify(0)
             for base in todo:
@@ -76,7 +76,7 @@ def run(config: CacheTargets, console: Console) -> int:
     wall_s = time.monotonic() - started
     console.print(
         f"{origin.table}, split {config.split}: {committed:,} segments cached,"
-        f" {len(todo) - committed + present:,} there before; {done:,} pictures in {wall_s:,.1f} s, {size:,} bytes",
+        f" {len(todo) - committed + present:,} there before; {done:,} images in {wall_s:,.1f} s, {size:,} bytes",
         soft_wrap=True,
         highlight=False,
     )
@@ -85,7 +85,7 @@ def run(config: CacheTargets, console: Console) -> int:
 
 def main() -> None:
     """Run from the command line; bad input ends in one line and exit status 2."""
-    config = tyro.cli(CacheTargets, description=__doc__)
+    config = tyro.cli(CacheTargetsConfig, description=__doc__)
     try:
         status = run(config, Console())
     except (LakeError, TeacherError, OSError) as error:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from pipelines.place import cluster_address
+from pipelines.paths import cluster_address
 from pipelines.reaper import reaped
 
 # Ray's local clusters authenticate by token, which is right, and say so at every start, which is noise.

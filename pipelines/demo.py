@@ -2,7 +2,7 @@
 
     python pipelines/demo.py            # or: make demo
 
-    OUT/drives  OUT/lake  OUT/teachers  OUT/student     and at the end OUT/report.html, with pictures
+    OUT/drives  OUT/lake  OUT/teachers  OUT/student     and at the end OUT/report.html, with images
 
 With `--store s3://bucket/demo` all of these go there, and only what trainings keep for themselves stays in OUT.
 
@@ -40,15 +40,15 @@ from datalake.synthetic import DriveConfig, write_drives
 from datalake.verify import verify
 from pipelines import evaluate, train, train_teachers
 from pipelines.build_lake import summary
-from pipelines.classrooms import answer_ahead, look_at_points, read_cards
 from pipelines.cluster import cluster
-from pipelines.curriculum import Frames
+from pipelines.data import Frames
 from pipelines.device import device_of
-from pipelines.place import cluster_address
+from pipelines.paths import cluster_address
 from pipelines.progress import ProgressBar
-from pipelines.settings import Train
-from pipelines.stop import stoppable
-from pipelines.train_teachers import TeacherName, TrainTeachers
+from pipelines.signals import stoppable
+from pipelines.teacher_loading import needs_points, precompute_targets, read_cards
+from pipelines.train_config import TrainConfig
+from pipelines.train_teachers import TeacherName, TrainTeachersConfig
 from student.config import StudentConfig, StudentError
 from student.report.page import Page
 from teachers.card import CARD_FILE, WEIGHTS_FILE, TeacherError
@@ -67,7 +67,7 @@ _EXAMINED, _MEASURED = 40, 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class DemoConfig:
     """Simulate drives, build their lake, train teachers and a student, and look at what came of it."""
 
     # Drives, lake, teachers, student and report go here.
@@ -80,7 +80,7 @@ class Demo:
     train_segments: int = 150
     # Simulated segments to examine on.
     val_segments: int = 30
-    # Frames per segment, at 2 Hz: many streets teach more than many pictures of one.
+    # Frames per segment, at 2 Hz: many streets teach more than many images of one.
     frames: int = 3
     # Cameras on the simulated car; the student looks through the first.
     cameras: tuple[str, ...] = ("FRONT",)
@@ -99,7 +99,7 @@ class Demo:
         return self.store.rstrip("/") if self.store else str(self.out.absolute())
 
 
-def run(config: Demo, console: Console) -> int:
+def run(config: DemoConfig, console: Console) -> int:
     """Run every step and return the exit status: 0 only if every segment is committed and verified."""
     if re.match(r"[a-z0-9+]+:/", str(config.out)):
         raise LakeError(f"--out {config.out}: trainings keep files of their own in a local folder; --store takes a URL")
@@ -131,7 +131,7 @@ def run(config: Demo, console: Console) -> int:
     student = f"{config.place}/student"
     console.print("\n[bold]the student[/]")
     train.run(
-        Train(
+        TrainConfig(
             lake=lake_url,
             out=student,
             teachers=named,
@@ -142,7 +142,7 @@ def run(config: Demo, console: Console) -> int:
         ),
         console,
     )
-    examined = evaluate.Evaluate(
+    examined = evaluate.EvaluateConfig(
         checkpoint=student,
         lake=lake_url,
         teachers=named,
@@ -159,7 +159,7 @@ def run(config: Demo, console: Console) -> int:
     return 0
 
 
-def build(config: Demo, lake_url: str, console: Console) -> bool:
+def build(config: DemoConfig, lake_url: str, console: Console) -> bool:
     """Simulate the drives and build their lake; return whether every segment is committed."""
     drives = DriveConfig(cameras=config.cameras, frame_rate_hz=_FRAME_RATE_HZ)
     complete = True
@@ -188,14 +188,14 @@ def build(config: Demo, lake_url: str, console: Console) -> bool:
     return complete
 
 
-def teach(config: Demo, lake_url: str, answers: Path, console: Console) -> dict[str, Path]:
+def teach(config: DemoConfig, lake_url: str, answers: Path, console: Console) -> dict[str, Path]:
     """Train the teachers side by side, each on its share of the cores; return name -> folder.
 
     answers: folder in which they leave what they say of every frame that a student will see; nobody has to wait for
     them then
     """
     folder = (config.out / "teachers").absolute()
-    base = TrainTeachers(
+    base = TrainTeachersConfig(
         lake=lake_url,
         out=str(folder),
         train_split="teach",
@@ -229,7 +229,7 @@ def teach(config: Demo, lake_url: str, answers: Path, console: Console) -> dict[
     return {name: folder / name for name in _TEACHERS}
 
 
-def _published(name: str, folder: Path, config: Demo) -> str:
+def _published(name: str, folder: Path, config: DemoConfig) -> str:
     """Return where the demo's student finds a teacher: trainings of teachers need a local folder, readers do not."""
     if config.store is None:
         return str(folder)
@@ -239,21 +239,21 @@ def _published(name: str, folder: Path, config: Demo) -> str:
     return place.url
 
 
-def _hold(course: TrainTeachers, answers: Path) -> str:
+def _hold(course: TrainTeachersConfig, answers: Path) -> str:
     """Train one teacher and let it answer, in a process of its own; return what it printed of the training."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(_TEACHERS)))
     output = io.StringIO()
     train_teachers.run(course, Console(file=output, width=100))
     named = {str(course.teacher): f"{course.out}/{course.teacher}"}
     width, height = course.image_size
-    for frames in _asked(course, points=look_at_points(read_cards(named).values())):
-        answer_ahead(named, frames, StudentConfig().grid(height, width), device_of(course.device), answers)
+    for frames in _asked(course, points=needs_points(read_cards(named).values())):
+        precompute_targets(named, frames, StudentConfig().grid(height, width), device_of(course.device), answers)
     lines = output.getvalue().splitlines()
     first = next(number for number, line in enumerate(lines) if " steps in " in line)
     return "\n".join(lines[first:])
 
 
-def _asked(course: TrainTeachers, *, points: bool = False) -> list[Frames]:
+def _asked(course: TrainTeachersConfig, *, points: bool = False) -> list[Frames]:
     """Return the frames that a student will ask about: those it learns from, and those it is examined on."""
     lake = open_lake(course.lake)
     return [
@@ -268,7 +268,7 @@ def _steps_done(folder: Path) -> int:
     return history.read_bytes().count(b"\n") if history.exists() else 0
 
 
-def _simulate(config: Demo, drives: DriveConfig, split: str, bar: ProgressBar) -> list[str]:
+def _simulate(config: DemoConfig, drives: DriveConfig, split: str, bar: ProgressBar) -> list[str]:
     segments = {"teach": config.teach_segments, "train": config.train_segments, "val": config.val_segments}[split]
     done = 0
 
@@ -296,10 +296,10 @@ def _fill_page(page: Page, lake: Lake, out: Path) -> None:
     page.heading("The lake")
     for split in lake.splits:
         for commit in lake.in_split(split)[:2]:
-            path = out / "pictures" / f"{commit.split}-{commit.segment}.png"
+            path = out / "images" / f"{commit.split}-{commit.segment}.png"
             save_frame(lake, commit.split, commit.segment, commit.frames // 2, commit.cameras[0], str(path))
             caption = f"{commit.split} · {commit.segment} · {commit.frames} frames · {commit.points:,} points"
-            page.picture(path.read_bytes(), caption)
+            page.image(path.read_bytes(), caption)
     text = Console(file=io.StringIO(), record=True, width=100)
     print_info(lake, text)
     page.preformatted(text.export_text())
@@ -307,7 +307,7 @@ def _fill_page(page: Page, lake: Lake, out: Path) -> None:
 
 def main() -> None:
     """Run from the command line; bad input ends in one line and status 2, a signal in one and 128 + its number."""
-    config = tyro.cli(Demo, description=__doc__)
+    config = tyro.cli(DemoConfig, description=__doc__)
     try:
         with stoppable("demo"):
             status = run(config, Console())

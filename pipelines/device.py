@@ -8,7 +8,7 @@ import torch
 
 from teachers.card import TeacherError
 
-# One thread decodes and scales some 75 pictures of full size a second (`benchmarks/scale.md`); more than so many wait
+# One thread decodes and scales some 75 images of full size a second (`benchmarks/scale.md`); more than so many wait
 # for each other. The process that trains, and what it started, keep some cores.
 _BESIDE_A_GPU = 12
 _KEPT_CORES = 4
@@ -34,9 +34,9 @@ def device_of(name: str) -> torch.device:
 
 
 def decoding_threads(device: torch.device) -> int:
-    """Return how many pictures a process should decode at once that trains or examines on the device.
+    """Return how many images a process should decode at once that trains or examines on the device.
 
-    A GPU must not wait for pictures; the cores of a CPU have the network itself to do.
+    A GPU must not wait for images; the cores of a CPU have the network itself to do.
     """
     cores = os.cpu_count() or 1
     return max(1, min(_BESIDE_A_GPU, cores - _KEPT_CORES)) if device.type == "cuda" else 1

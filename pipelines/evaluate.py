@@ -28,23 +28,23 @@ from torch import Tensor
 from datalake.commit import LakeError
 from datalake.lake import Lake, open_lake
 from datalake.sample import Sample
-from pipelines.classrooms import look_at_points, open_classroom, parse_teachers, read_cards
-from pipelines.curriculum import Frames, check_splits, check_strangers
+from pipelines.data import Frames, check_disjoint_splits, check_no_leakage
 from pipelines.device import decoding_threads, device_of
-from pipelines.place import absolute
+from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
+from pipelines.teacher_loading import needs_points, open_pool, parse_teachers, read_cards
 from student.checkpoint import read_student
 from student.config import StudentError
 from student.detector import Student
 from student.evaluation.imitation import CellMean
-from student.examination import examine
+from student.evaluation.run import evaluate_student
 from student.export import export_student
 from student.layers import memory_format
 from student.report.comparisons import comparisons
 from student.report.evaluation import Evaluation, write_report
 from student.report.page import Page
 from teachers.card import TeacherCard, TeacherError
-from teachers.classroom import Classroom
+from teachers.pool import TeacherPool
 from training.checkpoint import Checkpoint
 from training.errors import TrainingError
 from training.metrics_log import HISTORY_FILE
@@ -64,7 +64,7 @@ Tell = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class EvaluateConfig:
     """Examine a student on frames that neither it nor its teachers were trained on."""
 
     # The folder that a training wrote to: a local path or any fsspec URL.
@@ -75,15 +75,15 @@ class Evaluate:
     split: str = "val"
     # Teachers to compare the student's branches with, as NAME=FOLDER, or none alone.
     teachers: tuple[str, ...] = ("none",)
-    # Figures and page go here; by default to `evaluation` in the checkpoint's folder.
+    # Metrics and page go here; by default to `evaluation` in the checkpoint's folder.
     out: str | None = None
     # Also write the student's weights and a program that runs without this package.
     export: bool = False
-    # Pictures at once.
+    # Images at once.
     batch: int = 6
     # Cameras to look through; by default the training's.
     cameras: tuple[str, ...] | None = None
-    # Width and height that pictures are scaled to; by default the training's, whose pixels the anchors were made for.
+    # Width and height that images are scaled to; by default the training's, whose pixels the anchors were made for.
     image_size: tuple[int, int] | None = None
     # At most so many samples, drawn from the whole split; by default all.
     samples: int | None = None
@@ -104,12 +104,12 @@ class Evaluated:
     report: str
 
 
-def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = lambda _page: None) -> Evaluated:
-    """Examine the student, write figures and page, and with `export` the student; progress goes to the console.
+def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], None] = lambda _page: None) -> Evaluated:
+    """Examine the student, write metrics and page, and with `export` the student; progress goes to the console.
 
     more: called with the page when the evaluation is on it, to add what else there is to show
 
-    Raises LakeError, TeacherError or StudentError where that cannot be, or the figures would mean nothing.
+    Raises LakeError, TeacherError or StudentError where that cannot be, or the metrics would mean nothing.
     """
     checkpoint_url = absolute(config.checkpoint).rstrip("/")
     out = RunDir(absolute(config.out) if config.out is not None else f"{checkpoint_url}/evaluation")
@@ -117,7 +117,7 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
     lake = open_lake(absolute(config.lake))
     named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
     cards = read_cards(named)
-    frames = _frames(config, checkpoint, lake, look_at_points(cards.values()), console)
+    frames = _frames(config, checkpoint, lake, needs_points(cards.values()), console)
     _check(config, student, checkpoint, lake, cards, console)
     width, height = frames.image_size
     grid = student.config.grid(height, width)
@@ -128,19 +128,19 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
     frames = replace(frames, threads=decoding_threads(device))
     # As in the training, where this device can.
     bfloat16 = bool(checkpoint.fingerprint.get("bfloat16")) and uses_bfloat16("auto", device)
-    classroom = None
+    pool = None
     if named:
         remember = Path(absolute(config.remember)) if config.remember else None
-        classroom = open_classroom(named, grid, device, remember)
+        pool = open_pool(named, grid, device, remember)
     layout = memory_format(student.config.norm, device)
     student = student.to(device).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     batches, samples = _batches(frames, config)
     with ProgressBar(console) as bar:
-        examination = examine(
+        result = evaluate_student(
             student,
             batches,
-            classroom,
-            cell_means=_cell_means(config, frames, cards, classroom, bar.update) if classroom else None,
+            pool,
+            cell_means=_cell_means(config, frames, cards, pool, bar.update) if pool else None,
             example_every=-(-samples // _EXAMPLES),
             bfloat16=bfloat16,
             progress=lambda done: bar.update("examine", done, samples, "samples"),
@@ -157,16 +157,16 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
         "bfloat16": bfloat16,
     }
     evaluation = Evaluation(
-        examination=examination,
-        figures={**examination.figures, **exported},
+        result=result,
+        metrics={**result.metrics, **exported},
         settings=_settings(checkpoint, named, how),
         history=_history(RunDir(checkpoint_url), checkpoint.step),
-        class_names={name: card.class_names for name, card in cards.items() if card.kind == "classes"},
-        unheard=frozenset(name for name in named if _learned_from(checkpoint, name) is None),
+        class_names={name: card.class_names for name, card in cards.items() if card.kind == "classification"},
+        undistilled=frozenset(name for name in named if _learned_from(checkpoint, name) is None),
     )
     metrics = {
-        "figures": evaluation.figures,
-        "samples": examination.samples,
+        "metrics": evaluation.metrics,
+        "samples": result.samples,
         "checkpoint": {"url": checkpoint_url, "step": checkpoint.step, "seconds": checkpoint.seconds},
         "fingerprint": checkpoint.fingerprint,
         "examined": how,
@@ -178,8 +178,8 @@ def evaluate(config: Evaluate, console: Console, more: Callable[[Page], None] = 
     return Evaluated(evaluation=evaluation, step=checkpoint.step, report=out.place(REPORT_FILE))
 
 
-def run(config: Evaluate, console: Console, more: Callable[[Page], None] = lambda _page: None) -> int:
-    """Examine, print the chief figures and the page's path, and return the exit status 0; see `evaluate`."""
+def run(config: EvaluateConfig, console: Console, more: Callable[[Page], None] = lambda _page: None) -> int:
+    """Examine, print the chief metrics and the page's path, and return the exit status 0; see `evaluate`."""
     evaluated = evaluate(config, console, more)
     console.print(summary(evaluated))
     console.print(f"open {evaluated.report}", soft_wrap=True, highlight=False)
@@ -187,27 +187,27 @@ def run(config: Evaluate, console: Console, more: Callable[[Page], None] = lambd
 
 
 def summary(evaluated: Evaluated) -> Table:
-    """Return the chief figures, and beside them those of trivial answers."""
-    figures, samples = evaluated.evaluation.figures, evaluated.evaluation.examination.samples
+    """Return the chief metrics, and beside them those of trivial answers."""
+    metrics, samples = evaluated.evaluation.metrics, evaluated.evaluation.result.samples
     table = Table(title=f"{samples:,} samples, step {evaluated.step:,}", title_justify="left")
     for heading, wraps in (("", False), ("student", False), ("trivial", False), ("", True)):
         table.add_column(heading, no_wrap=not wraps)
-    for one in comparisons(figures):
+    for one in comparisons(metrics):
         trivial = "" if one.trivial is None else f"{one.trivial:.3f}"
         table.add_row(one.name, f"{one.value:.3f}", trivial, one.answer)
-    table.add_row("images/s", f"{figures['images_per_second']:.1f}", "", "")
+    table.add_row("images/s", f"{metrics['images_per_second']:.1f}", "", "")
     return table
 
 
 def _check(
-    config: Evaluate,
+    config: EvaluateConfig,
     student: Student,
     checkpoint: Checkpoint,
     lake: Lake,
     cards: dict[str, TeacherCard],
     console: Console,
 ) -> None:
-    """Raise where the student cannot be examined as asked, or the figures would mean nothing."""
+    """Raise where the student cannot be examined as asked, or the metrics would mean nothing."""
     if config.batch < 1:
         raise StudentError(f"--batch {config.batch}: expected at least 1")
     if config.samples is not None and config.samples < 1:
@@ -224,12 +224,12 @@ def _check(
                 " the teacher that it was trained with"
             )
     _check_unseen(config, checkpoint, lake, console)
-    check_strangers(cards, lake, [config.split])
-    if any(card.kind == "continuous" for card in cards.values()):
-        check_splits(lake, config.train_split, config.split)
+    check_no_leakage(cards, lake, [config.split])
+    if any(card.kind == "regression" for card in cards.values()):
+        check_disjoint_splits(lake, config.train_split, config.split)
 
 
-def _check_unseen(config: Evaluate, checkpoint: Checkpoint, lake: Lake, console: Console) -> None:
+def _check_unseen(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, console: Console) -> None:
     """Raise LakeError where the student was trained on a segment that it is to be examined on."""
     url, snapshot, split = (checkpoint.fingerprint.get(name) for name in ("lake", "snapshot", "split"))
     if not isinstance(url, str) or not isinstance(snapshot, int) or not isinstance(split, str):
@@ -246,7 +246,7 @@ def _check_unseen(config: Evaluate, checkpoint: Checkpoint, lake: Lake, console:
     examined = {commit.segment for commit in lake.in_split(config.split)}
     if shared := sorted(trained & examined):
         raise LakeError(
-            f"the student was trained on {len(shared)} segments of split {config.split}, e.g. {shared[0]}: figures on"
+            f"the student was trained on {len(shared)} segments of split {config.split}, e.g. {shared[0]}: metrics on"
             " frames that were trained on mean nothing; name another split"
         )
 
@@ -256,24 +256,22 @@ def _learned_from(checkpoint: Checkpoint, teacher: str) -> object:
     return checkpoint.fingerprint.get(f"teacher.{teacher}")
 
 
-def _export(config: Evaluate, student: Student, frames: Frames, out: RunDir) -> dict[str, float]:
-    """Write the student by itself, checked on a few pictures of the split; return the check's figures."""
+def _export(config: EvaluateConfig, student: Student, frames: Frames, out: RunDir) -> dict[str, float]:
+    """Write the student by itself, checked on a few images of the split; return the check's metrics."""
     batches, _ = _batches(replace(frames, points=False), replace(config, samples=_EXPORT_PICTURES))
-    return export_student(student, out.url, [sample.image for batch in batches for sample in batch]).figures()
+    return export_student(student, out.url, [sample.image for batch in batches for sample in batch]).metrics()
 
 
 def _cell_means(
-    config: Evaluate, frames: Frames, cards: Mapping[str, TeacherCard], classroom: Classroom, tell: Tell
+    config: EvaluateConfig, frames: Frames, cards: Mapping[str, TeacherCard], pool: TeacherPool, tell: Tell
 ) -> dict[str, Tensor]:
     """Return the mean of each cell over samples of the training split, for each teacher of numbers."""
-    means = {
-        name: CellMean(card.channels, *classroom.grid) for name, card in cards.items() if card.kind == "continuous"
-    }
+    means = {name: CellMean(card.channels, *pool.grid) for name, card in cards.items() if card.kind == "regression"}
     if not means:
         return {}
     batches, samples = _batches(replace(frames, split=config.train_split), replace(config, samples=_MEAN_SAMPLES))
     done = 0
-    for batch, targets in classroom.follow(batches):
+    for batch, targets in pool.follow(batches):
         for name, mean in means.items():
             mean.add(targets[name])
         done += len(batch)
@@ -281,7 +279,7 @@ def _cell_means(
     return {name: mean.values() for name, mean in means.items()}
 
 
-def _batches(frames: Frames, config: Evaluate) -> tuple[Iterable[Sequence[Sample]], int]:
+def _batches(frames: Frames, config: EvaluateConfig) -> tuple[Iterable[Sequence[Sample]], int]:
     """Return batches of all samples, or of `samples` from everywhere in the split, and how many samples these are."""
     in_order = frames.stream(config.batch, shuffle=False)
     if config.samples is None or config.samples >= in_order.epoch_samples:
@@ -295,7 +293,7 @@ def _grouped(samples: Iterator[Sample], batch: int) -> Iterator[list[Sample]]:
         yield group
 
 
-def _frames(config: Evaluate, checkpoint: Checkpoint, lake: Lake, points: bool, console: Console) -> Frames:
+def _frames(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, points: bool, console: Console) -> Frames:
     """Return the frames to examine on, seen as in the training unless asked otherwise, which the reader is told.
 
     Raises StudentError where the checkpoint does not say how the training saw them.
@@ -337,7 +335,7 @@ def _settings(checkpoint: Checkpoint, named: Mapping[str, str], how: Mapping[str
         "trained": f"{checkpoint.step:,} steps in {checkpoint.seconds:,.0f} s",
         "examined on": f"split {how['split']} of {how['lake']}, snapshot {how['snapshot']}",
         "segments": f"{len(how['segments']):,}",
-        "pictures": f"{width} x {height}, {', '.join(how['cameras'])}, {how['batch']} at once",
+        "images": f"{width} x {height}, {', '.join(how['cameras'])}, {how['batch']} at once",
         "computed on": f"{how['device']}, {'bfloat16' if how['bfloat16'] else 'float32'}",
         **{f"teacher {name}": url for name, url in named.items()},
         **{f"trained with {name}": str(value) for name, value in sorted(checkpoint.fingerprint.items())},
@@ -353,7 +351,7 @@ def _described(device: torch.device) -> str:
 
 def main() -> None:
     """Run from the command line; bad input ends in one line and exit status 2."""
-    config = tyro.cli(Evaluate, description=__doc__)
+    config = tyro.cli(EvaluateConfig, description=__doc__)
     try:
         status = run(config, Console())
     except (LakeError, TeacherError, TrainingError, StudentError, OSError) as error:

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from datalake.commit import LakeError
 from datalake.lake import open_lake
-from pipelines.curriculum import Frames
+from pipelines.data import Frames
 from pipelines.device import device_of
-from pipelines.place import absolute
+from pipelines.paths import absolute
 from teachers.card import TeacherCard, TeacherError, write_card, write_weights
 from teachers.lidar import SpvnasTeacher
 from teachers.mask_rcnn import MaskRcnnConfig, MaskRcnnTeacher
@@ -46,7 +46,7 @@ class Spvnas:
     split: str = "train"
     # Samples that they are of.
     samples: int = 128
-    # Width and height that pictures are scaled to.
+    # Width and height that images are scaled to.
     image_size: tuple[int, int] = (384, 256)
     # Where it looks: cpu, cuda, cuda:1 …; by default on the GPU if there is one.
     device: str = "auto"

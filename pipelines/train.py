@@ -21,22 +21,22 @@ import tyro
 from rich.console import Console
 
 from datalake.commit import LakeError
-from pipelines.classrooms import (
+from pipelines.cluster import cluster
+from pipelines.data import mixed_batches
+from pipelines.device import decoding_threads, device_of
+from pipelines.paths import absolute
+from pipelines.progress import ProgressBar
+from pipelines.signals import stoppable
+from pipelines.teacher_loading import (
     NamedTeacher,
     all_remembered,
-    look_at_points,
+    needs_points,
     open_cached,
     open_teacher,
     read_cards,
 )
-from pipelines.cluster import cluster
-from pipelines.curriculum import mixed_batches
-from pipelines.device import decoding_threads, device_of
-from pipelines.place import absolute
-from pipelines.progress import ProgressBar
-from pipelines.settings import Train
-from pipelines.stop import stoppable
-from pipelines.syllabus import Syllabus, plan_training
+from pipelines.train_config import TrainConfig
+from pipelines.train_setup import TrainPlan, prepare_training
 from student.config import StudentError
 from student.detector import Student
 from student.distillation.imitation import Imitation
@@ -44,7 +44,7 @@ from student.distillation.method import DistillationMethod
 from student.distillation.objective import DetectionObjective
 from student.layers import memory_format
 from teachers.card import TeacherError
-from teachers.classroom import Classroom, LocalClassroom
+from teachers.pool import LocalPool, TeacherPool
 from teachers.teacher import Teacher
 from training.distributed import Distributed
 from training.errors import TrainingError
@@ -54,58 +54,58 @@ from training.run_dir import RunDir
 from training.run_lock import run_lock
 
 # The distillation methods by the names that --distill takes, each built from what was found out before the training.
-DISTILLATION_METHODS: dict[str, Callable[[Syllabus], DistillationMethod]] = {
-    "imitation": lambda syllabus: Imitation(syllabus.config.imitation, syllabus.class_weights),
+DISTILLATION_METHODS: dict[str, Callable[[TrainPlan], DistillationMethod]] = {
+    "imitation": lambda plan: Imitation(plan.config.imitation, plan.class_weights),
 }
 
 
 def train_worker(
-    syllabus: Syllabus,
+    plan: TrainPlan,
     distributed: Distributed,
     on_step: Callable[[int, Mapping[str, float]], None] = lambda _step, _metrics: None,
 ) -> Trained:
     """Train as one of the workers, from the checkpoint if there is one."""
-    config = syllabus.config
-    lake = config.open_lake(syllabus.snapshot)
+    config = plan.config
+    lake = config.open_lake(plan.snapshot)
     width, height = config.image_size
-    grid = syllabus.student.grid(height, width)
+    grid = plan.student.grid(height, width)
     remember = Path(absolute(config.remember)) if config.remember else None
-    points = look_at_points(read_cards(syllabus.teachers).values())
+    points = needs_points(read_cards(plan.teachers).values())
     if points and remember is not None:
         # Nobody will look at points whose answers are all there, and they are most of what would be read.
         everything = config.frames(lake, points=False)
-        points = not all_remembered(syllabus.teachers, everything, grid, remember)
+        points = not all_remembered(plan.teachers, everything, grid, remember)
     threads = decoding_threads(distributed.device)
     labelled, unlabelled = (
         config.frames(lake, points=points, segments=segments, threads=threads)
-        for segments in (syllabus.labelled_segments, syllabus.unlabelled_segments)
+        for segments in (plan.labelled_segments, plan.unlabelled_segments)
     )
     from_step = mixed_batches(
         labelled,
-        syllabus.labelled,
+        plan.labelled,
         unlabelled,
-        syllabus.unlabelled,
+        plan.unlabelled,
         rank=distributed.rank,
         world_size=distributed.size,
     )
 
     def batches(cursor: int) -> Iterator[Batch]:
         # The cursor counts steps.
-        share = distributed.share(syllabus.labelled, "labelled pictures")
+        share = distributed.share(plan.labelled, "labelled images")
         for step, samples in enumerate(from_step(cursor), cursor):
             yield Batch(samples, share, step + 1)
 
-    pool = _classroom(syllabus, grid, distributed.device)
+    pool = _open_pool(plan, grid, distributed.device)
     inputs = TrainInputs(
         batches=batches,
-        labelled=syllabus.labelled,
-        unlabelled=syllabus.unlabelled,
+        labelled=plan.labelled,
+        unlabelled=plan.unlabelled,
         teach=None if pool is None else pool.teach,
         seed=config.seed,
         fingerprint=config.identity(lake),
     )
-    objective = build_objective(syllabus).to(distributed.device)
-    layout = memory_format(syllabus.student.norm, distributed.device)
+    objective = build_objective(plan).to(distributed.device)
+    layout = memory_format(plan.student.norm, distributed.device)
     objective = objective.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     return train(
         objective,
@@ -118,54 +118,54 @@ def train_worker(
     )
 
 
-def build_objective(syllabus: Syllabus) -> DetectionObjective:
+def build_objective(plan: TrainPlan) -> DetectionObjective:
     """Return the student, its weights from the seed alone, with the methods by which it is distilled."""
-    config = syllabus.config
+    config = plan.config
     torch.manual_seed(config.seed)
-    student = Student(syllabus.student)
-    methods = {name: DISTILLATION_METHODS[name](syllabus) for name in syllabus.methods}
+    student = Student(plan.student)
+    methods = {name: DISTILLATION_METHODS[name](plan) for name in plan.methods}
     return DetectionObjective(student, config.weights, methods, config.augmentation, config.targets)
 
 
-def _classroom(syllabus: Syllabus, grid: tuple[int, int], device: torch.device) -> Classroom | None:
-    if not syllabus.teachers:
+def _open_pool(plan: TrainPlan, grid: tuple[int, int], device: torch.device) -> TeacherPool | None:
+    if not plan.teachers:
         return None
-    if syllabus.config.teachers_in == "actors":
-        from teachers.remote import RemoteClassroom
+    if plan.config.teachers_in == "actors":
+        from teachers.ray_pool import RayPool
 
-        return RemoteClassroom(list(syllabus.teachers), grid, device=device)
-    return LocalClassroom([teacher_of(syllabus, name, device) for name in syllabus.teachers], grid, device=device)
+        return RayPool(list(plan.teachers), grid, device=device)
+    return LocalPool([teacher_of(plan, name, device) for name in plan.teachers], grid, device=device)
 
 
-def teacher_of(syllabus: Syllabus, name: str, device: torch.device | str) -> Teacher:
+def teacher_of(plan: TrainPlan, name: str, device: torch.device | str) -> Teacher:
     """Return a teacher, or what the lake has of its answers, under the name that the student calls it."""
-    config, url = syllabus.config, syllabus.teachers[name]
+    config, url = plan.config, plan.teachers[name]
     if name in config.tables:
-        lake = config.open_lake(syllabus.snapshot)
+        lake = config.open_lake(plan.snapshot)
         return NamedTeacher(name, open_cached(url, config.tables[name], lake, config.split))
     return open_teacher(name, url, device, Path(absolute(config.remember)) if config.remember else None)
 
 
-def run(config: Train, console: Console) -> int:
+def run(config: TrainConfig, console: Console) -> int:
     """Train, print a closing line, and return the exit status 0."""
     with run_lock(absolute(config.out)):
         return _run(config, console)
 
 
-def _run(config: Train, console: Console) -> int:
+def _run(config: TrainConfig, console: Console) -> int:
     with ProgressBar(console) as bar:
-        syllabus = plan_training(config, console, bar.update)
+        plan = prepare_training(config, console, bar.update)
     if config.workers:
         with cluster():
             # Ray is imported where it is used: without `--workers` nobody needs it.
             from pipelines.train_on_ray import train_on_ray
 
-            train_on_ray(syllabus, console)
+            train_on_ray(plan, console)
         trained = None
     else:
         with ProgressBar(console) as bar:
             trained = train_worker(
-                syllabus,
+                plan,
                 Distributed(device=device_of(config.device)),
                 lambda step, _values: bar.update("train", step, config.loop.steps, "steps"),
             )
@@ -176,7 +176,7 @@ def _run(config: Train, console: Console) -> int:
 
 def main() -> None:
     """Run from the command line; bad input ends in one line and status 2, a signal in one and 128 + its number."""
-    config = tyro.cli(Train, description=__doc__)
+    config = tyro.cli(TrainConfig, description=__doc__)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     try:
         with stoppable("train"):

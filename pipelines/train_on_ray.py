@@ -14,29 +14,29 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchTrainer
 from rich.console import Console
 
-from datalake.space import room_in
-from pipelines.place import absolute
-from pipelines.settings import Train
-from pipelines.syllabus import Syllabus
+from datalake.disk import room_in
+from pipelines.paths import absolute
 from pipelines.train import teacher_of, train_worker
+from pipelines.train_config import TrainConfig
+from pipelines.train_setup import TrainPlan
 from student.config import StudentError
-from teachers.remote import TeacherPost, employed
+from teachers.ray_pool import ActorSpec, teacher_actors
 from training.distributed import Distributed
 from training.errors import TrainingError
 
 
-def train_on_ray(syllabus: Syllabus, console: Console) -> None:
+def train_on_ray(plan: TrainPlan, console: Console) -> None:
     """Train on the workers of the cluster that this process has joined.
 
     Raises TrainingError, in one line, where the training stops before its end.
     """
-    config = syllabus.config
+    config = plan.config
     use_gpu = wants_gpus(config, int(ray.cluster_resources().get("GPU", 0)))
     console.print(f"{config.workers} workers, {'a GPU each' if use_gpu else 'without GPUs'}", highlight=False)
     folder = absolute(config.out)
     trainer = TorchTrainer(
-        _work,  # type: ignore[arg-type]  # the annotation is older than return values
-        train_loop_config={"syllabus": syllabus},
+        _ray_worker,  # type: ignore[arg-type]  # the annotation is older than return values
+        train_loop_config={"syllabus": plan},
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name="ray",
@@ -46,7 +46,7 @@ def train_on_ray(syllabus: Syllabus, console: Console) -> None:
     )
     try:
         # Ray Train keeps a record of its own there.
-        with room_in(folder), employed(_posts(syllabus)):
+        with room_in(folder), teacher_actors(_actor_specs(plan)):
             result = trainer.fit()
     except WorkerGroupError as error:
         raise TrainingError(f"a worker failed: {_last_line(next(iter(error.worker_failures.values())))}") from error
@@ -62,7 +62,7 @@ def train_on_ray(syllabus: Syllabus, console: Console) -> None:
         raise TrainingError(stopped)
 
 
-def wants_gpus(config: Train, available: int) -> bool:
+def wants_gpus(config: TrainConfig, available: int) -> bool:
     """Return whether the workers take a GPU each of a cluster that has so many.
 
     Raises TrainingError where there are some, but not for all: none would be used.
@@ -80,15 +80,13 @@ def wants_gpus(config: Train, available: int) -> bool:
     return True
 
 
-def _posts(syllabus: Syllabus) -> list[TeacherPost]:
-    if syllabus.config.teachers_in == "process":
+def _actor_specs(plan: TrainPlan) -> list[ActorSpec]:
+    if plan.config.teachers_in == "process":
         return []
     # No CPU is set aside: Ray would wait for ever for one that workers have taken.
     return [
-        TeacherPost(
-            name=name, load=partial(teacher_of, syllabus, name), num_cpus=0, num_gpus=syllabus.config.teacher_gpus
-        )
-        for name in syllabus.teachers
+        ActorSpec(name=name, load=partial(teacher_of, plan, name), num_cpus=0, num_gpus=plan.config.teacher_gpus)
+        for name in plan.teachers
     ]
 
 
@@ -97,26 +95,26 @@ def _last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _work(settings: dict[str, Any]) -> str | None:
+def _ray_worker(settings: dict[str, Any]) -> str | None:
     """Run in each worker of Ray Train; return why the training stopped before its end, if it did.
 
     What all workers find alike is an answer: doing the same again would end the same way. What a worker finds in its
-    own pictures is raised: the others would wait for it.
+    own images is raised: the others would wait for it.
     """
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     distributed = Distributed(context.get_world_rank(), context.get_world_size(), device)
-    syllabus: Syllabus = settings["syllabus"]
-    every = syllabus.config.loop.checkpoint_every
+    plan: TrainPlan = settings["syllabus"]
+    every = plan.config.loop.checkpoint_every
 
     def tell(step: int, values: Mapping[str, float]) -> None:
-        if step % every == 0 or step == syllabus.config.loop.steps:
+        if step % every == 0 or step == plan.config.loop.steps:
             ray.train.report({"step": step, **values})
             if distributed.rank == 0:
-                print(f"step {step:,} of {syllabus.config.loop.steps:,}: " + _line(values), flush=True)
+                print(f"step {step:,} of {plan.config.loop.steps:,}: " + _line(values), flush=True)
 
     try:
-        train_worker(syllabus, distributed, tell)
+        train_worker(plan, distributed, tell)
     except (TrainingError, StudentError) as error:
         return str(error)
     return None

@@ -25,13 +25,13 @@ from datalake.lake import Lake, open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
 from pipelines.device import device_of
-from pipelines.place import absolute
+from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from teachers.card import TeacherCard, TeacherError, TrainingData
 from teachers.confusion import Confusion
-from teachers.training.lessons import RunContext, TeacherData
-from teachers.training.lidar_course import SpvcnnTrainConfig, train_spvcnn
-from teachers.training.mask_course import MaskRcnnTrainConfig, train_mask_rcnn
+from teachers.training.teacher_training import RunContext, TeacherData
+from teachers.training.train_mask_rcnn import MaskRcnnTrainConfig, train_mask_rcnn
+from teachers.training.train_spvcnn import SpvcnnTrainConfig, train_spvcnn
 from training.distributed import Distributed
 from training.errors import TrainingError
 from training.run_lock import run_lock
@@ -40,7 +40,7 @@ TeacherName = Literal["spvcnn", "mask_rcnn"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTeachers:
+class TrainTeachersConfig:
     """Train SPVCNN on point labels and Mask R-CNN on panoptic labels, and examine them on other segments."""
 
     # The lake: a local path, s3:// or gs://.
@@ -55,9 +55,9 @@ class TrainTeachers:
     eval_split: str = "val"
     # The lake's snapshot; the newest by default. A run that goes on needs the one that it began with.
     snapshot: int | None = None
-    # Cameras whose pictures Mask R-CNN sees.
+    # Cameras whose images Mask R-CNN sees.
     cameras: tuple[str, ...] = ("FRONT",)
-    # Width and height that pictures are scaled to.
+    # Width and height that images are scaled to.
     image_size: tuple[int, int] = (384, 256)
     # At most so many samples are examined on.
     eval_samples: int = 500
@@ -73,8 +73,8 @@ class TrainTeachers:
     mask_rcnn: MaskRcnnTrainConfig = field(default_factory=MaskRcnnTrainConfig)
 
 
-def run(config: TrainTeachers, console: Console) -> int:
-    """Train, print each teacher's figures, and return the exit status 0."""
+def run(config: TrainTeachersConfig, console: Console) -> int:
+    """Train, print each teacher's metrics, and return the exit status 0."""
     lake = open_lake(absolute(config.lake), config.snapshot)
     out = absolute(config.out)
     for name in (config.teacher,) if config.teacher else ("spvcnn", "mask_rcnn"):
@@ -97,7 +97,7 @@ def run(config: TrainTeachers, console: Console) -> int:
 
 
 def teacher_data(
-    lake: Lake, config: TrainTeachers, *, points: bool, progress: Callable[[str, int, int, str], None]
+    lake: Lake, config: TrainTeachersConfig, *, points: bool, progress: Callable[[str, int, int, str], None]
 ) -> TeacherData:
     """Return the samples to train and to examine on. Raises LakeError or TrainingError where the splits do not do.
 
@@ -137,7 +137,7 @@ def teacher_data(
     if shared := sorted(segments[config.train_split] & segments[config.eval_split]):
         raise TrainingError(
             f"segment {shared[0]} and {len(shared) - 1} more are in both splits, {config.train_split} and"
-            f" {config.eval_split}: figures on frames that were trained on mean nothing; name other splits"
+            f" {config.eval_split}: metrics on frames that were trained on mean nothing; name other splits"
         )
     # Both are looked at now: a missing camera is not to be found out after the training.
     examined = stream(config.eval_split, start=0, epochs=1).epoch_samples
@@ -154,25 +154,25 @@ def teacher_data(
 
 
 def summary(card: TeacherCard, confusion: Confusion) -> Table:
-    """Return a teacher's figures, and beside them those of always saying the commonest class."""
+    """Return a teacher's metrics, and beside them those of always saying the commonest class."""
     table = Table("", card.name, "trivial", title=f"{card.name}: {_length(card)}", title_justify="left")
     for name in ("mIoU", "accuracy"):
-        table.add_row(name, f"{card.figures[name]:.3f}", f"{card.figures[f'trivial/{name}']:.3f}")
+        table.add_row(name, f"{card.metrics[name]:.3f}", f"{card.metrics[f'trivial/{name}']:.3f}")
     trivial = confusion.trivial.iou().tolist()
     for name, other in zip(card.class_names, trivial, strict=True):
-        if (figure := card.figures.get(f"IoU/{name}")) is not None:
+        if (figure := card.metrics.get(f"IoU/{name}")) is not None:
             table.add_row(f"IoU {name}", f"{figure:.3f}", f"{other:.3f}")
-    for name, figure in card.figures.items():
+    for name, figure in card.metrics.items():
         if name.startswith("AP"):
             table.add_row(name.replace("/", " "), f"{figure:.3f}", f"{0:.3f}")
     return table
 
 
 def _length(card: TeacherCard) -> str:
-    return f"{card.figures['training/steps']:,.0f} steps in {card.figures['training/seconds']:,.0f} s"
+    return f"{card.metrics['training/steps']:,.0f} steps in {card.metrics['training/seconds']:,.0f} s"
 
 
-def _fingerprint(config: TrainTeachers, lake: Lake) -> dict[str, str | int | float | bool | None]:
+def _fingerprint(config: TrainTeachersConfig, lake: Lake) -> dict[str, str | int | float | bool | None]:
     return {
         "lake": lake.store.url,
         "snapshot": lake.snapshot,
@@ -185,7 +185,7 @@ def _fingerprint(config: TrainTeachers, lake: Lake) -> dict[str, str | int | flo
 
 def main() -> None:
     """Run from the command line; bad input ends in one line and exit status 2."""
-    config = tyro.cli(TrainTeachers, description=__doc__)
+    config = tyro.cli(TrainTeachersConfig, description=__doc__)
     try:
         status = run(config, Console())
     except (LakeError, TeacherError, TrainingError, OSError) as error:

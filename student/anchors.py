@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from student.config import AnchorShapes, StudentConfig, StudentError
-from student.proposals import anchor_generator
+from student.rpn import anchor_generator
 
 _ROUNDS = 50
 _IOUS = (0.3, 0.5, 0.7)
@@ -36,7 +36,7 @@ class AnchorReport:
 def fit_anchors(boxes: Tensor, *, levels: int, sizes_per_level: int = 2, ratios: int = 2) -> AnchorShapes:
     """Return anchors for boxes float32 [N, 4] in pixels.
 
-    Ratios are the centres of clusters of log(height / width). Sizes lie at even steps of their logarithm between the
+    Ratios are the centers of clusters of log(height / width). Sizes lie at even steps of their logarithm between the
     2nd and the 99th percentile: an anchor is then never more than half a step too small or too large.
     Raises StudentError where there are too few boxes to fit.
     """
@@ -50,11 +50,11 @@ def fit_anchors(boxes: Tensor, *, levels: int, sizes_per_level: int = 2, ratios:
     step = (high - low) / count
     sizes = [round(math.exp(float(low + step * (i + 0.5))), 1) for i in range(count)]
     grouped = tuple(tuple(sizes[i : i + sizes_per_level]) for i in range(0, count, sizes_per_level))
-    return AnchorShapes(sizes=grouped, ratios=tuple(round(math.exp(c), 2) for c in _centres(aspect, ratios)))
+    return AnchorShapes(sizes=grouped, ratios=tuple(round(math.exp(c), 2) for c in _centers(aspect, ratios)))
 
 
 def anchor_recall(config: StudentConfig, boxes: Tensor, image_size: tuple[int, int]) -> AnchorReport:
-    """Return how well the configuration's anchors meet boxes float32 [N, 4] in pictures of (height, width)."""
+    """Return how well the configuration's anchors meet boxes float32 [N, 4] in images of (height, width)."""
     height, width = config.grid(*image_size)
     best = boxes.new_zeros(len(boxes))
     for level, shapes in enumerate(anchor_generator(config.anchors).cell_anchors):
@@ -75,8 +75,8 @@ def _best_overlap(boxes: Tensor, shapes: Tensor, image_size: tuple[int, int], gr
     """
     strides = boxes.new_tensor([image_size[1] // grid[1], image_size[0] // grid[0]])
     last = boxes.new_tensor([grid[1] - 1, grid[0] - 1])
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    nearest = (centres / strides).round().clamp(min=0).minimum(last) * strides
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    nearest = (centers / strides).round().clamp(min=0).minimum(last) * strides
     anchors = nearest.repeat(1, 2)[:, None] + shapes.to(boxes)
     shared = torch.minimum(anchors[..., 2:], boxes[:, None, 2:]) - torch.maximum(anchors[..., :2], boxes[:, None, :2])
     overlap = shared.clamp(min=0).prod(-1)
@@ -84,15 +84,15 @@ def _best_overlap(boxes: Tensor, shapes: Tensor, image_size: tuple[int, int], gr
     return (overlap / (areas - overlap)).amax(1)
 
 
-def _centres(values: Tensor, count: int) -> list[float]:
-    """Return the centres of `count` clusters of values [N], ascending (Lloyd's algorithm from the quantiles)."""
-    centres = values.quantile(torch.linspace(0, 1, 2 * count + 1, dtype=values.dtype)[1::2])
+def _centers(values: Tensor, count: int) -> list[float]:
+    """Return the centers of `count` clusters of values [N], ascending (Lloyd's algorithm from the quantiles)."""
+    centers = values.quantile(torch.linspace(0, 1, 2 * count + 1, dtype=values.dtype)[1::2])
     for _ in range(_ROUNDS):
-        nearest = (values[:, None] - centres).abs().argmin(1)
+        nearest = (values[:, None] - centers).abs().argmin(1)
         moved = torch.stack(
-            [values[nearest == i].mean() if bool((nearest == i).any()) else centres[i] for i in range(count)]
+            [values[nearest == i].mean() if bool((nearest == i).any()) else centers[i] for i in range(count)]
         )
-        if torch.equal(moved, centres):
+        if torch.equal(moved, centers):
             break
-        centres = moved
-    return sorted(map(float, centres))
+        centers = moved
+    return sorted(map(float, centers))

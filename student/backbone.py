@@ -1,4 +1,4 @@
-"""From pictures to a feature pyramid, by way of the branches."""
+"""From images to a feature pyramid, by way of the branches."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from student.trunk import build_trunk
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
-    """What the backbone makes of B pictures.
+    """What the backbone makes of B images.
 
     pyramid: float32 [B, width, h, w] on the imitation's grid, and further levels at half the resolution each
     said: what each branch says to its teacher, float32 [B, channels, h, w]; logits where the teacher tells classes
     """
 
     pyramid: tuple[Tensor, ...]
-    said: dict[str, Tensor]
+    branch_outputs: dict[str, Tensor]
 
 
 class Backbone(nn.Module):
@@ -41,23 +41,23 @@ class Backbone(nn.Module):
         self.free = FreeBranch(inputs, config)
         self.fuse = ConvNorm(config.branch_width * (1 + len(config.branches)), width, 1, norm=norm)
         levels = config.levels - 1
-        self.climb = nn.ModuleList(ConvNorm(width, width, 3, norm=norm, stride=2) for _ in range(levels))
-        joined = self.trunk.coarse_widths[:levels]
-        self.join = nn.ModuleList(ConvNorm(coarse, width, 1, norm=norm, relu=False) for coarse in joined)
+        self.downsample = nn.ModuleList(ConvNorm(width, width, 3, norm=norm, stride=2) for _ in range(levels))
+        lateral_widths = self.trunk.coarse_widths[:levels]
+        self.lateral = nn.ModuleList(ConvNorm(coarse, width, 1, norm=norm, relu=False) for coarse in lateral_widths)
 
-    def forward(self, pictures: Tensor) -> Features:
-        """Return the features of pictures float32 [B, 3, H, W], normalised."""
-        view = self.trunk(pictures)
-        said, parts = {}, [self.free(view.fine)]
+    def forward(self, images: Tensor) -> Features:
+        """Return the features of images float32 [B, 3, H, W], normalized."""
+        view = self.trunk(images)
+        branch_outputs, parts = {}, [self.free(view.fine)]
         for name, branch in self.branches.items():
-            said[name], part = branch(view.fine)
+            branch_outputs[name], part = branch(view.fine)
             parts.append(part)
         pyramid = [self.fuse(torch.cat(parts, 1))]
-        for number, climb in enumerate(self.climb):
-            level = climb(pyramid[-1])
-            if number < len(self.join):
-                level = level + self.join[number](view.coarse[number])
+        for number, downsample in enumerate(self.downsample):
+            level = downsample(pyramid[-1])
+            if number < len(self.lateral):
+                level = level + self.lateral[number](view.coarse[number])
             pyramid.append(level)
-        # torchvision makes anchors in the format that it finds features in, and bfloat16 knows the columns of a picture
+        # torchvision makes anchors in the format that it finds features in, and bfloat16 knows the columns of an image
         # to within two pixels only.
-        return Features(tuple(level.float() for level in pyramid), said)
+        return Features(tuple(level.float() for level in pyramid), branch_outputs)

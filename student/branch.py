@@ -13,32 +13,36 @@ class ImitationBranch(nn.Module):
     """Says what a teacher would say of each cell, and passes on what it has understood.
 
     What is compared with the teacher comes out of a linear layer: a ReLU there could never reach the half of the
-    standardised targets that is negative (paper, section 3.1, with the teacher's statistics applied to the targets).
+    standardized targets that is negative (paper, section 3.1, with the teacher's statistics applied to the targets).
     """
 
     def __init__(self, spec: BranchSpec, inputs: int, config: StudentConfig) -> None:
         super().__init__()
         norm, kernel = config.norm, 3 if config.preset == "paper" else 1
         self.spec, self._feed = spec, config.feed
-        self.look = ConvNorm(inputs, config.width, 3, norm=norm)
-        self.say = nn.Conv2d(config.width, spec.channels, kernel, padding=kernel // 2)
-        self.normalise = norm_layer("batch" if norm == "batch" else "group", spec.channels)
+        self.stem = ConvNorm(inputs, config.width, 3, norm=norm)
+        self.predictor = nn.Conv2d(config.width, spec.channels, kernel, padding=kernel // 2)
+        self.normalize = norm_layer("batch" if norm == "batch" else "group", spec.channels)
         passed = {
             "imitation": spec.channels,
             "hidden": config.width,
             "both": config.width + spec.channels,
         }[config.feed]
-        self.pass_on = ConvNorm(passed, config.branch_width, kernel, norm=norm)
+        self.projection = ConvNorm(passed, config.branch_width, kernel, norm=norm)
 
     def forward(self, view: Tensor) -> tuple[Tensor, Tensor]:
         """Return what it says, float32 [B, channels, h, w] (logits of classes), and [B, branch_width, h, w]."""
-        hidden = self.look(view)
-        said: Tensor = self.say(hidden)
+        hidden = self.stem(view)
+        branch_outputs: Tensor = self.predictor(hidden)
         if self._feed == "hidden":
-            return said.float(), self.pass_on(hidden)
-        told = said.float().softmax(1).to(said.dtype) if self.spec.kind == "classes" else self.normalise(said)
-        passed = told if self._feed == "imitation" else torch.cat([hidden, told], 1)
-        return said.float(), self.pass_on(passed)
+            return branch_outputs.float(), self.projection(hidden)
+        predicted = (
+            branch_outputs.float().softmax(1).to(branch_outputs.dtype)
+            if self.spec.kind == "classification"
+            else self.normalize(branch_outputs)
+        )
+        passed = predicted if self._feed == "imitation" else torch.cat([hidden, predicted], 1)
+        return branch_outputs.float(), self.projection(passed)
 
 
 class FreeBranch(nn.Module):
@@ -46,9 +50,9 @@ class FreeBranch(nn.Module):
 
     def __init__(self, inputs: int, config: StudentConfig) -> None:
         super().__init__()
-        self.look = ConvNorm(inputs, config.branch_width, 3, norm=config.norm)
+        self.stem = ConvNorm(inputs, config.branch_width, 3, norm=config.norm)
 
     def forward(self, view: Tensor) -> Tensor:
         """Return [B, branch_width, h, w]."""
-        features: Tensor = self.look(view)
+        features: Tensor = self.stem(view)
         return features

@@ -26,7 +26,7 @@ class StudentError(ValueError):
 class BranchSpec:
     """What one branch is to imitate.
 
-    kind: `continuous`: numbers to come close to; `classes`: a class of each cell to tell
+    kind: `regression`: numbers to come close to; `classification`: a class of each cell to tell
     channels: numbers or classes per cell
     """
 
@@ -88,7 +88,7 @@ class StudentConfig:
     head_width: int = 256
     anchors: AnchorShapes = AnchorShapes()
     max_depth_m: float = 75.0
-    # Anchors and proposals per picture that the losses look at.
+    # Anchors and proposals per image that the losses look at.
     rpn_batch: int = 256
     roi_batch: int = 64
     # Proposals that reach the heads.
@@ -140,14 +140,14 @@ class StudentConfig:
         return len(CLASS_NAMES)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width in cells of the imitation's grid for pictures of `height` x `width` pixels.
+        """Return height and width in cells of the imitation's grid for images of `height` x `width` pixels.
 
-        Raises StudentError where a picture does not divide into the cells of the coarsest level.
+        Raises StudentError where an image does not divide into the cells of the coarsest level.
         """
         coarsest = max(self.stride << (self.levels - 1), 32 if self.preset == "classroom" else 1)
         if height % coarsest or width % coarsest:
             raise StudentError(
-                f"pictures of {width} x {height} pixels do not divide into cells of {coarsest}; choose an image size"
+                f"images of {width} x {height} pixels do not divide into cells of {coarsest}; choose an image size"
                 f" like {-(-width // coarsest) * coarsest} x {-(-height // coarsest) * coarsest}"
             )
         return height // self.stride, width // self.stride

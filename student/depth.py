@@ -13,6 +13,6 @@ def encode_depth(depth_m: Tensor, max_depth_m: float) -> Tensor:
     return (depth_m / max_depth_m).clamp(0, 1) ** (1 / GAMMA)
 
 
-def decode_depth(told: Tensor, max_depth_m: float) -> Tensor:
+def decode_depth(predicted: Tensor, max_depth_m: float) -> Tensor:
     """Return metres within 0 … d_max: the inverse of `encode_depth`."""
-    return max_depth_m * told.clamp(0, 1) ** GAMMA
+    return max_depth_m * predicted.clamp(0, 1) ** GAMMA

@@ -1,4 +1,4 @@
-"""What the student sees in one picture."""
+"""What the student sees in one image."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ CLASS_NAMES = ("BACKGROUND", "VEHICLE", "PEDESTRIAN", "SIGN", "CYCLIST")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:
-    """The N objects found in one picture, the most confident first.
+    """The N objects found in one image, the most confident first.
 
-    boxes: float32 [N, 4], x0, y0, x1, y1 in pixels of the picture
+    boxes: float32 [N, 4], x0, y0, x1, y1 in pixels of the image
     classes: int64 [N], index into CLASS_NAMES, never 0
     scores: float32 [N] within 0 … 1
-    depth_m: float32 [N], distance from the camera's centre in metres
+    depth_m: float32 [N], distance from the camera's center in metres
     """
 
     boxes: Tensor

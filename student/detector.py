@@ -1,4 +1,4 @@
-"""The student: pictures in; detections with depths, and what it would say to its teachers, out."""
+"""The student: images in; detections with depths, and what it would say to its teachers, out."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from datalake.sample import Objects
 from student.backbone import Backbone, Features
 from student.config import StudentConfig, StudentError
 from student.detections import Detections
-from student.heads import DepthRoIHeads, RoIPredictions, RoIs
 from student.labels import labels_on
 from student.layers import memory_format
-from student.proposals import ProposalNetwork, Proposals
+from student.roi_heads import DepthRoIHeads, RoIPredictions, RoIs
+from student.rpn import ProposalNetwork, Proposals
 from student.sampling import draw_keys
 
-# Of the lake's pictures, roughly; any fixed numbers near them would do.
+# Of the lake's images, roughly; any fixed numbers near them would do.
 _MEAN, _DEVIATION = 0.45, 0.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
-    """All that the student says of B pictures.
+class Prediction:
+    """All that the student says of B images.
 
-    detections: of each picture
-    proposals: float32 [P, 4] of each picture, boxes in pixels, the most likely objects first
+    detections: of each image
+    proposals: float32 [P, 4] of each image, boxes in pixels, the most likely objects first
     said: what each branch says to its teacher, float32 [B, channels, h, w]; logits where the teacher tells classes
     """
 
     detections: list[Detections]
     proposals: list[Tensor]
-    said: dict[str, Tensor]
+    branch_outputs: dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,29 +64,29 @@ class Student(nn.Module):
         self.rpn = ProposalNetwork(config)
         self.heads = DepthRoIHeads(config)
 
-    def features(self, pictures: Tensor) -> Features:
-        """Return the features of pictures uint8 or float32 within 0 … 1 [B, 3, H, W].
+    def features(self, images: Tensor) -> Features:
+        """Return the features of images uint8 or float32 within 0 … 1 [B, 3, H, W].
 
-        Raises StudentError where a picture's size does not divide into cells.
+        Raises StudentError where an image's size does not divide into cells.
         """
-        self.config.grid(*pictures.shape[-2:])
-        scaled = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
-        normalised = (scaled - _MEAN) / _DEVIATION
+        self.config.grid(*images.shape[-2:])
+        scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+        normalized = (scaled - _MEAN) / _DEVIATION
         features: Features = self.backbone(
-            normalised.contiguous(memory_format=memory_format(self.config.norm, pictures.device))
+            normalized.contiguous(memory_format=memory_format(self.config.norm, images.device))
         )
         return features
 
     def hidden_weights(self) -> list[nn.Parameter]:
-        """Return the weights of all layers but the one that faces pictures, the proposals', and those that answer.
+        """Return the weights of all layers but the one that faces images, the proposals', and those that answer.
 
         torchvision starts the proposals' layers at almost nothing, from where only AdamW's steps lead away quickly.
         """
         entrance = next(layer for layer in self.backbone.trunk.modules() if isinstance(layer, nn.Conv2d))
         answers = [
-            *(branch.say for branch in self.backbone.branches.values()),
+            *(branch.predictor for branch in self.backbone.branches.values()),
             *(layer for layer in self.rpn.head.modules() if isinstance(layer, nn.Conv2d)),
-            *(self.heads.box_predictor.cls_score, self.heads.box_predictor.bbox_pred, self.heads.depth_head.tell),
+            *(self.heads.box_predictor.cls_score, self.heads.box_predictor.bbox_pred, self.heads.depth_head.predictor),
         ]
         facing = {id(layer.weight) for layer in (entrance, *answers)}
         return [weight for weight in self.parameters() if weight.ndim > 1 and id(weight) not in facing]
@@ -110,7 +110,7 @@ class Student(nn.Module):
     ) -> DetectorOutput:
         """Return the same for features that are there already, of images of (height, width) pixels."""
         if not labels:
-            raise StudentError("expected at least one labelled picture to learn detection from")
+            raise StudentError("expected at least one labelled image to learn detection from")
         levels = [level[: len(labels)] for level in features.pyramid]
         device = levels[0].device
         truth = labels_on(device, labels)
@@ -133,20 +133,20 @@ class Student(nn.Module):
         return DetectorOutput(losses, features, proposals, rois, predictions)
 
     @torch.no_grad()
-    def answer(self, pictures: Tensor) -> Answer:
-        """Return what is found in pictures [B, 3, H, W] (see `features`). The student must be in eval mode."""
+    def predict(self, images: Tensor) -> Prediction:
+        """Return what is found in images [B, 3, H, W] (see `features`). The student must be in eval mode."""
         if self.training:
             raise StudentError("the student is in training mode; call eval() before it answers")
-        features = self.features(pictures)
-        image_size = (pictures.shape[-2], pictures.shape[-1])
+        features = self.features(images)
+        image_size = (images.shape[-2], images.shape[-1])
         levels = features.pyramid
         objectness, deltas = self.rpn(levels)
         proposals = self.rpn.propose(objectness, deltas, self.rpn.anchors(levels, image_size), levels, image_size)
         detections = self.heads.detect(levels, proposals, image_size)
         counts = proposals.valid.sum(1).tolist()
         each = [boxes[:count] for boxes, count in zip(proposals.boxes, counts, strict=True)]
-        return Answer(detections, each, features.said)
+        return Prediction(detections, each, features.branch_outputs)
 
-    def forward(self, pictures: Tensor) -> list[Detections]:
-        """Return what is found in pictures [B, 3, H, W] (see `features`)."""
-        return self.answer(pictures).detections
+    def forward(self, images: Tensor) -> list[Detections]:
+        """Return what is found in images [B, 3, H, W] (see `features`)."""
+        return self.predict(images).detections

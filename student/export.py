@@ -1,7 +1,7 @@
 """A student by itself: its weights, and a program that finds the same without this package.
 
     <folder>/student.safetensors     weights; the configuration stands in the file's metadata
-    <folder>/student.pt2             `torch.export.load("student.pt2").module()` takes a picture uint8 [1, 3, H, W] and
+    <folder>/student.pt2             `torch.export.load("student.pt2").module()` takes an image uint8 [1, 3, H, W] and
                                      returns boxes [N, 4], classes [N], scores [N] and depth_m [N]
 
 The program needs torch, and torchvision imported for its operators, and no teacher. It is written for a CPU; for a GPU
@@ -9,7 +9,7 @@ The program needs torch, and torchvision imported for its operators, and no teac
     from torch.export.passes import move_to_device_pass
     exported = move_to_device_pass(torch.export.load("student.pt2"), "cuda")
 
-moves its weights, constants and whatever it makes as it goes; `exported.module()` then takes pictures that lie there.
+moves its weights, constants and whatever it makes as it goes; `exported.module()` then takes images that lie there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.export.passes import move_to_device_pass
 from student.config import StudentConfig, StudentError
 from student.detections import CLASS_NAMES, Detections
 from student.detector import Student
-from student.program import DetectionProgram
+from student.export_module import ExportableDetector
 from training.run_dir import RunDir
 
 WEIGHTS_FILE, PROGRAM_FILE = "student.safetensors", "student.pt2"
@@ -40,7 +40,7 @@ _CONFIG = "config"
 # Bytes at the beginning of a safetensors file that say how long its header is.
 _LENGTH = 8
 
-# Takes a picture uint8 [1, 3, H, W], returns boxes [N, 4], classes [N], scores [N] and depth_m [N].
+# Takes an image uint8 [1, 3, H, W], returns boxes [N, 4], classes [N], scores [N] and depth_m [N].
 Program = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 _MOST_BOX_PX, _MOST_SCORE, _MOST_DEPTH_M = 1e-3, 1e-5, 1e-3
@@ -48,31 +48,31 @@ _MOST_BOX_PX, _MOST_SCORE, _MOST_DEPTH_M = 1e-3, 1e-5, 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportCheck:
-    """How far a program's detections are from the student's own, over some pictures; their classes are the same.
+    """How far a program's detections are from the student's own, over some images; their classes are the same.
 
     box_px, score, depth_m: the largest differences
     """
 
-    pictures: int
+    images: int
     detections: int
     box_px: float
     score: float
     depth_m: float
 
-    def figures(self) -> dict[str, float]:
-        """Return the figures, all named `export/…`."""
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics, all named `export/…`."""
         return {f"export/{name}": float(value) for name, value in asdict(self).items()}
 
 
-def export_student(student: Student, url: str, pictures: Sequence[Tensor]) -> ExportCheck:
-    """Write the student's weights and its program for pictures of this size to a folder; return how the program did.
+def export_student(student: Student, url: str, images: Sequence[Tensor]) -> ExportCheck:
+    """Write the student's weights and its program for images of this size to a folder; return how the program did.
 
-    pictures: uint8 [3, H, W] each, to compare the program and the student on; some that show objects
+    images: uint8 [3, H, W] each, to compare the program and the student on; some that show objects
 
     Raises StudentError, and writes nothing, where the program does not find what the student finds.
     """
-    if not pictures:
-        raise StudentError("expected at least one picture to compare the exported student on")
+    if not images:
+        raise StudentError("expected at least one image to compare the exported student on")
     # Neither safetensors nor a program's file keeps a layout with the channels last.
     own = copy.deepcopy(student).cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     own.eval()
@@ -81,9 +81,9 @@ def export_student(student: Student, url: str, pictures: Sequence[Tensor]) -> Ex
         warnings.filterwarnings("ignore", "`create_unbacked_symint` is deprecated", FutureWarning)
         # torch reads the weights in place, and nobody is going to write to them.
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
-        content = _program(own, (pictures[0].shape[-2], pictures[0].shape[-1]))
+        content = _program(own, (images[0].shape[-2], images[0].shape[-1]))
         program = torch.export.load(io.BytesIO(content)).module()
-    check = compare(own, program, pictures)
+    check = compare(own, program, images)
     folder = RunDir(url)
     folder.write(WEIGHTS_FILE, safetensors.torch.save(own.state_dict(), {_CONFIG: own.config.to_json()}))
     folder.write(PROGRAM_FILE, content)
@@ -117,7 +117,7 @@ def load_exported(url: str) -> Student:
 
 
 def load_program(url: str, device: torch.device | str = "cpu") -> Program:
-    """Return the program in the folder at `url`, for pictures uint8 [1, 3, H, W] on `device`.
+    """Return the program in the folder at `url`, for images uint8 [1, 3, H, W] on `device`.
 
     Raises StudentError where the file is missing or is not a program.
     """
@@ -134,36 +134,36 @@ def load_program(url: str, device: torch.device | str = "cpu") -> Program:
     return program
 
 
-def compare(student: Student, program: Program, pictures: Sequence[Tensor]) -> ExportCheck:
-    """Return how far the program's detections in pictures uint8 [3, H, W] are from the student's.
+def compare(student: Student, program: Program, images: Sequence[Tensor]) -> ExportCheck:
+    """Return how far the program's detections in images uint8 [3, H, W] are from the student's.
 
     Raises StudentError where they are not the same: as many, of the same classes, boxes within 0.001 pixels, scores
     within 0.00001 and depths within a millimetre; where the best is not the first; and where a number is not finite.
     """
     detections, box_px, score, depth_m = 0, 0.0, 0.0, 0.0
-    for number, picture in enumerate(pictures):
-        (own,) = student(picture[None])
+    for number, image in enumerate(images):
+        (own,) = student(image[None])
         with torch.no_grad():
-            told = Detections(*program(picture[None]))
-        for whose, one in (("student", own), ("exported program", told)):
+            predicted = Detections(*program(image[None]))
+        for whose, one in (("student", own), ("exported program", predicted)):
             if (field := one.not_finite) is not None:
-                raise StudentError(f"picture {number}: the {whose} says {field} that are not finite")
-        if (partner := _partners(own, told)) is None:
+                raise StudentError(f"image {number}: the {whose} says {field} that are not finite")
+        if (partner := _partners(own, predicted)) is None:
             raise StudentError(
-                f"picture {number}: the exported program does not find what the student finds: {len(told.classes)}"
+                f"image {number}: the exported program does not find what the student finds: {len(predicted.classes)}"
                 f" objects, not the same {len(own.classes)}; where all scores are alike, as before training, rounding"
                 " decides: train it further; otherwise this is a fault in student/program.py"
             )
-        if bool((told.scores.diff() > _MOST_SCORE).any()):
+        if bool((predicted.scores.diff() > _MOST_SCORE).any()):
             raise StudentError(
-                f"picture {number}: the exported program does not say the best first; this is a fault in"
+                f"image {number}: the exported program does not say the best first; this is a fault in"
                 " student/program.py"
             )
         detections += len(own.classes)
-        box_px = max(box_px, _furthest(own.boxes, told.boxes[partner]))
-        score = max(score, _furthest(own.scores, told.scores[partner]))
-        depth_m = max(depth_m, _furthest(own.depth_m, told.depth_m[partner]))
-    check = ExportCheck(pictures=len(pictures), detections=detections, box_px=box_px, score=score, depth_m=depth_m)
+        box_px = max(box_px, _furthest(own.boxes, predicted.boxes[partner]))
+        score = max(score, _furthest(own.scores, predicted.scores[partner]))
+        depth_m = max(depth_m, _furthest(own.depth_m, predicted.depth_m[partner]))
+    check = ExportCheck(images=len(images), detections=detections, box_px=box_px, score=score, depth_m=depth_m)
     if box_px > _MOST_BOX_PX or score > _MOST_SCORE or depth_m > _MOST_DEPTH_M:
         raise StudentError(
             f"the exported program does not find what the student finds: boxes differ by up to {box_px:.2g} pixels,"
@@ -173,13 +173,13 @@ def compare(student: Student, program: Program, pictures: Sequence[Tensor]) -> E
 
 
 def _program(student: Student, image_size: tuple[int, int]) -> bytes:
-    picture = torch.zeros(1, 3, *image_size, dtype=torch.uint8)
+    image = torch.zeros(1, 3, *image_size, dtype=torch.uint8)
     with torch.no_grad():
         # Followed operator by operator: dynamo, the other way, is slower and gains nothing here.
-        exported = torch.export.export(DetectionProgram(student, image_size).eval(), (picture,), strict=False)
+        exported = torch.export.export(ExportableDetector(student, image_size).eval(), (image,), strict=False)
     file = io.BytesIO()
     about = {
-        "input": f"RGB picture, uint8 {list(picture.shape)}",
+        "input": f"RGB image, uint8 {list(image.shape)}",
         "outputs": ["boxes [N, 4]: x0, y0, x1, y1 in pixels", "classes [N]", "scores [N]", "depth_m [N]"],
         "classes": CLASS_NAMES,
         "student": json.loads(student.config.to_json()),
@@ -188,18 +188,18 @@ def _program(student: Student, image_size: tuple[int, int]) -> bytes:
     return file.getvalue()
 
 
-def _partners(own: Detections, told: Detections) -> Tensor | None:
+def _partners(own: Detections, predicted: Detections) -> Tensor | None:
     """Return int64 [N], which of the program's detections is each of the student's; None where they do not pair up.
 
     Where scores are equal but for rounding, the order says nothing.
     """
-    if len(own.classes) != len(told.classes):
+    if len(own.classes) != len(predicted.classes):
         return None
     if not len(own.classes):
         return own.classes
-    apart = (own.boxes[:, None] - told.boxes).abs().amax(2)
-    nearest = apart.masked_fill(own.classes[:, None] != told.classes, torch.inf).argmin(1)
-    same = torch.equal(own.classes, told.classes[nearest]) and len(nearest.unique()) == len(nearest)
+    apart = (own.boxes[:, None] - predicted.boxes).abs().amax(2)
+    nearest = apart.masked_fill(own.classes[:, None] != predicted.classes, torch.inf).argmin(1)
+    same = torch.equal(own.classes, predicted.classes[nearest]) and len(nearest.unique()) == len(nearest)
     return nearest if same else None
 
 

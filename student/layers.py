@@ -15,7 +15,7 @@ _TINY = 1e-4
 
 
 def memory_format(norm: Norm, device: torch.device) -> torch.memory_format:
-    """Return how pictures and weights should lie in memory.
+    """Return how images and weights should lie in memory.
 
     GPUs convolve channels-last faster, but torch's group norm turns everything back there (so its source says; it was
     not timed). On a CPU it takes six times as long backwards in that layout; a step of the default student took 1.07
@@ -25,7 +25,7 @@ def memory_format(norm: Norm, device: torch.device) -> torch.memory_format:
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
-    """Return the norm of `channels` channels: over groups of eight within a picture, or over the batch."""
+    """Return the norm of `channels` channels: over groups of eight within an image, or over the batch."""
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     # A teacher may have any number of channels: 76 make four groups of nineteen.
@@ -41,7 +41,7 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
-        """Return the normalised [B, C, …], of the input's type."""
+        """Return the normalized [B, C, …], of the input's type."""
         return self.as_input(input) if input.is_cuda else super().forward(input)
 
     def as_input(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
@@ -57,11 +57,11 @@ def twice_as_large(features: Tensor) -> Tensor:
         return interpolate(features, scale_factor=2.0, mode="nearest")
 
 
-class StandardisedConv(nn.Conv2d):
-    """A convolution whose filters have mean 0 and norm 1 (Qiao et al. 2019, weight standardisation).
+class StandardizedConv(nn.Conv2d):
+    """A convolution whose filters have mean 0 and norm 1 (Qiao et al. 2019, weight standardization).
 
-    Group norms alone learn slowly here: after 80 steps on two pictures the classifier had hardly begun, with batch
-    norms or with this it was half done. Batch norms would make a picture's features depend on the others.
+    Group norms alone learn slowly here: after 80 steps on two images the classifier had hardly begun, with batch
+    norms or with this it was half done. Batch norms would make an image's features depend on the others.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
@@ -77,7 +77,7 @@ class ConvNorm(nn.Sequential):
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, norm: Norm, stride: int = 1, relu: bool = True
     ) -> None:
-        convolution = nn.Conv2d if norm == "batch" else StandardisedConv
+        convolution = nn.Conv2d if norm == "batch" else StandardizedConv
         layers: list[nn.Module] = [
             convolution(inputs, outputs, kernel, stride, kernel // 2, bias=False),
             norm_layer(norm, outputs),

@@ -10,7 +10,7 @@ from torchvision.ops import roi_align
 
 _CELLS = 7
 _SAMPLES = 2
-# Side of the boxes that stride 16 is made for; torchvision's 224 is made for pictures three times as wide.
+# Side of the boxes that stride 16 is made for; torchvision's 224 is made for images three times as wide.
 _CANONICAL_PX, _CANONICAL_STRIDE = 128, 16
 # Against the rounding of logarithms (torchvision's number).
 _TINY = 1e-6

@@ -1,4 +1,4 @@
-"""What every branch sees: the picture's features on the grid of the imitation."""
+"""What every branch sees: the image's features on the grid of the imitation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from student.layers import ConvNorm, stage, twice_as_large
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """What a trunk makes of pictures.
+class TrunkFeatures:
+    """What a trunk makes of images.
 
     fine: [B, width, h, w] on the imitation's grid
     coarse: maps at half, a quarter … of that resolution, as many as the trunk has; [B, coarse_width, …] each
@@ -23,7 +23,7 @@ class View:
 
 
 class PaperTrunk(nn.Module):
-    """A 7 x 7 convolution and two stages, all at the picture's own resolution (paper, section 3.1)."""
+    """A 7 x 7 convolution and two stages, all at the image's own resolution (paper, section 3.1)."""
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
@@ -34,9 +34,9 @@ class PaperTrunk(nn.Module):
         self.width = second
         self.coarse_widths: tuple[int, ...] = ()
 
-    def forward(self, pictures: Tensor) -> View:
-        """Return the view of pictures float32 [B, 3, H, W]."""
-        return View(self.second(self.first(self.stem(pictures))), ())
+    def forward(self, images: Tensor) -> TrunkFeatures:
+        """Return the view of images float32 [B, 3, H, W]."""
+        return TrunkFeatures(self.second(self.first(self.stem(images))), ())
 
 
 class ClassroomTrunk(nn.Module):
@@ -66,9 +66,9 @@ class ClassroomTrunk(nn.Module):
         self.smooth = ConvNorm(config.width, config.width, 3, norm=norm)
         self.coarse_widths = (config.width,) * (len(self.laterals) - 1)
 
-    def forward(self, pictures: Tensor) -> View:
-        """Return the view of pictures float32 [B, 3, H, W]; H and W are multiples of 32."""
-        features = self.stem(pictures)
+    def forward(self, images: Tensor) -> TrunkFeatures:
+        """Return the view of images float32 [B, 3, H, W]; H and W are multiples of 32."""
+        features = self.stem(images)
         down = []
         for layers in self.stages:
             features = layers(features)
@@ -79,7 +79,7 @@ class ClassroomTrunk(nn.Module):
         for side in reversed(sides[:-1]):
             up = side + twice_as_large(up)
             ups.append(up)
-        return View(self.smooth(ups.pop()), tuple(reversed(ups)))
+        return TrunkFeatures(self.smooth(ups.pop()), tuple(reversed(ups)))
 
 
 def build_trunk(config: StudentConfig) -> PaperTrunk | ClassroomTrunk:

@@ -1,6 +1,6 @@
-"""What torchvision's detectors do picture by picture to boxes, for all pictures of a batch at once.
+"""What torchvision's detectors do image by image to boxes, for all images of a batch at once.
 
-Each picture costs a GPU some hundred and fifty launches and nine waits there, whatever it shows. The results are the
+Each image costs a GPU some hundred and fifty launches and nine waits there, whatever it shows. The results are the
 same, but for overlaps within rounding of the threshold.
 """
 
@@ -23,7 +23,7 @@ _BOXES_AT_ONCE = 16_000
 
 
 def batch_boxes(network: MaskRCNN) -> None:
-    """Let a network that only answers treat the boxes of all its pictures at once."""
+    """Let a network that only answers treat the boxes of all its images at once."""
     network.rpn.filter_proposals = MethodType(_filter_proposals, network.rpn)
     network.roi_heads.postprocess_detections = MethodType(_postprocess_detections, network.roi_heads)
 
@@ -40,14 +40,14 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) ->
 def _filter_proposals(
     rpn: Any, proposals: Tensor, objectness: Tensor, sizes: list[tuple[int, int]], anchors_of_levels: list[int]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return each picture's proposals [n, 4] and their scores [n], as `RegionProposalNetwork.filter_proposals`."""
-    pictures, device = len(proposals), proposals.device
-    objectness = objectness.detach().reshape(pictures, -1)
+    """Return each image's proposals [n, 4] and their scores [n], as `RegionProposalNetwork.filter_proposals`."""
+    images, device = len(proposals), proposals.device
+    objectness = objectness.detach().reshape(images, -1)
     level = torch.arange(len(anchors_of_levels)).repeat_interleave(torch.tensor(anchors_of_levels))
     best = rpn._get_top_n_idx(objectness, anchors_of_levels)
     scores = objectness.gather(1, best).sigmoid()
     boxes = _clipped(proposals.gather(1, best[:, :, None].expand(-1, -1, 4)), _limits(sizes, device)[:, None])
-    number = torch.arange(pictures, device=device)[:, None]
+    number = torch.arange(images, device=device)[:, None]
     group = number * len(anchors_of_levels) + on_device(level, device)[best]
 
     # What is too small or not sure enough comes last of all: it suppresses nobody, and is not kept.
@@ -63,39 +63,39 @@ def _filter_proposals(
     counts = survives.sum(1).clamp(max=rpn.post_nms_top_n()).tolist()
     boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
     return (
-        [of_picture[:count] for of_picture, count in zip(boxes, counts, strict=True)],
-        [of_picture[:count] for of_picture, count in zip(rank, counts, strict=True)],
+        [of_image[:count] for of_image, count in zip(boxes, counts, strict=True)],
+        [of_image[:count] for of_image, count in zip(rank, counts, strict=True)],
     )
 
 
 def _postprocess_detections(
     heads: Any, logits: Tensor, deltas: Tensor, proposals: list[Tensor], sizes: list[tuple[int, int]]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return each picture's boxes [n, 4], scores [n] and labels [n], as `RoIHeads.postprocess_detections`."""
+    """Return each image's boxes [n, 4], scores [n] and labels [n], as `RoIHeads.postprocess_detections`."""
     device, classes = logits.device, logits.shape[-1]
-    counts = torch.tensor([len(of_picture) for of_picture in proposals])
-    picture = on_device(torch.arange(len(proposals)).repeat_interleave(counts), device)
-    limits = _limits(sizes, device)[picture]
+    counts = torch.tensor([len(of_image) for of_image in proposals])
+    image = on_device(torch.arange(len(proposals)).repeat_interleave(counts), device)
+    limits = _limits(sizes, device)[image]
     boxes = _clipped(heads.box_coder.decode(deltas, proposals), limits[:, None])[:, 1:].reshape(-1, 4)
     scores = softmax(logits, -1)[:, 1:].flatten()
     sound = (scores > heads.score_thresh) & (_sides(boxes) >= _SMALLEST_DETECTION).all(-1)
     chosen = sound.nonzero()[:, 0]
     boxes, scores = boxes[chosen], scores[chosen]
-    picture = picture[torch.div(chosen, classes - 1, rounding_mode="floor")]
+    image = image[torch.div(chosen, classes - 1, rounding_mode="floor")]
     labels = chosen % (classes - 1) + 1
 
-    kept = suppress(boxes, scores, picture * classes + labels, heads.nms_thresh)
-    kept = kept[picture[kept].argsort(stable=True)]
-    found = torch.bincount(picture[kept], minlength=len(proposals)).tolist()
+    kept = suppress(boxes, scores, image * classes + labels, heads.nms_thresh)
+    kept = kept[image[kept].argsort(stable=True)]
+    found = torch.bincount(image[kept], minlength=len(proposals)).tolist()
 
-    def by_picture(values: Tensor) -> list[Tensor]:
-        return [of_picture[: heads.detections_per_img] for of_picture in values[kept].split(found)]
+    def by_image(values: Tensor) -> list[Tensor]:
+        return [of_image[: heads.detections_per_img] for of_image in values[kept].split(found)]
 
-    return by_picture(boxes), by_picture(scores), by_picture(labels)
+    return by_image(boxes), by_image(scores), by_image(labels)
 
 
 def _limits(sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
-    """Return float32 [B, 2], width and height of each picture."""
+    """Return float32 [B, 2], width and height of each image."""
     return on_device(torch.tensor([(width, height) for height, width in sizes], dtype=torch.float32), device)
 
 

@@ -1,9 +1,9 @@
 """What a teacher said once, kept in the lake: the same answers without the network.
 
-A table `teacher_<name>` (`datalake.side_table`) has a row for each picture. It is worth its room where the answers are
+A table `teacher_<name>` (`datalake.derived_table`) has a row for each image. It is worth its room where the answers are
 small: a class and a confidence per cell, not a hundred numbers.
 
-The teacher looks at a picture together with the others of its chunk. A network asked about another batch may round the
+The teacher looks at an image together with the others of its chunk. A network asked about another batch may round the
 last bit of float16 otherwise; the cache always says the same.
 """
 
@@ -22,10 +22,10 @@ from torch import Tensor
 
 from datalake.chunk import Chunk, SampleOptions, SegmentFiles
 from datalake.commit import Commit
+from datalake.derived_table import DerivedCommit, DerivedTable, Origin, open_derived_table, write_side_segment
 from datalake.lake import Lake
 from datalake.sample import Sample, SampleKey
 from datalake.schema import IMAGE
-from datalake.side_table import Origin, SideCommit, SideTable, open_side_table, write_side_segment
 from teachers.card import TeacherCard, TeacherError
 from teachers.target import Target
 from teachers.teacher import Teacher
@@ -67,9 +67,9 @@ def origin_of(card: TeacherCard, name: str, grid: tuple[int, int], image_size: t
     """Return all that the answers depend on, as the lake remembers it.
 
     grid: height and width of the student's grid in cells
-    image_size: width and height in pixels of the pictures that the teacher looks at
+    image_size: width and height in pixels of the images that the teacher looks at
 
-    Raises TeacherError for a continuous teacher, and LakeError for an impossible name.
+    Raises TeacherError for a regression teacher, and LakeError for an impossible name.
     """
     _check_kind(card)
     settings = {
@@ -84,7 +84,7 @@ def origin_of(card: TeacherCard, name: str, grid: tuple[int, int], image_size: t
 
 
 def _check_kind(card: TeacherCard) -> None:
-    if card.kind != "classes":
+    if card.kind != "classification":
         raise TeacherError(
             f"teacher {card.name}: {card.channels} numbers per cell are too large to keep; only teachers of classes can"
             " be cached, let this one look at every batch"
@@ -93,13 +93,13 @@ def _check_kind(card: TeacherCard) -> None:
 
 def cache_segment(
     lake: Lake, base: Commit, teacher: Teacher, origin: Origin, notify: Callable[[int], None] = lambda _: None
-) -> SideCommit | None:
-    """Ask the teacher about every picture of a segment and commit the answers; None where that was done meanwhile.
+) -> DerivedCommit | None:
+    """Ask the teacher about every image of a segment and commit the answers; None where that was done meanwhile.
 
     origin: of this teacher, from `origin_of`
-    notify: called with the number of pictures of each chunk that is done
+    notify: called with the number of images of each chunk that is done
 
-    Raises LakeError or TeacherError where a picture or the teacher fails, or the segment is cached from another origin.
+    Raises LakeError or TeacherError where an image or the teacher fails, or the segment is cached from another origin.
     """
     height, width = origin.settings["grid"]
     image_width, image_height = origin.settings["image_size"]
@@ -113,7 +113,7 @@ def cache_segment(
                 continue
             chunk = Chunk(files, group, options)
             samples = [chunk.sample(row) for row in range(len(cameras))]
-            yield _to_rows(teacher.look(samples, height, width))
+            yield _to_rows(teacher.predict(samples, height, width))
             notify(len(samples))
 
     try:
@@ -123,9 +123,9 @@ def cache_segment(
 
 
 class CachedTeacher:
-    """A teacher that looks its answers up. They are of the pictures as the lake has them, not of flipped ones."""
+    """A teacher that looks its answers up. They are of the images as the lake has them, not of flipped ones."""
 
-    def __init__(self, card: TeacherCard, table: SideTable) -> None:
+    def __init__(self, card: TeacherCard, table: DerivedTable) -> None:
         """Answer as the teacher of `card` did; raises TeacherError where another one made the table."""
         settings = table.origin.settings
         self.card, self._table = card, table
@@ -149,12 +149,12 @@ class CachedTeacher:
         teacher.
         """
         _check_kind(card)
-        return CachedTeacher(card, open_side_table(lake, table_name(name or card.name), split, card.weights_sha256))
+        return CachedTeacher(card, open_derived_table(lake, table_name(name or card.name), split, card.weights_sha256))
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return what the teacher said, in the precision in which targets travel.
 
-        Raises TeacherError for a sample that is not cached, another grid, or pictures of another size.
+        Raises TeacherError for a sample that is not cached, another grid, or images of another size.
         """
         if (height, width) != self.grid:
             raise TeacherError(
@@ -179,7 +179,7 @@ class CachedTeacher:
         key, (height, width) = sample.key, sample.image.shape[1:]
         if (width, height) != self.image_size:
             raise TeacherError(
-                f"{self._table.origin.table}: cached from pictures of {self.image_size[0]} x {self.image_size[1]}"
+                f"{self._table.origin.table}: cached from images of {self.image_size[0]} x {self.image_size[1]}"
                 f" pixels, got one of {width} x {height}; read the lake with that image_size, or cache for this one"
                 " under another --name"
             )
@@ -192,18 +192,18 @@ class CachedTeacher:
         return {name: chunk[name][row] for name in _VALUES}
 
     def _read(self, segment: str, group: int) -> dict[str, Any]:
-        """Return the cells of each picture of a row group, by column."""
+        """Return the cells of each image of a row group, by column."""
         rows = self._table.read(segment, group, _VALUES)
         return {name: _from_lists(rows.column(name).combine_chunks()) for name in _VALUES}
 
     def _index(self, key: SampleKey) -> dict[tuple[int, str], tuple[int, int]]:
-        """Return the row group, and the row within it, of each picture of the segment."""
+        """Return the row group, and the row within it, of each image of the segment."""
         if key.segment not in self._table.segments:
             raise self._not_cached(key)
         keys = self._table.read(key.segment, columns=["timestamp_us", "camera"])
         places = ((g, row) for g, rows in enumerate(self._table.group_rows(key.segment)) for row in range(rows))
-        pictures = zip(keys["timestamp_us"].to_pylist(), keys["camera"].to_pylist(), strict=True)
-        return dict(zip(pictures, places, strict=True))
+        images = zip(keys["timestamp_us"].to_pylist(), keys["camera"].to_pylist(), strict=True)
+        return dict(zip(images, places, strict=True))
 
     def _not_cached(self, key: SampleKey) -> TeacherError:
         return TeacherError(

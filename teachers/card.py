@@ -26,7 +26,7 @@ from torch import Tensor
 CARD_FILE, WEIGHTS_FILE = "card.json", "weights.safetensors"
 CARD_VERSION = 1
 
-Kind = Literal["continuous", "classes"]
+Kind = Literal["regression", "classification"]
 
 _log = logging.getLogger(__name__)
 
@@ -72,12 +72,12 @@ class TrainingData:
 class TeacherCard:
     """What a teacher is, what it answers, and how good it was when it was made.
 
-    kind: `continuous` teachers give D numbers per cell, `classes` teachers one of K classes
+    kind: `regression` teachers give D numbers per cell, `classes` teachers one of K classes
     architecture, options: which network, and all that is needed to build it again (plain JSON values)
     channels: D, or K with the background
-    class_names: K names; of a continuous teacher those of its classifier, if it has one
-    statistics: by which a continuous teacher's values are standardised; None: they are as the network gives them
-    figures: e.g. `mIoU`, `IoU/CAR`, and beside them `trivial/mIoU`, what saying the commonest class alone would get
+    class_names: K names; of a regression teacher those of its classifier, if it has one
+    statistics: by which a regression teacher's values are standardized; None: they are as the network gives them
+    metrics: e.g. `mIoU`, `IoU/CAR`, and beside them `trivial/mIoU`, what saying the commonest class alone would get
     data: what it was trained on, None where that is not ours to know (a public checkpoint)
     weights_sha256: hex digest of the file of weights
     versions: package -> version that it was made with
@@ -91,7 +91,7 @@ class TeacherCard:
     class_names: tuple[str, ...]
     weights_sha256: str
     statistics: ChannelStatistics | None = None
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     data: TrainingData | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -100,10 +100,10 @@ class TeacherCard:
             raise TeacherError(f"kind: expected one of {', '.join(get_args(Kind))}, got: {self.kind!r}")
         if self.channels < 1:
             raise TeacherError(f"channels: expected at least 1, got: {self.channels}")
-        if self.kind == "classes" and len(self.class_names) != self.channels:
+        if self.kind == "classification" and len(self.class_names) != self.channels:
             raise TeacherError(f"expected {self.channels} class names, got: {len(self.class_names)}")
-        if self.kind == "classes" and self.statistics is not None:
-            raise TeacherError("statistics are of continuous teachers; classes have none")
+        if self.kind == "classification" and self.statistics is not None:
+            raise TeacherError("statistics are of regression teachers; classes have none")
         if self.statistics is not None and len(self.statistics.mean) != self.channels:
             raise TeacherError(f"expected statistics of {self.channels} channels, got: {len(self.statistics.mean)}")
 
@@ -153,7 +153,7 @@ def read_card(url: str) -> TeacherCard:
         _check_fields(TeacherCard, values, "card")
         values["channels"] = int(values["channels"])
         values["class_names"] = tuple(map(str, values["class_names"]))
-        values["figures"] = {str(name): float(figure) for name, figure in values.get("figures", {}).items()}
+        values["metrics"] = {str(name): float(figure) for name, figure in values.get("metrics", {}).items()}
         return TeacherCard(**values)
     except (TeacherError, TypeError, ValueError, AttributeError) as error:
         raise TeacherError(f"{where}: {error}") from error

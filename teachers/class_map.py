@@ -12,7 +12,7 @@ _IN_MASK = 0.5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassMap:
-    """What each pixel of a picture, or of each of several, shows.
+    """What each pixel of an image, or of each of several, shows.
 
     classes: int64 [..., H, W], 0 for background
     confidence: float32 [..., H, W], the score of the detection that the pixel went to; of background, one minus the

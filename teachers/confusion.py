@@ -64,7 +64,7 @@ class Confusion:
         """Return the mean IoU over the classes that some label has."""
         return float(self.iou().nanmean())
 
-    def figures(self, class_names: Sequence[str]) -> dict[str, float]:
+    def metrics(self, class_names: Sequence[str]) -> dict[str, float]:
         """Return `accuracy`, `mIoU`, `IoU/<class>` of those that occur, and both `trivial/…`; {} of no labels."""
         if not self.total:
             return {}

@@ -26,8 +26,8 @@ from teachers.spvnas.network import SPVCNN, PointPrediction
 from teachers.spvnas.scan import Scan, waymo_points
 from teachers.spvnas.state_dict_adapter import CheckpointError, adapt, load_strictly
 from teachers.spvnas.teacher import LidarTeacher, load_network, read_net_config
-from teachers.spvnas.voxels import voxelise
-from teachers.statistics import standardise
+from teachers.spvnas.voxels import voxelize
+from teachers.statistics import standardize
 from teachers.target import Target
 from teachers.transfer import joined_on_device
 
@@ -49,10 +49,10 @@ class _Answer:
 
 
 class SpvnasTeacher:
-    """An SPVCNN or SPVNAS as a teacher: D point features per cell, standardised with the card's statistics.
+    """An SPVCNN or SPVNAS as a teacher: D point features per cell, standardized with the card's statistics.
 
     Only returns of the TOP laser take part, each frame's once, however many of its cameras are in a batch. A cell
-    shows the point nearest to the camera; `dilate` lets neighbours fill empty cells (`teachers.projection`). With a
+    shows the point nearest to the camera; `dilate` lets neighbors fill empty cells (`teachers.projection`). With a
     card without statistics the features are as the network gives them: that is for measuring the statistics.
     """
 
@@ -100,7 +100,7 @@ class SpvnasTeacher:
             sha256 = hashlib.sha256(file.read()).hexdigest()
         card = TeacherCard(
             name="spvnas",
-            kind="continuous",
+            kind="regression",
             architecture=ARCHITECTURE,
             options=network_options(config),
             channels=config.feature_width,
@@ -115,7 +115,7 @@ class SpvnasTeacher:
         """The frozen network."""
         return self._lidar.network
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return float32 [B, D, height, width]; valid where a TOP point shows.
 
         Raises TeacherError for a sample that was loaded without points.
@@ -130,7 +130,7 @@ class SpvnasTeacher:
         # The last entry answers for the cells without a point.
         row = torch.cat([answer.voxel, answer.voxel.new_tensor([-1])])[point]
         target = Target(tuple(sample.key for sample in samples), *place(answer.prediction.features.float(), row))
-        return target if self.card.statistics is None else standardise(target, self.card.statistics)
+        return target if self.card.statistics is None else standardize(target, self.card.statistics)
 
     def confusion(self, samples: Sequence[Sample]) -> Confusion:
         """Return how the network names the labelled TOP points, each frame counted once."""
@@ -157,7 +157,7 @@ class SpvnasTeacher:
         frames = {_frame(sample): lidar.points for sample, lidar in zip(samples, lidars, strict=True)}
         counts = tuple(points.shape[1] for points in frames.values())
         points = joined_on_device(list(frames.values()), device, 1)
-        voxels = voxelise(waymo_points(points), counts, self.network.config.voxel_m)
+        voxels = voxelize(waymo_points(points), counts, self.network.config.voxel_m)
         starts = dict(zip(frames, accumulate(counts, initial=0), strict=False))
         return _Answer(starts, voxels.voxel, self._lidar.ask(voxels))
 

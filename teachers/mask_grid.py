@@ -1,4 +1,4 @@
-"""The masks of detections where a grid's cells have their centres."""
+"""The masks of detections where a grid's cells have their centers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn.functional import grid_sample, interpolate, pad
 
 
 def cell_pixels(pixels: int, cells: int, device: torch.device) -> Tensor:
-    """Return float32 [cells], the pixel of `pixels` at each cell's centre: the one that `nearest-exact` takes."""
+    """Return float32 [cells], the pixel of `pixels` at each cell's center: the one that `nearest-exact` takes."""
     numbers = torch.arange(pixels, dtype=torch.float32, device=device)
     return interpolate(numbers[None, None], cells, mode="nearest-exact")[0, 0]
 
@@ -17,19 +17,19 @@ def masks_at(masks: Tensor, boxes: Tensor, rows: Tensor, columns: Tensor) -> Ten
     """Return float32 [N, h, w], what torchvision's `paste_masks_in_image` has at the pixels, up to rounding.
 
     masks: float32 [N, m, m], probabilities within each detection's box
-    boxes: float32 [N, 4], x0, y0, x1, y1 in the picture's pixels
+    boxes: float32 [N, 4], x0, y0, x1, y1 in the image's pixels
     rows, columns: float32 [N or 1, h] and [N or 1, w], the numbers of the pixels
 
     As there, masks get a border of one empty cell, boxes grow by as much and are cut to whole pixels, and the mask is
     stretched over these. But nothing is asked of a box on the host, and only the pixels wanted are computed: for all
-    detections at once, however many pictures they are of.
+    detections at once, however many images they are of.
     """
     if not len(masks):
         return masks.new_zeros(0, rows.shape[1], columns.shape[1])
     cells = masks.shape[-1] + 2
     half = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * (cells / masks.shape[-1])
-    centre = (boxes[:, 2:] + boxes[:, :2]) * 0.5
-    first, last = (centre - half).trunc(), (centre + half).trunc()
+    center = (boxes[:, 2:] + boxes[:, :2]) * 0.5
+    first, last = (center - half).trunc(), (center + half).trunc()
     size = last - first + 1
 
     def along(pixel: Tensor, axis: int) -> tuple[Tensor, Tensor]:

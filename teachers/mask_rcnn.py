@@ -31,7 +31,7 @@ from teachers.slim_mask_rcnn import slim_mask_rcnn
 from teachers.spvnas.checkpoint import read_state_dict
 from teachers.spvnas.state_dict_adapter import CheckpointError
 from teachers.target import Target
-from teachers.training.overheard import Overheard
+from teachers.training.captured_features import CapturedFeatures
 from teachers.transfer import joined_on_device, on_device
 from training.precision import uses_bfloat16
 
@@ -49,13 +49,13 @@ COCO_MEANING = tuple(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskRcnnConfig:
-    """All that is needed to build a Mask R-CNN and to read its answers. The defaults suit pictures of 384 x 256.
+    """All that is needed to build a Mask R-CNN and to read its answers. The defaults suit images of 384 x 256.
 
     variant: `v1` and `v2` are torchvision's two networks on ResNet-50, v1 with frozen norms as its COCO weights have
         them; `small` is v1's heads on `backbone`, any of torchvision's ResNets, with norms that learn; `slim`
         (`teachers.slim_mask_rcnn`) is a fifth as large and answers about ten times faster on a CPU
     meaning: for each of the network's labels, 0 being its background, the class of `MASK_CLASSES` or None: not kept
-    min_size, max_size: pictures are scaled so that the shorter side has min_size, the longer at most max_size pixels
+    min_size, max_size: images are scaled so that the shorter side has min_size, the longer at most max_size pixels
     anchor_sizes: side of the anchors on each of the five pyramid levels (strides 4 … 64) in pixels; `small`, `slim`
     score: detections below this confidence are dropped
     """
@@ -148,11 +148,11 @@ def build_network(config: MaskRcnnConfig) -> MaskRCNN:
 class MaskRcnnTeacher:
     """A Mask R-CNN as a teacher: one of `MASK_CLASSES` per cell, and how sure it is; every cell is valid.
 
-    A cell takes the class of the picture's pixel at its centre.
+    A cell takes the class of the image's pixel at its center.
     """
 
     def __init__(self, card: TeacherCard, network: MaskRCNN) -> None:
-        if card.kind != "classes" or card.class_names != MASK_CLASSES:
+        if card.kind != "classification" or card.class_names != MASK_CLASSES:
             raise TeacherError(
                 f"teacher {card.name}: expected classes {', '.join(MASK_CLASSES)}, got: {', '.join(card.class_names)}"
             )
@@ -188,7 +188,7 @@ class MaskRcnnTeacher:
         _load_strictly(network, state, weights_url)
         card = TeacherCard(
             name="mask_rcnn",
-            kind="classes",
+            kind="classification",
             architecture=ARCHITECTURE,
             options=config.to_options(),
             channels=len(MASK_CLASSES),
@@ -198,7 +198,7 @@ class MaskRcnnTeacher:
         return MaskRcnnTeacher(card, _placed(network, device))
 
     @torch.no_grad()
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return class numbers int64 [B, 1, height, width] with their confidence."""
         found = self._detect(samples)
         device = found.masks.device
@@ -217,7 +217,7 @@ class MaskRcnnTeacher:
         )
 
     def confusion(self, samples: Sequence[Sample]) -> Confusion:
-        """Return how the network names the pixels of samples with panoptic labels, at the picture's own size."""
+        """Return how the network names the pixels of samples with panoptic labels, at the image's own size."""
         classes = len(MASK_CLASSES)
         truth_of = torch.tensor(CAMERA_TO_MASK)
         counts = Confusion.empty(classes)
@@ -228,20 +228,20 @@ class MaskRcnnTeacher:
 
     @torch.no_grad()
     def class_maps(self, samples: Sequence[Sample]) -> list[ClassMap]:
-        """Return the map of each sample, of the size of its picture."""
+        """Return the map of each sample, of the size of its image."""
         if not samples:
             return []
         found = self._detect(samples)
         device = found.masks.device
         maps = []
-        for sample, one in zip(samples, found.pictures(), strict=True):
+        for sample, one in zip(samples, found.images(), strict=True):
             rows, columns = (torch.arange(float(side), device=device)[None] for side in sample.image.shape[1:])
             painted = _painted(one, masks_at(one.masks, one.boxes, rows, columns))
             maps.append(ClassMap(painted.classes[0], painted.confidence[0]))
         return maps
 
     def _detect(self, samples: Sequence[Sample]) -> _Detections:
-        """Return what the network finds: its forward pass, but for pasting each mask into a picture of its own.
+        """Return what the network finds: its forward pass, but for pasting each mask into an image of its own.
 
         On a GPU that multiplies bfloat16 itself the layers do so, on a channels-last batch; boxes stay float32.
         """
@@ -249,13 +249,16 @@ class MaskRcnnTeacher:
         device = next(network.parameters()).device
         lowered = _is_lowered(device)
         images = _scaled(network, samples, device)
-        with Overheard(network) if lowered else nullcontext(), torch.autocast(device.type, torch.bfloat16, lowered):
+        with (
+            CapturedFeatures(network) if lowered else nullcontext(),
+            torch.autocast(device.type, torch.bfloat16, lowered),
+        ):
             features = network.backbone(images.tensors)
             proposals, _ = network.rpn(images, features)
             found, _ = network.roi_heads(features, proposals, images.image_sizes)
         counts = tuple(len(one["scores"]) for one in found)
         boxes, labels, scores, masks = (torch.cat([one[key] for one in found]) for key in _FOUND)
-        # From the pixels of the scaled pictures to those of the samples; sizes are (height, width), boxes (x, y, x, y).
+        # From the pixels of the scaled images to those of the samples; sizes are (height, width), boxes (x, y, x, y).
         sizes = torch.tensor([sample.image.shape[1:] for sample in samples], dtype=torch.float32)
         scale = (sizes / torch.tensor(images.image_sizes, dtype=torch.float32)).flip(1).repeat(1, 2)
         scale = scale.repeat_interleave(torch.tensor(counts), 0)
@@ -267,11 +270,11 @@ class MaskRcnnTeacher:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Detections:
-    """N detections in B pictures, those of one picture beside each other.
+    """N detections in B images, those of one image beside each other.
 
     boxes: float32 [N, 4], in the samples' pixels; classes: int64 [N]; scores: float32 [N]
     masks: float32 [N, m, m], probabilities within the box
-    counts: how many are of each picture
+    counts: how many are of each image
     """
 
     boxes: Tensor
@@ -280,18 +283,18 @@ class _Detections:
     masks: Tensor
     counts: tuple[int, ...]
 
-    def pictures(self) -> Iterator[_Detections]:
-        """Yield those of each picture."""
+    def images(self) -> Iterator[_Detections]:
+        """Yield those of each image."""
         parts = (values.split(self.counts) for values in (self.boxes, self.classes, self.scores, self.masks))
         for count, boxes, classes, scores, masks in zip(self.counts, *parts, strict=True):
             yield _Detections(boxes, classes, scores, masks, (count,))
 
 
 def _painted(found: _Detections, masks: Tensor) -> ClassMap:
-    """Return the maps [B, h, w] of the pictures, from the detections' masks [N, h, w]."""
+    """Return the maps [B, h, w] of the images, from the detections' masks [N, h, w]."""
     if len(found.counts) == 1:
         return class_map(found.classes[None], found.scores[None], masks[None])
-    # Every picture gets room for as many detections; the last row answers where it has fewer.
+    # Every image gets room for as many detections; the last row answers where it has fewer.
     most, total = max(found.counts), len(masks)
     starts = (stop - count for stop, count in zip(accumulate(found.counts), found.counts, strict=True))
     rows = [
@@ -300,27 +303,25 @@ def _painted(found: _Detections, masks: Tensor) -> ClassMap:
     ]
     index = on_device(torch.tensor(rows, dtype=torch.int64), masks.device)
 
-    def by_picture(values: Tensor) -> Tensor:
+    def by_image(values: Tensor) -> Tensor:
         return torch.cat([values, values.new_zeros(1, *values.shape[1:])])[index]
 
-    return class_map(by_picture(found.classes), by_picture(found.scores), by_picture(masks))
+    return class_map(by_image(found.classes), by_image(found.scores), by_image(masks))
 
 
 def _scaled(network: MaskRCNN, samples: Sequence[Sample], device: torch.device) -> ImageList:
-    """Return the pictures as the network's own transform makes them; those of one size all at once."""
+    """Return the images as the network's own transform makes them; those of one size all at once."""
     transform = network.transform
     if len({sample.image.shape for sample in samples}) > 1:
-        images: ImageList = transform([sample.image.to(device).float() / 255 for sample in samples])[0]
-        return images
-    pictures = joined_on_device([sample.image[None] for sample in samples], device).float() / 255
-    height, width = pictures.shape[-2:]
+        transformed: ImageList = transform([sample.image.to(device).float() / 255 for sample in samples])[0]
+        return transformed
+    images = joined_on_device([sample.image[None] for sample in samples], device).float() / 255
+    height, width = images.shape[-2:]
     scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
-    pictures = interpolate(
-        transform.normalize(pictures), scale_factor=scale, mode="bilinear", recompute_scale_factor=True
-    )
-    height, width = pictures.shape[-2:]
+    images = interpolate(transform.normalize(images), scale_factor=scale, mode="bilinear", recompute_scale_factor=True)
+    height, width = images.shape[-2:]
     step = transform.size_divisible
-    padded = pad(pictures, (0, -width % step, 0, -height % step))
+    padded = pad(images, (0, -width % step, 0, -height % step))
     if device.type == "cuda":
         padded = padded.contiguous(memory_format=torch.channels_last)
     return ImageList(padded, [(height, width)] * len(samples))

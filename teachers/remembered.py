@@ -1,8 +1,8 @@
-"""What teachers said, kept in a folder: asked about a picture again, they need not look again.
+"""What teachers said, kept in a folder: asked about an image again, they need not look again.
 
     <folder>/<architecture>-<card>-<h>x<w>-<H>x<W>/<segment>/<timestamp_us>-<camera>.safetensors
 
-For studies that show the same frames to many students. The answer to one picture takes 50 kB or so; for a whole data
+For studies that show the same frames to many students. The answer to one image takes 50 kB or so; for a whole data
 set of them `teachers.cached`, or looking every time, is cheaper.
 """
 
@@ -19,8 +19,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from datalake.disk import room_in
 from datalake.sample import Sample
-from datalake.space import room_in
 from teachers.card import TeacherCard, TeacherError
 from teachers.target import SparseTarget, Target
 from teachers.teacher import Teacher
@@ -29,9 +29,9 @@ _SUFFIX = ".safetensors"
 
 
 class RememberedTeacher:
-    """A teacher that looks at a picture once, and remembers its answer in the precision in which targets travel.
+    """A teacher that looks at an image once, and remembers its answer in the precision in which targets travel.
 
-    Answers are of the pictures as the lake has them; several processes may share the folder. Where the sample has no
+    Answers are of the images as the lake has them; several processes may share the folder. Where the sample has no
     points because none were read, a lidar teacher can still answer what it remembers.
     """
 
@@ -47,12 +47,12 @@ class RememberedTeacher:
         """Return whether the answer to the sample is there."""
         return self._path(sample, height, width).exists()
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return the answer to the samples on a grid of `height` x `width`; only new ones are looked at."""
         paths = [self._path(sample, height, width) for sample in samples]
         new = [(sample, path) for sample, path in zip(samples, paths, strict=True) if not path.exists()]
         if new:
-            answer = self._teacher.look([sample for sample, _ in new], height, width)
+            answer = self._teacher.predict([sample for sample, _ in new], height, width)
             for place, (_, path) in enumerate(new):
                 _write(path, _one(answer, place).to_sparse().to("cpu"))
         targets = [_read(path, sample) for path, sample in zip(paths, samples, strict=True)]
@@ -71,16 +71,16 @@ class RememberedTeacher:
         return answers / key.segment / f"{key.timestamp_us}-{key.camera}{_SUFFIX}"
 
 
-def remembered_folder(folder: Path, card: TeacherCard, grid: tuple[int, int], picture: tuple[int, int]) -> Path:
-    """Return where a teacher's answers on a grid (h, w), to pictures of (H, W) pixels, are kept."""
+def remembered_folder(folder: Path, card: TeacherCard, grid: tuple[int, int], image: tuple[int, int]) -> Path:
+    """Return where a teacher's answers on a grid (h, w), to images of (H, W) pixels, are kept."""
     # Options and statistics decide about the answers as well as the weights do.
     settings = json.dumps([card.weights_sha256, card.options, asdict(card)["statistics"]], sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
-    return folder / f"{card.architecture}-{digest}-{grid[0]}x{grid[1]}-{picture[0]}x{picture[1]}"
+    return folder / f"{card.architecture}-{digest}-{grid[0]}x{grid[1]}-{image[0]}x{image[1]}"
 
 
 def remembered_count(folder: Path, cameras: Collection[str]) -> int:
-    """Return how many answers to pictures of these cameras are in a segment's folder."""
+    """Return how many answers to images of these cameras are in a segment's folder."""
     if not folder.is_dir():
         return 0
     return sum(path.suffix == _SUFFIX and path.stem.partition("-")[2] in cameras for path in folder.iterdir())
@@ -98,7 +98,7 @@ def _one(target: Target, place: int) -> Target:
 
 
 def _write(path: Path, target: SparseTarget) -> None:
-    """Write the answer to one picture: whoever reads it finds all of it or nothing."""
+    """Write the answer to one image: whoever reads it finds all of it or nothing."""
     tensors = {"shape": torch.tensor(target.shape), "values": target.values.contiguous()}
     if target.index is not None:
         tensors["index"] = target.index.int()

@@ -17,7 +17,7 @@ from teachers.statistics import Moments
 from teachers.target import Target
 from teachers.teacher import Teacher
 
-# A few batches are a small sample of a lake, so figures over them scatter. The margin leaves room for that; a teacher
+# A few batches are a small sample of a lake, so metrics over them scatter. The margin leaves room for that; a teacher
 # whose points or pixels are scrambled, or that sees inputs unlike those it was trained on, should lose far more.
 MARGIN = 0.15
 _COMPARED = ("accuracy", "mIoU")
@@ -26,7 +26,7 @@ _CONSTANT_VARIANCE = 1e-12
 _log = logging.getLogger(__name__)
 
 
-class ExaminedTeacher(Teacher, Protocol):
+class ComparableTeacher(Teacher, Protocol):
     """A teacher whose network can be inspected and whose classes can be compared with the lake's labels."""
 
     @property
@@ -42,9 +42,9 @@ class SanityReport:
     """What was seen of a teacher that may teach.
 
     valid_share: share of the cells that it answers for
-    constant_channels: of a continuous teacher, how many channels have one value in all valid cells
+    constant_channels: of a regression teacher, how many channels have one value in all valid cells
     labels: how many points or pixels were compared with labels; with none, nothing is known of its accuracy
-    figures: of these labels, named as in the card
+    metrics: of these labels, named as in the card
     """
 
     teacher: str
@@ -52,11 +52,11 @@ class SanityReport:
     valid_share: float
     constant_channels: int
     labels: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
 
 def check_teacher(
-    teacher: ExaminedTeacher,
+    teacher: ComparableTeacher,
     batches: Iterable[Sequence[Sample]],
     height: int,
     width: int,
@@ -67,7 +67,7 @@ def check_teacher(
     Raises TeacherError, in one line, where the network is not frozen and in eval mode; where an answer is of other
     samples, of another form than the card says, or not finite; where no cell is valid; where the answer is the same in
     every cell; where accuracy or mIoU on the labels is more than `margin` below the card's figure of that name; and
-    where a card without figures names a teacher whose mIoU is no better than always saying the commonest class.
+    where a card without metrics names a teacher whose mIoU is no better than always saying the commonest class.
     """
     name = teacher.card.name
     _check_frozen(teacher.network, name)
@@ -75,10 +75,10 @@ def check_teacher(
     confusion, moments, seen = Confusion.empty(classes), Moments.empty(teacher.card.channels), torch.zeros(classes)
     samples = cells = valid = 0
     for batch in batches:
-        target = teacher.look(batch, height, width)
+        target = teacher.predict(batch, height, width)
         _check_form(target, teacher, batch, (height, width))
         samples, cells, valid = samples + len(batch), cells + target.valid.numel(), valid + int(target.valid.sum())
-        if target.kind == "continuous":
+        if target.kind == "regression":
             moments += Moments.of_target(target)
         else:
             seen += torch.bincount(target.values[target.valid], minlength=classes).cpu()
@@ -86,7 +86,7 @@ def check_teacher(
     if not valid:
         raise TeacherError(f"teacher {name}: not one of {cells:,} cells of {samples} samples is valid")
     constant = 0
-    if teacher.card.kind == "continuous":
+    if teacher.card.kind == "regression":
         constant = sum(variance <= _CONSTANT_VARIANCE for variance in moments.statistics().variance)
         if constant == teacher.card.channels:
             raise TeacherError(
@@ -95,9 +95,9 @@ def check_teacher(
     elif int((seen > 0).sum()) < 2:
         only = teacher.card.class_names[int(seen.argmax())]
         raise TeacherError(f"teacher {name}: says {only} in all {valid:,} cells of {samples} samples")
-    figures = confusion.figures(teacher.card.class_names)
-    _check_figures(teacher, figures, margin)
-    report = SanityReport(name, samples, valid / cells, constant, confusion.total, figures)
+    metrics = confusion.metrics(teacher.card.class_names)
+    _check_metrics(teacher, metrics, margin)
+    report = SanityReport(name, samples, valid / cells, constant, confusion.total, metrics)
     _log.info("%s", report)
     return report
 
@@ -109,9 +109,9 @@ def _check_frozen(network: nn.Module, name: str) -> None:
         raise TeacherError(f"teacher {name}: {learning[0]} is not frozen; call requires_grad_(False)")
 
 
-def _check_form(target: Target, teacher: ExaminedTeacher, batch: Sequence[Sample], grid: tuple[int, int]) -> None:
+def _check_form(target: Target, teacher: ComparableTeacher, batch: Sequence[Sample], grid: tuple[int, int]) -> None:
     card = teacher.card
-    channels = card.channels if card.kind == "continuous" else 1
+    channels = card.channels if card.kind == "regression" else 1
     expected = (len(batch), channels, *grid)
     if target.keys != tuple(sample.key for sample in batch):
         raise TeacherError(f"teacher {card.name}: the answer is of other samples than it was asked about")
@@ -125,18 +125,18 @@ def _check_form(target: Target, teacher: ExaminedTeacher, batch: Sequence[Sample
         raise TeacherError(f"teacher {card.name}: the answer has values that are NaN or infinite")
 
 
-def _check_figures(teacher: ExaminedTeacher, figures: dict[str, float], margin: float) -> None:
+def _check_metrics(teacher: ComparableTeacher, metrics: dict[str, float], margin: float) -> None:
     card = teacher.card
     for name in _COMPARED:
-        if name in figures and figures[name] < card.figures.get(name, 0) - margin:
+        if name in metrics and metrics[name] < card.metrics.get(name, 0) - margin:
             raise TeacherError(
-                f"teacher {card.name}: {name} {figures[name]:.2f} on these labels, its card says"
-                f" {card.figures[name]:.2f}: is this the data that it was made for, and read the same way?"
+                f"teacher {card.name}: {name} {metrics[name]:.2f} on these labels, its card says"
+                f" {card.metrics[name]:.2f}: is this the data that it was made for, and read the same way?"
             )
     # Accuracy would be no measure here: with background nearly everywhere, saying so is hard to beat. And where the
     # labels are of one class alone, nobody can.
-    if figures and "mIoU" not in card.figures and figures["mIoU"] <= figures["trivial/mIoU"] < 1:
+    if metrics and "mIoU" not in card.metrics and metrics["mIoU"] <= metrics["trivial/mIoU"] < 1:
         raise TeacherError(
-            f"teacher {card.name}: mIoU {figures['mIoU']:.2f} on these labels is no better than always saying the"
-            f" commonest class ({figures['trivial/mIoU']:.2f})"
+            f"teacher {card.name}: mIoU {metrics['mIoU']:.2f} on these labels is no better than always saying the"
+            f" commonest class ({metrics['trivial/mIoU']:.2f})"
         )

@@ -45,8 +45,8 @@ class Moments:
     @staticmethod
     def of_target(target: Target) -> Moments:
         """Return the moments of the target's valid cells."""
-        if target.kind != "continuous":
-            raise TeacherError("classes have no mean and variance; only continuous targets do")
+        if target.kind != "regression":
+            raise TeacherError("classes have no mean and variance; only regression targets do")
         return Moments.of(target.values.permute(0, 2, 3, 1)[target.valid[:, 0]])
 
     def __add__(self, other: Moments) -> Moments:
@@ -69,7 +69,7 @@ class Moments:
         return ChannelStatistics(mean=tuple(self.mean.tolist()), variance=tuple((self.squares / self.count).tolist()))
 
 
-def standardise(target: Target, statistics: ChannelStatistics) -> Target:
+def standardize(target: Target, statistics: ChannelStatistics) -> Target:
     """Return the target with (value - mean) / deviation per channel in its valid cells, and 0 in the others.
 
     A channel that is constant in the data set the statistics are of is only shifted.
@@ -78,7 +78,7 @@ def standardise(target: Target, statistics: ChannelStatistics) -> Target:
     deviation = torch.tensor(statistics.variance, dtype=torch.float64).sqrt()
     deviation[deviation < _SMALLEST_DEVIATION] = 1
     if len(mean) != target.values.shape[1]:
-        raise TeacherError(f"statistics of {len(mean)} channels cannot standardise {target.values.shape[1]}")
+        raise TeacherError(f"statistics of {len(mean)} channels cannot standardize {target.values.shape[1]}")
     mean, deviation = on_device(torch.stack([mean, deviation.float()]), target.values.device)[..., None, None]
     values = (target.values - mean) / deviation
     return replace(target, values=values.where(target.valid, values.new_zeros(())))

@@ -15,10 +15,10 @@ from teachers.card import Kind, TeacherError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """A teacher's answer to B samples on a grid of h x w cells, which divides the whole picture evenly.
+    """A teacher's answer to B samples on a grid of h x w cells, which divides the whole image evenly.
 
     keys: the samples, in the order of the batch
-    values: float32 [B, D, h, w] of a continuous teacher, or class numbers int64 [B, 1, h, w]; 0 where not valid
+    values: float32 [B, D, h, w] of a regression teacher, or class numbers int64 [B, 1, h, w]; 0 where not valid
     valid: bool [B, 1, h, w], the cells that the teacher has an answer for: no loss belongs on the others
     confidence: float32 [B, 1, h, w] within 0 … 1, 0 where not valid; None where the teacher does not tell
     """
@@ -35,7 +35,7 @@ class Target:
             )
         batch, channels, height, width = self.values.shape
         cells = (batch, 1, height, width)
-        if self.kind == "classes" and channels != 1:
+        if self.kind == "classification" and channels != 1:
             raise TeacherError(f"Expected class numbers [B, 1, h, w], got: {list(self.values.shape)}")
         if len(self.keys) != batch:
             raise TeacherError(f"Expected a key for each of {batch} samples, got: {len(self.keys)}")
@@ -47,7 +47,7 @@ class Target:
     @property
     def kind(self) -> Kind:
         """Whether the values are numbers to come close to, or classes to tell."""
-        return "classes" if self.values.dtype == torch.int64 else "continuous"
+        return "classification" if self.values.dtype == torch.int64 else "regression"
 
     def __getitem__(self, chosen: Sequence[int]) -> Target:
         """Return the target of the chosen samples, in that order."""
@@ -61,8 +61,8 @@ class Target:
 
     def one_hot(self, classes: int) -> Target:
         """Return class numbers as float32 [B, `classes`, h, w]: 1 for the cell's class, all 0 where not valid."""
-        if self.kind != "classes":
-            raise TeacherError("only class numbers can be made one-hot; this target is continuous")
+        if self.kind != "classification":
+            raise TeacherError("only class numbers can be made one-hot; this target is one of regression")
         if self.values.numel() and int(self.values.max()) >= classes:
             raise TeacherError(f"Expected classes below {classes}, got: {int(self.values.max())}")
         values = torch.zeros(len(self.values), classes, *self.values.shape[2:], device=self.values.device)
@@ -71,10 +71,10 @@ class Target:
     def to_sparse(self) -> SparseTarget:
         """Return the valid cells alone, in half precision.
 
-        Raises TeacherError where a value is not finite, or too large for float16 (65504): standardise first.
+        Raises TeacherError where a value is not finite, or too large for float16 (65504): standardize first.
         """
         batch, channels, height, width = self.values.shape
-        classes = self.kind == "classes"
+        classes = self.kind == "classification"
         values = self.values if classes else self.values.half()
         sound = (values >= 0) & (values <= 255) if classes else values.isfinite()
         # Both facts in one answer: a GPU is waited for once, and again only for where the valid cells are.

@@ -17,7 +17,7 @@ class Teacher(Protocol):
     def card(self) -> TeacherCard:
         """What it is."""
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return the answer to the samples, in their order, on a grid of `height` x `width` cells.
 
         Raises TeacherError where a sample lacks what this teacher looks at.

@@ -49,7 +49,7 @@ def transform(
 
 
 def jpeg(width: int = WIDTH, height: int = HEIGHT, shade: int = 90) -> bytes:
-    """Return a grey JPEG."""
+    """Return a gray JPEG."""
     stream = io.BytesIO()
     Image.new("RGB", (width, height), (shade, shade, shade)).save(stream, "JPEG")
     return stream.getvalue()

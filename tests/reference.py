@@ -21,7 +21,7 @@ def slow_point(
     pixel_pose: NDArray[np.float32] | None = None,
     vehicle_to_world: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
-    """Return the point [3] of a cell: row 0 is the highest beam, azimuth falls with the column, both at the centre.
+    """Return the point [3] of a cell: row 0 is the highest beam, azimuth falls with the column, both at the center.
 
     ascending: inclination of each beam, as a calibration lists them
     pixel_pose: (roll, pitch, yaw, x, y, z) of this cell, for a laser that has poses of its own

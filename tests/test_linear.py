@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.linear import Figures, commit_together, snapshot, worst
+from benchmarks.linear import Metrics, commit_together, snapshot, worst
 from benchmarks.tiny_segments import index_tiny, segment_name, source_url, tiny_commit
 from datalake.build import BuildConfig
 from datalake.lake import list_commits, open_lake, prepare_lake, publish_snapshot
@@ -49,5 +49,5 @@ def test_plan_of_ten_thousand_segments_has_each_once() -> None:
 
 @pytest.mark.parametrize(("power", "ratio"), [(1.0, 2.0), (2.0, 4.0)])
 def test_growth_is_told_per_doubling(power: float, ratio: float) -> None:
-    runs = {size: Figures({"requests": float(size**power)}) for size in (10, 20, 80)}
+    runs = {size: Metrics({"requests": float(size**power)}) for size in (10, 20, 80)}
     assert worst(runs)["requests"] == pytest.approx(ratio)

@@ -40,12 +40,12 @@ UNIT = UnitCosts(
     segment_publish_s=0.0005,
     segment_open_s=0.0001,
     build_peak_bytes=3e8,
-    picture_load_s=0.01,
-    picture_bytes=7e5,
-    picture_requests=0.5,
+    image_load_s=0.01,
+    image_bytes=7e5,
+    image_requests=0.5,
     chunk_bytes=2e7,
-    picture_student_s=0.2,
-    picture_mask_s=0.05,
+    image_student_s=0.2,
+    image_mask_s=0.05,
     frame_lidar_s=1.0,
     student_weights=5e6,
 )
@@ -132,14 +132,14 @@ def test_headroom_is_how_much_faster_gpus_may_become() -> None:
 
 @pytest.mark.parametrize("multiple", [1, 2, 5])
 def test_a_chunk_is_read_once_where_streams_are_a_multiple_of_the_batch(multiple: int) -> None:
-    assert chunk_readers(multiple * 64, batch=64, processes=8, pictures=10) == 1
+    assert chunk_readers(multiple * 64, batch=64, processes=8, images=10) == 1
 
 
 @pytest.mark.parametrize(("streams", "batch", "ranks"), [(64, 64, 8), (64, 48, 8), (16, 64, 8), (64, 512, 64)])
 def test_chunk_readers_are_those_of_the_loaders_own_order(streams: int, batch: int, ranks: int) -> None:
     # As many whole streams as need not be cut: then a stream's chunks begin at multiples of ten.
-    pictures, total = 10, streams * 960
-    chunk = np.arange(total) // pictures
+    images, total = 10, streams * 960
+    chunk = np.arange(total) // images
     line = deal(total, streams)
     found: dict[int, set[int]] = {}
     for rank in range(ranks):
@@ -147,7 +147,7 @@ def test_chunk_readers_are_those_of_the_loaders_own_order(streams: int, batch: i
         for number in np.unique(chunk[line[positions]]):
             found.setdefault(int(number), set()).add(rank)
     average = float(np.mean([len(readers) for readers in found.values()]))
-    assert chunk_readers(streams, batch, ranks, pictures) == pytest.approx(average, rel=0.02)
+    assert chunk_readers(streams, batch, ranks, images) == pytest.approx(average, rel=0.02)
 
 
 def test_page_has_every_figure_and_every_assumption() -> None:
@@ -165,5 +165,5 @@ def test_page_has_every_figure_and_every_assumption() -> None:
         assert text in page
 
 
-def test_measured_figures_come_back_from_their_json() -> None:
+def test_measured_metrics_come_back_from_their_json() -> None:
     assert UnitCosts(**asdict(UNIT)) == UNIT

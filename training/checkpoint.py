@@ -21,8 +21,8 @@ CHECKPOINT_FILE = "checkpoint.pt"
 # What reading a damaged archive may end in, beside what reading another one does.
 _DAMAGES = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, LookupError, pickle.UnpicklingError)
 # The fields by which version 0.1 kept a student's run, and a teacher's.
-_OLD_STUDENT = {"identity", "config", "step", "seconds", "lesson", "optimiser"}
-_OLD_TEACHER = {"identity", "step", "samples_read", "seconds", "model", "optimiser", "rng", "rng_cuda"}
+_OLD_STUDENT = {"identity", "config", "step", "seconds", "lesson", "optimizer"}
+_OLD_TEACHER = {"identity", "step", "samples_read", "seconds", "model", "optimizer", "rng", "rng_cuda"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from training.errors import TrainingError
 
 @dataclass(frozen=True, slots=True)
 class Distributed:
-    """This worker's place among `size` of them; torch.distributed is initialised where there is more than one."""
+    """This worker's place among `size` of them; torch.distributed is initialized where there is more than one."""
 
     rank: int = 0
     size: int = 1

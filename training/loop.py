@@ -205,8 +205,8 @@ class _Timed(Iterator[Item]):
 
 def _places(inputs: TrainInputs, distributed: Distributed) -> tuple[int, ...]:
     """Return where in the global batch this worker's samples stand: labelled ones come first, there and here."""
-    labelled = distributed.share(inputs.labelled, "labelled pictures")
-    unlabelled = distributed.share(inputs.unlabelled, "pictures without labels")
+    labelled = distributed.share(inputs.labelled, "labelled images")
+    unlabelled = distributed.share(inputs.unlabelled, "images without labels")
     rank, first = distributed.rank, inputs.labelled
     return (
         *range(rank * labelled, (rank + 1) * labelled),

@@ -18,7 +18,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
-from datalake.space import room_in
+from datalake.disk import room_in
 from training.run_dir import RunDir
 
 HISTORY_FILE, TENSORBOARD_FOLDER = "history.jsonl", "tensorboard"

@@ -1,4 +1,4 @@
-"""What the training loop minimises."""
+"""What the training loop minimizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.generators import Chance
 
 
 class Loss(NamedTuple):
-    """A loss, a scalar, which is logged as it is; and its share in the sum that is minimised."""
+    """A loss, a scalar, which is logged as it is; and its share in the sum that is minimized."""
 
     value: Tensor
     weight: float = 1.0

@@ -13,7 +13,7 @@ from torch.optim.adamw import adamw
 
 from training.objective import ParameterGroup
 
-# Newton-Schulz coefficients that maximise the slope at zero, and the number of iterations: Jordan et al. 2024.
+# Newton-Schulz coefficients that maximize the slope at zero, and the number of iterations: Jordan et al. 2024.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _MOMENTUM = 0.95
@@ -38,7 +38,7 @@ class MuonAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) on hidden weight matrices, and AdamW on all other parameters.
 
     Muon makes every singular value of a layer's update about equal: what is new in a layer moves as fast as what is
-    common. Layers that face pictures or answers, norms and biases stay with AdamW. Muon's updates are scaled to the
+    common. Layers that face images or answers, norms and biases stay with AdamW. Muon's updates are scaled to the
     root mean square that AdamW's have (0.2 sqrt(longer side): Liu et al. 2025), so that both share one rate and one
     decay; state and conventions are those of `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`.
 
@@ -48,7 +48,7 @@ class MuonAdamW(torch.optim.Optimizer):
     hidden: weights that Muon optimizes; of a convolution's [outputs, inputs, h, w] the matrix [outputs, all else]
     others: all other parameters; weights of layers decay, norms and biases (one dimension) do not
     muon_lr_factor: Muon's rate in multiples of AdamW's; 0: AdamW for the hidden weights as well
-    bfloat16: orthogonalise in bfloat16 rather than float32. On a CPU without bfloat16 arithmetic one product in it
+    bfloat16: orthogonalize in bfloat16 rather than float32. On a CPU without bfloat16 arithmetic one product in it
         takes fifty times as long as in float32: ask `training.precision.uses_bfloat16`.
     """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import fsspec
 
-from datalake.space import room_in
+from datalake.disk import room_in
 
 
 class RunDir:

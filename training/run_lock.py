@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from datalake.disk import room_in
 from datalake.retry import StoreError
-from datalake.space import room_in
 from datalake.store import Store
 from training.errors import TrainingError
 

@@ -14,11 +14,11 @@ from benchmarks.gpu.command import run_command
 from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.throughput import Setting, students_at_once
 from benchmarks.gpu.workplace import Workplace
-from pipelines.classrooms import answer_ahead, look_at_points, read_cards
-from pipelines.curriculum import Frames
+from pipelines.data import Frames
+from pipelines.teacher_loading import needs_points, precompute_targets, read_cards
 from student.config import StudentConfig
 
-# The arms of the ablation, and the names of their figures.
+# The arms of the ablation, and the names of their metrics.
 ARMS = ("none", "classroom")
 FIGURES = {
     "AP50": "AP50",
@@ -38,7 +38,7 @@ def measure_accuracy(place: Workplace, rows: Rows) -> None:
     folder = place.scratch / "answers"
 
     def answers() -> Mapping[str, Any]:
-        points = look_at_points(read_cards(place.teachers).values())
+        points = needs_points(read_cards(place.teachers).values())
         grid = StudentConfig().grid(sizes.image_size[1], sizes.image_size[0])
         count, began = 0, time.time()
         for split in ("train", "val"):
@@ -46,16 +46,16 @@ def measure_accuracy(place: Workplace, rows: Rows) -> None:
                 lake=lake, split=split, cameras=("FRONT",), image_size=sizes.image_size, points=points,
                 threads=min(8, len(os.sched_getaffinity(0))),
             )  # fmt: skip
-            answer_ahead(place.teachers, frames, grid, place.device, folder)
+            precompute_targets(place.teachers, frames, grid, place.device, folder)
             count += frames.stream(1, shuffle=False).epoch_samples
-        return {"pictures": count, "images_per_second": count / (time.time() - began)}
+        return {"images": count, "images_per_second": count / (time.time() - began)}
 
     rows.attempt("teachers answer ahead", 20, answers)
     jobs = len(ARMS) * len(sizes.seeds)
     rows.attempt(
         f"{jobs} students at once", 20, partial(students_at_once, place, jobs, Setting(batch=sizes.scored_batch))
     )
-    # In memory: those that are scored also read their pictures.
+    # In memory: those that are scored also read their images.
     shared_ms = 1.3 * rows.rows[-1].get("step_ms", 200.0)
     steps = _affordable(rows.left_s - _BESIDE_S, shared_ms / 1000, sizes.scored_steps)
     _ablate(
@@ -103,7 +103,7 @@ def _ablate(
     took_s = time.time() - began
     found = _results(out)
     for arm in ARMS:
-        by_seed = {int(seed): figures for seed, figures in found.get(arm, {}).items()}
+        by_seed = {int(seed): metrics for seed, metrics in found.get(arm, {}).items()}
         rows.add(
             f"{preset} {arm}",
             steps=steps,
@@ -120,7 +120,7 @@ def _ablate(
 
 
 def _results(out: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Return arm -> seed -> figures of what is finished."""
+    """Return arm -> seed -> metrics of what is finished."""
     path = out / "ablation-val.json"
     if not path.exists():
         return {}

@@ -14,7 +14,7 @@ from rich.console import Console
 from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.workplace import Workplace
 from datalake.lake import Lake
-from pipelines.train_teachers import TeacherName, TrainTeachers
+from pipelines.train_teachers import TeacherName, TrainTeachersConfig
 from pipelines.train_teachers import run as train_teachers
 from student.config import StudentConfig
 from teachers.sparse.choice import choose_backend
@@ -78,7 +78,7 @@ def _make(rows: Rows, name: str, needs_s: float, make: Callable[[], list[Check]]
 def _teacher_training(place: Workplace, lake: Lake, name: TeacherName, folder: Path) -> list[Check]:
     """A few steps of a teacher's training: does it run on the device, with finite losses and gradients?"""
     steps = 2 if place.dry else 10
-    config = TrainTeachers(
+    config = TrainTeachersConfig(
         lake=lake.store.url,
         out=str(folder / "teachers"),
         teacher=name,

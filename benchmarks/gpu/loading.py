@@ -29,7 +29,7 @@ _BATCH = 16
 # What a training logs of its speed.
 _TOLD = ("images_per_second", "wait/data", "wait/teachers")
 
-# From JPEGs and a width and height to pictures of that size.
+# From JPEGs and a width and height to images of that size.
 Decoder = Callable[[list[bytes], tuple[int, int]], Any]
 
 
@@ -72,7 +72,7 @@ def measure_loading(place: Workplace, rows: Rows) -> None:
 
 
 def _whole_training(place: Workplace, teachers: Sequence[str], batch: int, most_s: float) -> Mapping[str, Any]:
-    """`pipelines/train.py` from the lake on, as users run it: pictures a second, and what it waited for."""
+    """`pipelines/train.py` from the lake on, as users run it: images a second, and what it waited for."""
     sizes, out = place.sizes, place.scratch / f"whole-{len(teachers)}"
     named = [f"{name}={place.teachers[name]}" for name in teachers] or ["none"]
     status, output = run_command(
@@ -103,10 +103,10 @@ def _loader(lake: Lake, place: Workplace, *, points: bool, threads: int, workers
     # Processes start, files are opened, and what is read ahead is read.
     for _ in range(max(1, workers)):
         next(batches)
-    pictures, began = 0, time.perf_counter()
+    images, began = 0, time.perf_counter()
     while (seconds := time.perf_counter() - began) < place.sizes.loader_s:
-        pictures += len(next(batches))
-    return {"images_per_second": pictures / seconds}
+        images += len(next(batches))
+    return {"images_per_second": images / seconds}
 
 
 def _decoding(decode: Decoder, jpegs: list[bytes], place: Workplace) -> Mapping[str, Any]:
@@ -121,16 +121,16 @@ def _decoding(decode: Decoder, jpegs: list[bytes], place: Workplace) -> Mapping[
 
 
 def _pillow(jpegs: list[bytes], size: tuple[int, int]) -> list[Any]:
-    pictures = []
+    images = []
     for jpeg in jpegs:
-        with Image.open(io.BytesIO(jpeg)) as picture:
-            drafted = picture.draft("RGB", size)
+        with Image.open(io.BytesIO(jpeg)) as image:
+            drafted = image.draft("RGB", size)
             box = drafted[1] if drafted else None
-            pictures.append(np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box=box)))
-    return pictures
+            images.append(np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box)))
+    return images
 
 
 def _torchvision(jpegs: list[bytes], size: tuple[int, int], device: torch.device) -> list[Any]:
     coded = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs]
     decoded = decode_jpeg(coded, device=device) if device.type == "cuda" else [decode_jpeg(one) for one in coded]
-    return [resize(picture, [size[1], size[0]], antialias=True) for picture in decoded]
+    return [resize(image, [size[1], size[0]], antialias=True) for image in decoded]

@@ -53,7 +53,7 @@ class Options:
 
     # Seconds for all phases together.
     budget: float = 480.0
-    # The figures and the tables go here.
+    # The metrics and the tables go here.
     out: Path = Path("out/bench/gpu")
     # Every phase at tiny sizes on the CPU: is there anything that would fail on the day?
     dry: bool = False

@@ -12,12 +12,12 @@ class Sizes:
     """Sizes of data, batches and trainings.
 
     few, train, val, full_size: segments and frames of each
-    pictures: how many are kept in memory for timings
+    images: how many are kept in memory for timings
     checked, together: how many the checks look at, and how many clouds at most go through the lidar teacher at once
     curve: steps of the trainings that are compared with a CPU's
     warmup, timed: steps before and while a training is timed; no row is timed for longer than `row_s` seconds
-    batches, paper_batches: pictures a step
-    scored_steps: the most steps of the trainings whose AP50 is told, of `scored_batch` pictures
+    batches, paper_batches: images a step
+    scored_steps: the most steps of the trainings whose AP50 is told, of `scored_batch` images
     """
 
     image_size: tuple[int, int]
@@ -26,7 +26,7 @@ class Sizes:
     train: tuple[int, int]
     val: tuple[int, int]
     full_size: tuple[int, int]
-    pictures: int
+    images: int
     checked: int
     together: int
     curve: int
@@ -49,7 +49,7 @@ REAL = Sizes(
     train=(600, 3),
     val=(150, 2),
     full_size=(6, 8),
-    pictures=64,
+    images=64,
     checked=8,
     together=16,
     curve=20,
@@ -71,7 +71,7 @@ DRY = Sizes(
     train=(4, 3),
     val=(2, 2),
     full_size=(1, 4),
-    pictures=6,
+    images=6,
     checked=4,
     together=8,
     curve=4,

@@ -74,7 +74,7 @@ def _correctness(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*lines, ", ".join(f"{row['name']} {row['value']:.2g}" for row in told)[:400]]
 
 
-# Checks whose figures are told although they passed.
+# Checks whose metrics are told although they passed.
 _TOLD = ("SPVNAS", "lidar features", "mask cells", "gradients", "bfloat16 gradient", "one step twice", "20 steps")
 
 

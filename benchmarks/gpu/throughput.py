@@ -24,7 +24,7 @@ from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.workplace import Workplace
 from datalake.sample import Sample
 from student.config import AnchorShapes, StudentConfig
-from teachers.classroom import Classroom
+from teachers.pool import TeacherPool
 from teachers.sparse.choice import BackendName, choose_backend
 from teachers.sparse.grid import BackendError
 from tests.support.training_step import (
@@ -70,7 +70,7 @@ class Setting:
         return " ".join(part for part in parts if part) + f" B{self.batch}"
 
 
-def settings_of(place: Workplace) -> list[Setting]:
+def run_fingerprint(place: Workplace) -> list[Setting]:
     """Return all rows, those that matter most first."""
     device, batches = place.device, place.sizes.batches
     lidar, mask = "spvcnn", "mask_rcnn"
@@ -98,7 +98,7 @@ def measure_throughput(place: Workplace, rows: Rows) -> None:
     samples = _samples(place)
     # The first training makes the device's context and loads its kernels.
     rows.attempt("first steps", 5, partial(_measure, place, samples, Setting(batch=sizes.batches[0]), profiled=False))
-    for setting in settings_of(place):
+    for setting in run_fingerprint(place):
         needs_s = 3 * sizes.row_s if setting.compiled else 1.5 * sizes.row_s
         rows.attempt(setting.name, needs_s, partial(_measure, place, samples, setting))
         if device.type == "cuda":
@@ -150,7 +150,7 @@ def _beside(place: Workplace, setting: Setting, barrier: Any, queue: Any) -> Non
 
 def _samples(place: Workplace) -> list[Sample]:
     lake = place.lake("few", 60)
-    stream = stream_of(lake, "val", place.sizes.image_size, place.sizes.pictures, points=True)
+    stream = stream_of(lake, "val", place.sizes.image_size, place.sizes.images, points=True)
     return next(iter(stream.loader()))
 
 
@@ -171,9 +171,9 @@ def _measure(
     if setting.compiled:
         # In a rehearsal only the graph is made: to compile it for a CPU takes minutes.
         objective.student.backbone.compile(backend="eager" if place.dry else "inductor")
-    pool: Classroom | KeptAnswers | None = open_pool(asked, grid, device, setting.backend) if asked else None
+    pool: TeacherPool | KeptAnswers | None = open_pool(asked, grid, device, setting.backend) if asked else None
     if setting.kept:
-        assert isinstance(pool, Classroom)
+        assert isinstance(pool, TeacherPool)
         pool = KeptAnswers(pool, in_turn(samples, setting.batch))
     timed = sizes.timed if beside is None or place.dry else 1 << 20
     watch = _Watch(
@@ -185,7 +185,7 @@ def _measure(
             objective, samples, place.scratch / "timed" / f"{name}-{time.time_ns()}", device,
             batch=setting.batch, steps=1 << 20, precision=setting.precision, pool=pool, on_step=watch.after_step,
         )  # fmt: skip
-    return watch.figures(setting.batch)
+    return watch.metrics(setting.batch)
 
 
 class _Watch:
@@ -218,7 +218,7 @@ class _Watch:
         """What the loop calls."""
         self._next(step)
 
-    def figures(self, batch: int) -> dict[str, Any]:
+    def metrics(self, batch: int) -> dict[str, Any]:
         """Return what was found; raises RuntimeError where the training ended before it was timed."""
         if not self._steps:
             raise RuntimeError("the training ended before a step was timed")

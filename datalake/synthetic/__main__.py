@@ -25,7 +25,7 @@ class Arguments:
     seed: int = 0
     """Another seed, another set of segments."""
     image_size: str = "384x256"
-    """Width x height of the FRONT picture in pixels."""
+    """Width x height of the FRONT image in pixels."""
     beams: int = 64
     """Rows of the range image."""
     columns: int = 650

@@ -1,4 +1,4 @@
-"""The colours of things: textures of solids and of the ground, before light falls on them."""
+"""The colors of things: textures of solids and of the ground, before light falls on them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from datalake.synthetic.primitives import Primitives
 from datalake.synthetic.streets import Survey
 
 _GLASS = np.array([0.025, 0.03, 0.035], np.float32)
-_GROUND_COLOUR = np.zeros((len(Kind), 3), np.float32)
-_GROUND_COLOUR[Kind.ROAD] = 0.105, 0.105, 0.11
-_GROUND_COLOUR[Kind.WHITE_PAINT] = 0.62, 0.62, 0.6
-_GROUND_COLOUR[Kind.YELLOW_PAINT] = 0.6, 0.4, 0.06
-_GROUND_COLOUR[Kind.KERB] = 0.36, 0.36, 0.35
-_GROUND_COLOUR[Kind.SIDEWALK] = 0.3, 0.29, 0.28
-_GROUND_COLOUR[Kind.YARD] = 0.1, 0.15, 0.05
+_GROUND_COLOR = np.zeros((len(Kind), 3), np.float32)
+_GROUND_COLOR[Kind.ROAD] = 0.105, 0.105, 0.11
+_GROUND_COLOR[Kind.WHITE_PAINT] = 0.62, 0.62, 0.6
+_GROUND_COLOR[Kind.YELLOW_PAINT] = 0.6, 0.4, 0.06
+_GROUND_COLOR[Kind.KERB] = 0.36, 0.36, 0.35
+_GROUND_COLOR[Kind.SIDEWALK] = 0.3, 0.29, 0.28
+_GROUND_COLOR[Kind.YARD] = 0.1, 0.15, 0.05
 
 
 def ground_albedo(
@@ -26,7 +26,7 @@ def ground_albedo(
 
     `footprint_m` [N] is the size of a pixel on the ground: finer texture fades there.
     """
-    colour = _GROUND_COLOUR[kind]
+    color = _GROUND_COLOR[kind]
     fine = np.clip(1 - footprint_m / 0.25, 0, 1)
     grain = 0.22 * look_up(x * 12, y * 12) * fine + 0.14 * look_up(x * 0.7 + 90, y * 0.7)
     # Tyres polish two tracks in every lane, and patches of newer asphalt are darker.
@@ -39,8 +39,8 @@ def ground_albedo(
     rubbed = np.clip(look_up(x * 6 + 11, y * 6) * 0.8, 0, 0.6) * (
         (kind == Kind.WHITE_PAINT) | (kind == Kind.YELLOW_PAINT)
     )
-    colour = colour + rubbed[:, None] * (_GROUND_COLOUR[Kind.ROAD] - colour)
-    return (colour * np.clip(1 + grain, 0.2, 2)[:, None]).astype(np.float32)
+    color = color + rubbed[:, None] * (_GROUND_COLOR[Kind.ROAD] - color)
+    return (color * np.clip(1 + grain, 0.2, 2)[:, None]).astype(np.float32)
 
 
 def solid_albedo(
@@ -50,7 +50,7 @@ def solid_albedo(
 
     Point i lies on solid `index[i]` at `local[i]` in its unit frame; `dark` says whether lamps are on.
     """
-    albedo = primitives.colour[index].copy()
+    albedo = primitives.color[index].copy()
     light = np.zeros_like(albedo)
     mirror = np.zeros(len(index), np.float32)
     material = primitives.material[index]
@@ -189,7 +189,7 @@ def _bark(c: np.ndarray, p: np.ndarray, half: np.ndarray, salt: np.ndarray, _dar
 
 
 def _sign(c: np.ndarray, p: np.ndarray, _h: np.ndarray, salt: np.ndarray, _dark: bool, _d: np.ndarray) -> Surface:
-    """A rim, and a bar or an arrow; the back of a disc or a box stays grey."""
+    """A rim, and a bar or an arrow; the back of a disc or a box stays gray."""
     # A disc lies on its side: its unit z is the plate's normal.
     disc = np.hypot(p[:, 0], p[:, 1]) > 0.999 * np.abs(p[:, 0])
     face = np.where(np.abs(p[:, 2]) > 0.99, p[:, 2] > 0, p[:, 0] > 0)

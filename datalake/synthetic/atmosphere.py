@@ -13,7 +13,7 @@ DAY, TWILIGHT, NIGHT = "Day", "Dawn/Dusk", "Night"
 
 @dataclass(frozen=True, slots=True)
 class Atmosphere:
-    """Colours are linear RGB, float32 [3]; 1 is a white surface in full sun."""
+    """Colors are linear RGB, float32 [3]; 1 is a white surface in full sun."""
 
     time_of_day: str
     weather: str
@@ -81,19 +81,19 @@ class Atmosphere:
         )  # fmt: skip
 
     def sky(self, direction: np.ndarray) -> np.ndarray:
-        """Return the sky's colour, float32 [N, 3], along unit directions float32 [3, N]."""
+        """Return the sky's color, float32 [N, 3], along unit directions float32 [3, N]."""
         up = np.clip(direction[2], 0, 1)[:, None]
-        colour = self.horizon + (self.zenith - self.horizon) * np.sqrt(up)
+        color = self.horizon + (self.zenith - self.horizon) * np.sqrt(up)
         # Clouds lie on a plane far above.
         reach = 22 / (direction[2] + 0.12)
         cover = look_up(direction[0] * reach * 2, direction[1] * reach * 2)[:, None]
         bright = self.horizon * np.float32(1.05 if self.weather != "rain" else 0.85)
         share = np.clip(cover + 1.6 * np.float32(self.clouds) - 0.7, 0, 1) * np.clip(up * 5, 0, 1) * np.float32(0.75)
-        colour = colour + share * (bright - colour)
+        color = color + share * (bright - color)
         glow = np.clip(np.einsum("i,in->n", self.sun_direction.astype(np.float32), direction), 0, 1)[:, None] ** 60
-        return (colour + glow * self.sun * np.float32(1.2 * (1 - 0.8 * self.clouds))).astype(np.float32)
+        return (color + glow * self.sun * np.float32(1.2 * (1 - 0.8 * self.clouds))).astype(np.float32)
 
-    def veil(self, colour: np.ndarray, distance_m: np.ndarray) -> np.ndarray:
-        """Return colours [N, 3] seen through `distance_m` [N] of air."""
+    def veil(self, color: np.ndarray, distance_m: np.ndarray) -> np.ndarray:
+        """Return colors [N, 3] seen through `distance_m` [N] of air."""
         clear = np.exp(np.float32(-self.haze_per_m) * distance_m)[:, None]
-        return self.horizon * (1 - clear) + colour * clear
+        return self.horizon * (1 - clear) + color * clear

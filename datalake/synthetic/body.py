@@ -18,15 +18,15 @@ class Part:
     """One solid of a body, in the body's frame: x forward, y left, z up, origin on the ground below it.
 
     `pitch_rad` turns it about y, then `roll_rad` about its own x. A limb swings about y by
-    `swing_rad * sin(phase)`, hinged at height `hinge_m` above its own centre's x and y.
+    `swing_rad * sin(phase)`, hinged at height `hinge_m` above its own center's x and y.
     """
 
     shape: Shape
-    centre: Vector
+    center: Vector
     half_size: Vector
     material: Material
     kind: Kind
-    colour: Vector
+    color: Vector
     pitch_rad: float = 0.0
     roll_rad: float = 0.0
     swing_rad: float = 0.0
@@ -55,12 +55,12 @@ class Limbs:
         roll = np.array([part.roll_rad for part in parts])
         primitives = Primitives(
             shape=np.array([part.shape for part in parts], np.int8),
-            centre=np.array([part.centre for part in parts], np.float64).reshape(-1, 3),
+            center=np.array([part.center for part in parts], np.float64).reshape(-1, 3),
             rotation=_about_y(pitch) @ _about_x(roll),
             half_size=np.array([part.half_size for part in parts], np.float64).reshape(-1, 3),
             material=np.array([part.material for part in parts], np.int16),
             kind=np.array([part.kind for part in parts], np.int16),
-            colour=np.array([part.colour for part in parts], np.float32).reshape(-1, 3),
+            color=np.array([part.color for part in parts], np.float32).reshape(-1, 3),
             instance=np.asarray(instances, np.int32)[body],
             salt=(np.arange(len(parts)) * 7919 % 997).astype(np.int32),
         )
@@ -74,18 +74,18 @@ class Limbs:
         """
         solids = self.primitives
         swung = _about_y(self.swing_rad * np.sin(phase[self.body]))
-        hinge = solids.centre.copy()
+        hinge = solids.center.copy()
         hinge[:, 2] = self.hinge_m
-        centre = hinge + np.einsum("pij,pj->pi", swung, solids.centre - hinge)
+        center = hinge + np.einsum("pij,pj->pi", swung, solids.center - hinge)
         turned = about_z(heading[self.body])
         return Primitives(
             shape=solids.shape,
-            centre=position[self.body] + np.einsum("pij,pj->pi", turned, centre),
+            center=position[self.body] + np.einsum("pij,pj->pi", turned, center),
             rotation=turned @ swung @ solids.rotation,
             half_size=solids.half_size,
             material=solids.material,
             kind=solids.kind,
-            colour=solids.colour,
+            color=solids.color,
             instance=solids.instance,
             salt=solids.salt,
         )

@@ -25,7 +25,7 @@ CAMERA_NAMES = tuple(_MOUNTS)
 _HALF_VIEW_RAD = np.radians(25.0)
 _SIDE_HEIGHT = 886 / 1280
 _DISTORTION = (-0.03, 0.012, 0.0006, -0.0004, 0.0)
-# Points whose ray is this much farther out than the picture's border are never in it: the distortion's
+# Points whose ray is this much farther out than the image's border are never in it: the distortion's
 # polynomial folds far outside.
 _GUARD = 1.25
 _NEAR_M = 0.1
@@ -47,7 +47,7 @@ class Camera:
 
     @staticmethod
     def mount(name: str, width: int, height: int) -> Camera:
-        """Return the camera of this Waymo name for pictures of FRONT size `width` x `height`."""
+        """Return the camera of this Waymo name for images of FRONT size `width` x `height`."""
         yaw, position, exposure = _MOUNTS[name]
         if name.startswith("SIDE"):
             height = max(round(height * _SIDE_HEIGHT), 1)
@@ -64,7 +64,7 @@ class Camera:
         return int(dataset_pb2.CameraName.Name.Value(self.name))
 
     def _distort(self, right: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Apply the Brown model to normalised image coordinates."""
+        """Apply the Brown model to normalized image coordinates."""
         k1, k2, p1, p2, k3 = self.intrinsic[4:]
         r2 = right**2 + down**2
         radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
@@ -74,13 +74,13 @@ class Camera:
         )
 
     def pixels(self, right: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return u, v of normalised image coordinates `right` = -y/x and `down` = -z/x."""
+        """Return u, v of normalized image coordinates `right` = -y/x and `down` = -z/x."""
         f_u, f_v, c_u, c_v = self.intrinsic[:4]
         right, down = self._distort(right, down)
         return c_u + f_u * right, c_v + f_v * down
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return u, v and whether the point is in the picture, of camera-frame points [3, N]."""
+        """Return u, v and whether the point is in the image, of camera-frame points [3, N]."""
         depth = np.maximum(points[0], _NEAR_M)
         right, down = -points[1] / depth, -points[2] / depth
         limit_right, limit_down = self._limits()
@@ -153,7 +153,7 @@ def _pixel_rays(width: int, height: int, intrinsic: tuple[float, ...]) -> np.nda
 
 def nearest_m(primitives: Primitives, viewpoint: np.ndarray) -> np.ndarray:
     """Return a lower bound [P] on the distance of each solid, for an object's solids that of the nearest."""
-    nearest = np.maximum(np.linalg.norm(primitives.centre - viewpoint, axis=1) - primitives.radius_m, 0)
+    nearest = np.maximum(np.linalg.norm(primitives.center - viewpoint, axis=1) - primitives.radius_m, 0)
     instance = primitives.instance
     whole = np.full(int(instance.max(initial=0)) + 1, np.inf)
     np.minimum.at(whole, instance, nearest)

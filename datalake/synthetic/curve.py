@@ -38,7 +38,7 @@ class Curve:
         return self.x_m + cos * u - sin * v, self.y_m + sin * u + cos * v, self.heading_rad + angle
 
     def locate(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (s, l) of points: exact near the curve, continuous for as far as the arc's centre."""
+        """Return (s, l) of points: exact near the curve, continuous for as far as the arc's center."""
         cos, sin = np.cos(self.heading_rad), np.sin(self.heading_rad)
         # Python floats keep float32 points in float32.
         u = (x - self.x_m) * float(cos) + (y - self.y_m) * float(sin)

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from datalake.synthetic.camera import CAMERA_NAMES, Camera
+from datalake.synthetic.image import develop, shade
 from datalake.synthetic.labels import (
     PANOPTIC_DIVISOR,
     Points,
@@ -28,7 +29,6 @@ from datalake.synthetic.lidar import (
     sweep,
 )
 from datalake.synthetic.matrix import compress_floats, compress_ints
-from datalake.synthetic.picture import develop, shade
 from datalake.synthetic.visibility import cast
 from datalake.synthetic.world import VIEW_M, Moment, World
 from datalake.waymo.protos import dataset_pb2, label_pb2
@@ -79,10 +79,10 @@ def segment_name(config: DriveConfig, seed: int, index: int, frames: int) -> str
 
 
 def simulate_segment(config: DriveConfig, seed: int, index: int, frames: int) -> Iterator[bytes]:
-    """Yield the serialised `Frame`s of one segment, the same bytes for the same arguments.
+    """Yield the serialized `Frame`s of one segment, the same bytes for the same arguments.
 
     But for the segment's name, frame i does not depend on `frames`. Everything but the recording vehicle stands
-    still within a frame, at the frame's time, for the lidar as for all cameras: labels, pictures and points agree
+    still within a frame, at the frame's time, for the lidar as for all cameras: labels, images and points agree
     exactly, while the vehicle itself moves on during the sweep and until each exposure.
     """
     world = World.draw(np.random.default_rng(np.random.SeedSequence([seed, index])))
@@ -170,18 +170,18 @@ class _Recorder:
         for name, value in zip(names, np.concatenate(list(velocities)), strict=True):
             setattr(image.velocity, name, value)
 
-        picture = panoptic(hits, solids)
+        segments = panoptic(hits, solids)
         segmentation = image.camera_segmentation_label
         segmentation.panoptic_label_divisor = PANOPTIC_DIVISOR
-        segmentation.panoptic_label = encode_png(picture)
+        segmentation.panoptic_label = encode_png(segments)
         segmentation.sequence_id = self.name
-        for instance in np.unique(picture % PANOPTIC_DIVISOR).tolist():
+        for instance in np.unique(segments % PANOPTIC_DIVISOR).tolist():
             if instance:
                 # Instance numbers are those of the segment's objects, in every frame and camera.
                 segmentation.instance_id_to_global_id_mapping.add(
                     local_instance_id=instance, global_instance_id=instance, is_tracked=True
                 )
-        labels = camera_labels(self.name, world.actors, picture, hits, world.atmosphere.sight_m)
+        labels = camera_labels(self.name, world.actors, segments, hits, world.atmosphere.sight_m)
         frame.camera_labels.add(name=camera.enum, labels=labels)
 
     def _add_laser(self, frame: dataset_pb2.Frame, swept: Sweep, t: float) -> None:

@@ -9,12 +9,12 @@ from datalake.synthetic.materials import Kind, Material
 from datalake.synthetic.primitives import Shape
 from datalake.synthetic.vehicles import Outline
 
-_GREY_METAL = (0.22, 0.23, 0.24)
+_GRAY_METAL = (0.22, 0.23, 0.24)
 _FACADES = (
     (0.32, 0.13, 0.09), (0.4, 0.3, 0.2), (0.45, 0.42, 0.37), (0.25, 0.24, 0.23), (0.5, 0.45, 0.33),
     (0.2, 0.22, 0.26), (0.38, 0.22, 0.16), (0.55, 0.53, 0.5),
 )  # fmt: skip
-_SIGN_COLOURS = (
+_SIGN_COLORS = (
     (0.5, 0.02, 0.02),
     (0.02, 0.06, 0.4),
     (0.65, 0.65, 0.65),
@@ -27,11 +27,11 @@ Parts = list[Part]
 
 def building(rng: np.random.Generator, length_m: float, depth_m: float, height_m: float) -> Parts:
     """Return a house whose front faces +y at y = 0, its middle at x = 0."""
-    colour = _tinted(rng, _FACADES[rng.integers(len(_FACADES))])
+    color = _tinted(rng, _FACADES[rng.integers(len(_FACADES))])
     parts = [
         Part(
             Shape.BOX, (0, -depth_m / 2, height_m / 2), (length_m / 2, depth_m / 2, height_m / 2),
-            Material.FACADE, Kind.BUILDING, colour,
+            Material.FACADE, Kind.BUILDING, color,
         ),
         Part(
             Shape.BOX, (0, -depth_m / 2, height_m + 0.15), (length_m / 2 + 0.25, depth_m / 2 + 0.25, 0.25),
@@ -39,13 +39,13 @@ def building(rng: np.random.Generator, length_m: float, depth_m: float, height_m
         ),
     ]  # fmt: skip
     if rng.random() < 0.45:
-        awning = _tinted(rng, _SIGN_COLOURS[rng.integers(len(_SIGN_COLOURS))])
+        awning = _tinted(rng, _SIGN_COLORS[rng.integers(len(_SIGN_COLORS))])
         half = float(rng.uniform(0.2, 0.45)) * length_m
         parts.append(Part(Shape.BOX, (0, 0.5, 3.1), (half, 0.6, 0.12), Material.PLAIN, Kind.BUILDING, awning))
     if rng.random() < 0.5:
         x = float(rng.uniform(-0.3, 0.3)) * length_m
         roof = height_m + 1.2
-        parts.append(Part(Shape.BOX, (x, -depth_m / 2, roof), (1.5, 1.5, 1.2), Material.PLAIN, Kind.BUILDING, colour))
+        parts.append(Part(Shape.BOX, (x, -depth_m / 2, roof), (1.5, 1.5, 1.2), Material.PLAIN, Kind.BUILDING, color))
     return parts
 
 
@@ -91,8 +91,8 @@ def bush(rng: np.random.Generator) -> Parts:
 def street_lamp() -> Parts:
     """Return a lamp on a 6.5 m pole, its arm towards +y."""
     return [
-        Part(Shape.CYLINDER, (0, 0, 3.2), (0.085, 0.085, 3.2), Material.METAL, Kind.POLE, _GREY_METAL),
-        Part(Shape.BOX, (0, 0.8, 6.4), (0.05, 0.85, 0.05), Material.METAL, Kind.POLE, _GREY_METAL),
+        Part(Shape.CYLINDER, (0, 0, 3.2), (0.085, 0.085, 3.2), Material.METAL, Kind.POLE, _GRAY_METAL),
+        Part(Shape.BOX, (0, 0.8, 6.4), (0.05, 0.85, 0.05), Material.METAL, Kind.POLE, _GRAY_METAL),
         Part(Shape.BOX, (0, 1.6, 6.33), (0.12, 0.3, 0.06), Material.LAMP, Kind.POLE, (0.9, 0.75, 0.5)),
     ]
 
@@ -110,7 +110,7 @@ def sign_post(height_m: float) -> Parts:
     """Return the post below a sign."""
     return [
         Part(
-            Shape.CYLINDER, (0, 0, height_m / 2), (0.035, 0.035, height_m / 2), Material.METAL, Kind.POLE, _GREY_METAL
+            Shape.CYLINDER, (0, 0, height_m / 2), (0.035, 0.035, height_m / 2), Material.METAL, Kind.POLE, _GRAY_METAL
         )
     ]  # fmt: skip
 
@@ -118,27 +118,27 @@ def sign_post(height_m: float) -> Parts:
 def sign_plate(rng: np.random.Generator) -> Outline:
     """Return a sign's plate, facing +x, standing on its lower edge."""
     size = float(rng.uniform(0.32, 0.48))
-    colour = _tinted(rng, _SIGN_COLOURS[rng.integers(len(_SIGN_COLOURS))])
+    color = _tinted(rng, _SIGN_COLORS[rng.integers(len(_SIGN_COLORS))])
     if rng.random() < 0.5:
         plate = Part(
-            Shape.CYLINDER, (0, 0, size), (size, size, 0.03), Material.SIGN, Kind.SIGN, colour, pitch_rad=np.pi / 2
+            Shape.CYLINDER, (0, 0, size), (size, size, 0.03), Material.SIGN, Kind.SIGN, color, pitch_rad=np.pi / 2
         )  # fmt: skip
     else:
-        plate = Part(Shape.BOX, (0, 0, size), (0.03, size * 0.85, size), Material.SIGN, Kind.SIGN, colour)
+        plate = Part(Shape.BOX, (0, 0, size), (0.03, size * 0.85, size), Material.SIGN, Kind.SIGN, color)
     return Outline((plate,), 0.1, 2 * size, 2 * size)
 
 
 def traffic_light(state: int) -> Parts:
     """Return a traffic light that faces +x and shows red (0) or green (2)."""
-    colours = [(0.05, 0.01, 0.01), (0.05, 0.04, 0.01), (0.01, 0.05, 0.02)]
-    colours[state] = [(1.0, 0.05, 0.03), (1.0, 0.6, 0.05), (0.05, 1.0, 0.5)][state]
+    colors = [(0.05, 0.01, 0.01), (0.05, 0.04, 0.01), (0.01, 0.05, 0.02)]
+    colors[state] = [(1.0, 0.05, 0.03), (1.0, 0.6, 0.05), (0.05, 1.0, 0.5)][state]
     kind = Kind.TRAFFIC_LIGHT
     black = (0.02, 0.02, 0.02)
     return [
-        Part(Shape.CYLINDER, (0, 0, 1.6), (0.06, 0.06, 1.6), Material.METAL, Kind.POLE, _GREY_METAL),
+        Part(Shape.CYLINDER, (0, 0, 1.6), (0.06, 0.06, 1.6), Material.METAL, Kind.POLE, _GRAY_METAL),
         Part(Shape.BOX, (0.08, 0, 3.1), (0.13, 0.18, 0.5), Material.PLAIN, kind, black),
         *(
-            Part(Shape.SPHERE, (0.22, 0, 3.4 - 0.3 * i), (0.07, 0.1, 0.1), Material.SIGNAL, kind, colours[i])
+            Part(Shape.SPHERE, (0.22, 0, 3.4 - 0.3 * i), (0.07, 0.1, 0.1), Material.SIGNAL, kind, colors[i])
             for i in range(3)
         ),
     ]
@@ -147,19 +147,19 @@ def traffic_light(state: int) -> Parts:
 def clutter(rng: np.random.Generator) -> Parts:
     """Return something of a person's size that is none: bin, post box, hydrant, bollard, cone, cabinet."""
     what = int(rng.integers(6))
-    colour = _tinted(
+    color = _tinted(
         rng, ((0.05, 0.09, 0.05), (0.03, 0.06, 0.25), (0.4, 0.04, 0.03), (0.15, 0.15, 0.15))[rng.integers(4)]
     )
     kind = Kind.OBJECT
     if what == 0:
         return [
-            Part(Shape.CYLINDER, (0, 0, 0.5), (0.28, 0.28, 0.5), Material.PLAIN, kind, colour),
-            Part(Shape.SPHERE, (0, 0, 1.0), (0.29, 0.29, 0.12), Material.PLAIN, kind, colour),
+            Part(Shape.CYLINDER, (0, 0, 0.5), (0.28, 0.28, 0.5), Material.PLAIN, kind, color),
+            Part(Shape.SPHERE, (0, 0, 1.0), (0.29, 0.29, 0.12), Material.PLAIN, kind, color),
         ]
     if what == 1:
         return [
-            Part(Shape.BOX, (0, 0, 0.72), (0.25, 0.28, 0.55), Material.PLAIN, kind, colour),
-            Part(Shape.CYLINDER, (0, 0, 1.27), (0.25, 0.28, 0.25), Material.PLAIN, kind, colour, pitch_rad=np.pi / 2),
+            Part(Shape.BOX, (0, 0, 0.72), (0.25, 0.28, 0.55), Material.PLAIN, kind, color),
+            Part(Shape.CYLINDER, (0, 0, 1.27), (0.25, 0.28, 0.25), Material.PLAIN, kind, color, pitch_rad=np.pi / 2),
         ]  # fmt: skip
     if what == 2:
         return [
@@ -167,7 +167,7 @@ def clutter(rng: np.random.Generator) -> Parts:
             Part(Shape.SPHERE, (0, 0, 0.7), (0.15, 0.15, 0.14), Material.PLAIN, kind, (0.5, 0.08, 0.05)),
         ]
     if what == 3:
-        return [Part(Shape.CYLINDER, (0, 0, 0.5), (0.1, 0.1, 0.5), Material.METAL, Kind.POLE, _GREY_METAL)]
+        return [Part(Shape.CYLINDER, (0, 0, 0.5), (0.1, 0.1, 0.5), Material.METAL, Kind.POLE, _GRAY_METAL)]
     if what == 4:
         return [
             Part(Shape.BOX, (0, 0, 0.03), (0.2, 0.2, 0.03), Material.PLAIN, Kind.CONE, (0.05, 0.05, 0.05)),
@@ -176,6 +176,6 @@ def clutter(rng: np.random.Generator) -> Parts:
     return [Part(Shape.BOX, (0, 0, 0.8), (0.3, 0.5, 0.8), Material.PLAIN, kind, (0.3, 0.32, 0.29))]
 
 
-def _tinted(rng: np.random.Generator, colour: Vector) -> Vector:
-    red, green, blue = np.clip(np.array(colour) * rng.uniform(0.75, 1.25) * rng.uniform(0.92, 1.08, 3), 0.01, 0.9)
+def _tinted(rng: np.random.Generator, color: Vector) -> Vector:
+    red, green, blue = np.clip(np.array(color) * rng.uniform(0.75, 1.25) * rng.uniform(0.92, 1.08, 3), 0.01, 0.9)
     return float(red), float(green), float(blue)

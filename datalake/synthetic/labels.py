@@ -1,4 +1,4 @@
-"""Labels, measured on what the sensors saw: 3D boxes, 2D boxes and the panoptic picture."""
+"""Labels, measured on what the sensors saw: 3D boxes, 2D boxes and the panoptic image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PANOPTIC_DIVISOR = 1000
 _MIN_PIXELS = 25
 _MIN_VISIBLE = 0.18
 _HARD_VISIBLE = 0.45
-_HARD_HEIGHT = 0.035  # of the picture's height
+_HARD_HEIGHT = 0.035  # of the image's height
 _HARD_POINTS = 5
 
 
@@ -36,11 +36,11 @@ class Points:
         """Return `xyz_m` [N, 3] sorted."""
         return Points(xyz_m[np.argsort(xyz_m[:, 0], kind="stable")])
 
-    def inside(self, centre: np.ndarray, size: np.ndarray, heading: float) -> int:
-        """Count the points in a box (centre, length-width-height, heading in the vehicle frame)."""
+    def inside(self, center: np.ndarray, size: np.ndarray, heading: float) -> int:
+        """Count the points in a box (center, length-width-height, heading in the vehicle frame)."""
         reach = np.hypot(size[0], size[1]) / 2
-        start, end = np.searchsorted(self.xyz_m[:, 0], [centre[0] - reach, centre[0] + reach])
-        near = self.xyz_m[start:end] - centre
+        start, end = np.searchsorted(self.xyz_m[:, 0], [center[0] - reach, center[0] + reach])
+        near = self.xyz_m[start:end] - center
         near = near[np.abs(near[:, 1]) <= reach]
         local = near @ about_z(np.array([heading]))[0]
         return int((np.abs(local) <= size / 2).all(1).sum())
@@ -68,15 +68,15 @@ def laser_labels(
         outline = actor.outline
         size = np.array([outline.length_m, outline.width_m, outline.height_m])
         base = moment.position_m[index] + [0, 0, outline.height_m / 2]
-        centre = rotation @ base + scene_to_vehicle[:3, 3]
-        if np.hypot(centre[0], centre[1]) > range_m:
+        center = rotation @ base + scene_to_vehicle[:3, 3]
+        if np.hypot(center[0], center[1]) > range_m:
             continue
         heading = float((moment.heading_rad[index] + turn + np.pi) % (2 * np.pi) - np.pi)
-        count = points.inside(centre, size, heading)
+        count = points.inside(center, size, heading)
         if not count:
             continue
         label = label_pb2.Label(id=object_id(segment, index), type=actor.label_type)
-        label.box.center_x, label.box.center_y, label.box.center_z = centre
+        label.box.center_x, label.box.center_y, label.box.center_z = center
         label.box.length, label.box.width, label.box.height = size
         label.box.heading = heading
         # Of the object over the ground, along the vehicle's axes.
@@ -101,21 +101,21 @@ def panoptic(hits: Hits, primitives: Primitives) -> np.ndarray:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Return the PNG of a uint16 picture."""
+    """Return the PNG of a uint16 image."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "PNG", compress_level=1)
     return stream.getvalue()
 
 
 def camera_labels(
-    segment: str, actors: tuple[Actor, ...], picture: np.ndarray, hits: Hits, sight_m: float
+    segment: str, actors: tuple[Actor, ...], image: np.ndarray, hits: Hits, sight_m: float
 ) -> list[label_pb2.Label]:
-    """Return tight 2D boxes around the visible pixels of each object in a panoptic picture [H, W].
+    """Return tight 2D boxes around the visible pixels of each object in a panoptic image [H, W].
 
     Objects of which little shows, and those beyond `sight_m` in the haze, have none. Nor have signs, as in the
     Waymo Open Dataset.
     """
-    instance = picture % PANOPTIC_DIVISOR
+    instance = image % PANOPTIC_DIVISOR
     rows, columns = np.nonzero(instance)
     numbers = instance[rows, columns].astype(np.int64)
     order = np.argsort(numbers, kind="stable")
@@ -135,7 +135,7 @@ def camera_labels(
         label = label_pb2.Label(id=object_id(segment, number - 1), type=actor.label_type)
         label.box.center_x, label.box.center_y = (left + right) / 2, (top + bottom) / 2
         label.box.length, label.box.width = right - left, bottom - top
-        if visible < _HARD_VISIBLE or bottom - top < _HARD_HEIGHT * len(picture):
+        if visible < _HARD_VISIBLE or bottom - top < _HARD_HEIGHT * len(image):
             label.detection_difficulty_level = label_pb2.Label.LEVEL_2
         labels.append(label)
     return labels

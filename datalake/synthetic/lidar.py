@@ -1,4 +1,4 @@
-"""The TOP lidar: cell geometry, casting a sweep, echoes, and where echoes lie in the pictures."""
+"""The TOP lidar: cell geometry, casting a sweep, echoes, and where echoes lie in the images."""
 
 from __future__ import annotations
 
@@ -139,17 +139,17 @@ class Lidar:
         share = np.clip(-(start[..., :2] * along[..., :2]).sum(-1) / flat, 0, 1)
         points = np.concatenate([turned, start + share[..., None] * along], 1)
         inclination = np.arctan2(points[..., 2], np.hypot(points[..., 0], points[..., 1]))
-        centre = (solids.centre - position) @ rotation
-        middle = np.arctan2(centre[:, 1], centre[:, 0])
+        center = (solids.center - position) @ rotation
+        middle = np.arctan2(center[:, 1], center[:, 0])
         azimuth = np.arctan2(turned[..., 1], turned[..., 0]) - middle[:, None]
         azimuth -= 2 * np.pi * np.rint(azimuth / (2 * np.pi))
         first, last = middle + azimuth.min(1), middle + azimuth.max(1)
         low, high = inclination.min(1), inclination.max(1)
         # Above or below a solid, every direction may meet it.
-        around = np.hypot(centre[:, 0], centre[:, 1]) < solids.radius_m
+        around = np.hypot(center[:, 0], center[:, 1]) < solids.radius_m
         inside = around & (last - first > np.pi * 0.95)
-        low = np.where(inside & (centre[:, 2] - solids.radius_m < 0), -np.pi / 2, low)
-        high = np.where(inside & (centre[:, 2] + solids.radius_m > 0), np.pi / 2, high)
+        low = np.where(inside & (center[:, 2] - solids.radius_m < 0), -np.pi / 2, low)
+        high = np.where(inside & (center[:, 2] + solids.radius_m > 0), np.pi / 2, high)
         return low, high, np.where(inside, middle - np.pi, first), np.where(inside, middle + np.pi, last)
 
 
@@ -229,7 +229,7 @@ def _echo(rays: Rays, hits: Hits, primitives: Primitives, wetness: float) -> np.
     reflectivity[on_ground] = ground[hits.ground_kind[on_ground]]
     solid = np.flatnonzero(hits.primitive.ravel() >= 0)
     index = hits.primitive.ravel()[solid]
-    brightness = primitives.colour.mean(1) ** 0.6 * _MATERIAL_GAIN[primitives.material]
+    brightness = primitives.color.mean(1) ** 0.6 * _MATERIAL_GAIN[primitives.material]
     reflectivity.ravel()[solid] = brightness[index] + 0.02
     direction = rays.direction.reshape(3, -1)[:, solid]
     origin = rays.origin[:, solid % shape[1]]

@@ -13,7 +13,7 @@ _LIDAR = segmentation_pb2.Segmentation
 
 
 class Material(IntEnum):
-    """The surface of a part: decides its texture in the picture and its echo in the range image."""
+    """The surface of a part: decides its texture in the image and its echo in the range image."""
 
     PLAIN = 0
     PAINT = 1  # vehicle body: lamps and plates at its ends

@@ -1,4 +1,4 @@
-"""Waymo's compressed matrices: zlib of a serialised `MatrixFloat` or `MatrixInt32`.
+"""Waymo's compressed matrices: zlib of a serialized `MatrixFloat` or `MatrixInt32`.
 
 The wire format is written directly: passing a million numbers through protobuf's Python lists costs more
 than casting the rays does.

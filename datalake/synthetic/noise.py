@@ -39,6 +39,6 @@ def leaf_holes(point: np.ndarray, facing: np.ndarray, salt: int) -> np.ndarray:
 
 
 def unrolled(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return two of the three coordinates of points about a centre: those along the surface, roughly."""
+    """Return two of the three coordinates of points about a center: those along the surface, roughly."""
     upright = np.abs(z) < np.maximum(np.abs(x), np.abs(y))
     return np.where(upright & (np.abs(x) > np.abs(y)), y, x), np.where(upright, z, y)

@@ -31,17 +31,17 @@ def pedestrian(rng: np.random.Generator, walking: bool) -> Outline:
 
     def part(
         shape: Shape,
-        centre: Vector,
+        center: Vector,
         half: Vector,
         material: Material,
-        colour: Vector,
+        color: Vector,
         swing: float = 0,
         hinge: float = 0,
     ) -> Part:
-        x, y, z = (size * value for value in centre)
+        x, y, z = (size * value for value in center)
         a, b, c = (size * value for value in half)
         return Part(
-            shape, (x, y, z), (a, b, c), material, Kind.PEDESTRIAN, colour, swing_rad=swing, hinge_m=size * hinge
+            shape, (x, y, z), (a, b, c), material, Kind.PEDESTRIAN, color, swing_rad=swing, hinge_m=size * hinge
         )  # fmt: skip
 
     leg = (0.085 * stout, 0.08 * stout, 0.44)
@@ -59,16 +59,16 @@ def pedestrian(rng: np.random.Generator, walking: bool) -> Outline:
     return Outline(tuple(parts), 1.0 * size, 0.75 * size * max(stout, 1), 1.79 * size)
 
 
-def _frame(kind: Kind, colour: Vector) -> list[Part]:
+def _frame(kind: Kind, color: Vector) -> list[Part]:
     """Parts of a bicycle: wheels of 0.34 m radius, tubes, saddle and handlebar."""
     wheel = (0.34, 0.34, 0.025)
     return [
         Part(Shape.CYLINDER, (-0.52, 0, 0.34), wheel, Material.SPOKES, kind, (0.03, 0.03, 0.03), roll_rad=np.pi / 2),
         Part(Shape.CYLINDER, (0.52, 0, 0.34), wheel, Material.SPOKES, kind, (0.03, 0.03, 0.03), roll_rad=np.pi / 2),
-        Part(Shape.BOX, (0.12, 0, 0.55), (0.36, 0.025, 0.03), Material.METAL, kind, colour, pitch_rad=-0.65),
-        Part(Shape.BOX, (0.08, 0, 0.8), (0.36, 0.025, 0.025), Material.METAL, kind, colour),
-        Part(Shape.BOX, (-0.2, 0, 0.6), (0.03, 0.025, 0.33), Material.METAL, kind, colour, pitch_rad=-0.2),
-        Part(Shape.BOX, (0.48, 0, 0.66), (0.03, 0.025, 0.36), Material.METAL, kind, colour, pitch_rad=-0.25),
+        Part(Shape.BOX, (0.12, 0, 0.55), (0.36, 0.025, 0.03), Material.METAL, kind, color, pitch_rad=-0.65),
+        Part(Shape.BOX, (0.08, 0, 0.8), (0.36, 0.025, 0.025), Material.METAL, kind, color),
+        Part(Shape.BOX, (-0.2, 0, 0.6), (0.03, 0.025, 0.33), Material.METAL, kind, color, pitch_rad=-0.2),
+        Part(Shape.BOX, (0.48, 0, 0.66), (0.03, 0.025, 0.36), Material.METAL, kind, color, pitch_rad=-0.25),
         Part(Shape.BOX, (0.42, 0, 1.02), (0.03, 0.28, 0.025), Material.METAL, kind, (0.03, 0.03, 0.03)),
         Part(Shape.BOX, (-0.27, 0, 0.95), (0.13, 0.06, 0.03), Material.CLOTH, kind, (0.03, 0.03, 0.03)),
     ]  # fmt: skip

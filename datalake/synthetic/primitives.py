@@ -39,7 +39,7 @@ class Primitives:
 
     shape: np.ndarray
     """int8 [P]: `Shape`."""
-    centre: np.ndarray
+    center: np.ndarray
     """float64 [P, 3]."""
     rotation: np.ndarray
     """float64 [P, 3, 3]: columns are the solid's own axes."""
@@ -49,7 +49,7 @@ class Primitives:
     """int16 [P]: `Material`."""
     kind: np.ndarray
     """int16 [P]: `Kind`."""
-    colour: np.ndarray
+    color: np.ndarray
     """float32 [P, 3]: linear RGB reflectance, 0 to 1."""
     instance: np.ndarray
     """int32 [P]: number of the object it belongs to, 0 where it belongs to none."""
@@ -78,7 +78,7 @@ class Primitives:
     def corners(self) -> np.ndarray:
         """float64 [P, 8, 3]: corners of the bounding boxes."""
         local = _CORNERS * self.half_size[:, None, :]
-        return self.centre[:, None, :] + local @ self.rotation.transpose(0, 2, 1)
+        return self.center[:, None, :] + local @ self.rotation.transpose(0, 2, 1)
 
     @property
     def radius_m(self) -> np.ndarray:
@@ -162,7 +162,7 @@ def _cone_interval(origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarra
 
 
 def unit_normals(shape: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """Return the outward normals, not normalised, at surface points of unit shapes.
+    """Return the outward normals, not normalized, at surface points of unit shapes.
 
     `shape` is int [N], `point` is float32 [N, 3] in the unit frame, the result float32 [N, 3].
     """
@@ -197,7 +197,7 @@ def surface(
     Ray i starts at `origin[:, i]`, runs along `direction[:, i]` and meets solid `index[i]` at `distance_m[i]`.
     """
     matrix = primitives.to_unit.astype(np.float32)[index]
-    offset = (origin - primitives.centre[index].T).astype(np.float32) + direction * distance_m
+    offset = (origin - primitives.center[index].T).astype(np.float32) + direction * distance_m
     local = np.einsum("nij,jn->ni", matrix, offset)
     normal = np.einsum("nji,nj->ni", matrix, unit_normals(primitives.shape[index], local))
     return normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9), local

@@ -25,7 +25,7 @@ def ground_light(
     shape = hits.distance_m.shape
     sunlit, open_sky = np.ones(shape, np.float32), np.ones(shape, np.float32)
     here = camera_to_scene[:3, 3]
-    away = np.linalg.norm(solids.centre - here, axis=1)
+    away = np.linalg.norm(solids.center - here, axis=1)
     near = (away - solids.radius_m < _CASTER_M) & (solids.radius_m > _CASTER_SIZE * away)
     on_ground = hits.primitive == GROUND
     point = rays.direction * np.where(on_ground, hits.distance_m, 0)
@@ -63,7 +63,7 @@ def _shaded(
         if not len(rows):
             continue
         matrix = to_unit[index].astype(np.float32)
-        start = (camera_to_scene[:3, 3] - solids.centre[index]).astype(np.float32)
+        start = (camera_to_scene[:3, 3] - solids.center[index]).astype(np.float32)
         # Start a little below, so that a solid that stands on the ground is always ahead.
         offset = (start - np.float32(0.3) * light.astype(np.float32))[:, None] + point[:, area[0], area[1]][
             :, rows, columns

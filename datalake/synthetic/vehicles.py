@@ -22,7 +22,7 @@ _TRIM = (0.03, 0.03, 0.032)
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A body with the size of its box: `length_m` along x, `width_m` along y, centred on the body's origin."""
+    """A body with the size of its box: `length_m` along x, `width_m` along y, centered on the body's origin."""
 
     parts: tuple[Part, ...]
     length_m: float

@@ -82,7 +82,7 @@ def cast(rays: Rays, primitives: Primitives, windows: Windows, streets: Streets,
         offset = rays.origin if rays.origin.shape[1] == 1 else rays.origin[:, left:right]
         matrix = to_unit[index]
         # Not `@`: BLAS rounds differently with another number of threads.
-        local = np.einsum("ij,jw->iw", matrix, offset - primitives.centre[index][:, None])
+        local = np.einsum("ij,jw->iw", matrix, offset - primitives.center[index][:, None])
         origin = local.astype(np.float32)[:, None, :]
         direction = np.einsum("ij,jhw->ihw", matrix.astype(np.float32), part)
         met = meet(

@@ -51,7 +51,7 @@ class World:
         moving = self.limbs.place(position, heading, phase)
         solids = Primitives.concatenate([self.layout.solids, moving])
         here = self.ride.vehicle_to_scene(t)[:3, 3]
-        near = np.linalg.norm(solids.centre[:, :2] - here[:2], axis=1) - solids.radius_m < VIEW_M
+        near = np.linalg.norm(solids.center[:, :2] - here[:2], axis=1) - solids.radius_m < VIEW_M
         return Moment(solids.take(near), position, heading)
 
 

@@ -36,7 +36,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class CameraImage:
-    """One camera's picture, with its calibration where the record has a usable one.
+    """One camera's image, with its calibration where the record has a usable one.
 
     jpeg: the record's own bytes
     intrinsic: float64 [9] (f_u, f_v, c_u, c_v, k1, k2, p1, p2, k3) in pixels, or None
@@ -126,7 +126,7 @@ class Points:
 
 @dataclass(frozen=True, slots=True)
 class Label2D:
-    """An object's box in one camera's picture: x0, y0, x1, y1 in pixels, x along the picture's width."""
+    """An object's box in one camera's image: x0, y0, x1, y1 in pixels, x along the image's width."""
 
     camera: str
     object_id: str

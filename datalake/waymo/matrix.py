@@ -1,4 +1,4 @@
-"""Waymo's compressed matrices: zlib of a serialised `MatrixFloat` or `MatrixInt32`, straight to numpy.
+"""Waymo's compressed matrices: zlib of a serialized `MatrixFloat` or `MatrixInt32`, straight to numpy.
 
 Going through the protobuf runtime's Python lists costs up to 100 times more than reading the packed field's
 bytes, so the two message types (`repeated data = 1 [packed]`, `Shape shape = 2 { repeated int32 dims = 1 }`;
@@ -108,7 +108,7 @@ def _read_header(head: bytes) -> tuple[int, int]:
 
 
 def _read_shape(message: bytes) -> tuple[int, ...]:
-    """Return the dimensions of a serialised `Shape` field, packed or not."""
+    """Return the dimensions of a serialized `Shape` field, packed or not."""
     if not message or message[0] != _SHAPE_TAG:
         raise MatrixError("has no shape behind its data")
     length, position = read_varint(message, 1)

@@ -21,7 +21,7 @@ _MAX_COORDINATE = 1e9
 
 
 def parse_frame(payload: bytes, cameras: frozenset[str]) -> Frame:
-    """Return the frame in a record's payload, with the pictures and 2D labels of `cameras` alone.
+    """Return the frame in a record's payload, with the images and 2D labels of `cameras` alone.
 
     Raises FrameError where no frame can be made of it at all: not a `Frame`, no usable segment name, no
     timestamp. Everything smaller ends in `Frame.faults`.
@@ -120,12 +120,12 @@ def _read_image(message: Any, camera: str, calibration: Any | None, faults: list
 
 
 def _read_jpeg_size(jpeg: bytes) -> tuple[int, int]:
-    """Return (width, height) from the header, having checked that the picture has an end; decodes nothing."""
+    """Return (width, height) from the header, having checked that the image has an end; decodes nothing."""
     if not jpeg:
         raise FrameError("it has no bytes")
     try:
-        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
-            width, height = picture.size
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+            width, height = image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise FrameError(f"its JPEG header cannot be read ({type(error).__name__})") from error
     if not 0 < width * height <= _MAX_PIXELS:

@@ -38,7 +38,7 @@ def beam_inclinations(declared: NDArray[np.float64], lowest: float, highest: flo
     """Return the inclination [rows] in radians of each row of a range image, row 0 being the highest beam.
 
     declared: the calibration's list [rows], ascending, or empty for a uniform laser between `lowest` and
-    `highest`, whose rows lie at the centres of equal cells.
+    `highest`, whose rows lie at the centers of equal cells.
     """
     if len(declared) == 0:
         declared = lowest + (np.arange(rows) + 0.5) / rows * (highest - lowest)

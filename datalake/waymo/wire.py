@@ -12,7 +12,7 @@ class WireError(ValueError):
 
 
 def peek_frame(prefix: bytes) -> tuple[str, int]:
-    """Return (context.name, timestamp_micros) of the serialised `Frame` that starts with `prefix`.
+    """Return (context.name, timestamp_micros) of the serialized `Frame` that starts with `prefix`.
 
     Raises WireError where they do not both stand within it; the whole message then has to be parsed.
     """

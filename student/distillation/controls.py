@@ -45,7 +45,7 @@ def random_targets(targets: Mapping[str, Target], channels: Mapping[str, int], c
     for name, target in targets.items():
         shape = target.values.shape[1:]
         generators = chance.generators(f"random targets of {name}")
-        if target.kind == "classes":
+        if target.kind == "classification":
             rows = [torch.randint(channels[name], shape, generator=generator) for generator in generators]
         else:
             rows = [torch.randn(shape, generator=generator) for generator in generators]

@@ -59,26 +59,28 @@ class Imitation(DistillationMethod):
         Raises StudentError where a target does not fit the student's branches.
         """
         del student
-        foreground = object_cells(batch.targets)
+        foreground = foreground_cells(batch.targets)
         cells = None if foreground is None else 1 + (self.config.foreground_factor - 1) * foreground.float()
         losses = {}
         for name, target in batch.targets.items():
-            if name not in output.features.said:
+            if name not in output.features.branch_outputs:
                 raise StudentError(
-                    f"teacher {name}: this student has no branch for it; it has {list(output.features.said)}"
+                    f"teacher {name}: this student has no branch for it; it has {list(output.features.branch_outputs)}"
                 )
-            said = output.features.said[name]
-            if target.kind == "continuous" and said.shape != target.values.shape:
+            branch_outputs = output.features.branch_outputs[name]
+            if target.kind == "regression" and branch_outputs.shape != target.values.shape:
                 raise StudentError(
-                    f"teacher {name}: expected targets {list(said.shape)}, got: {list(target.values.shape)}"
+                    f"teacher {name}: expected targets {list(branch_outputs.shape)}, got: {list(target.values.shape)}"
                 )
-            value = imitation_loss(said, target, cell_weights=cells, class_weights=self.class_weights.get(name, None))
+            value = imitation_loss(
+                branch_outputs, target, cell_weights=cells, class_weights=self.class_weights.get(name, None)
+            )
             losses[f"imitation/{name}"] = Loss(value, self.weight(target, progress))
         return losses
 
     def weight(self, target: Target, progress: float) -> float:
         """Return how much a loss counts after `progress`, 0 … 1, of the training."""
-        start = self.config.classification if target.kind == "classes" else self.config.regression
+        start = self.config.classification if target.kind == "classification" else self.config.regression
         fall = (1 - math.cos(math.pi * progress)) / 2
         return start * (1 - (1 - self.config.final_factor) * fall)
 
@@ -88,37 +90,37 @@ class Imitation(DistillationMethod):
 
 
 def imitation_loss(
-    said: Tensor, target: Target, *, cell_weights: Tensor | None = None, class_weights: Tensor | None = None
+    branch_outputs: Tensor, target: Target, *, cell_weights: Tensor | None = None, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Return the loss of what a branch says, the mean over pictures of the weighted mean over their valid cells.
+    """Return the loss of what a branch says, the mean over images of the weighted mean over their valid cells.
 
-    said: float32 [B, D, h, w], standardised numbers, or logits of classes
-    cell_weights: float32 [B, 1, h, w], how much each cell counts beside the picture's others; all the same by default
-    class_weights: float32 [D], how much a cell of each class counts; continuous targets have none
+    said: float32 [B, D, h, w], standardized numbers, or logits of classes
+    cell_weights: float32 [B, 1, h, w], how much each cell counts beside the image's others; all the same by default
+    class_weights: float32 [D], how much a cell of each class counts; regression targets have none
 
-    Continuous targets: the squared error, mean over channels (paper, section 3.1; Liu et al. 2021, over valid pixels
-    alone). Classes: cross-entropy. A picture without valid cells counts 0. A class number that the branch has no
+    Regression targets: the squared error, mean over channels (paper, section 3.1; Liu et al. 2021, over valid pixels
+    alone). Classes: cross-entropy. An image without valid cells counts 0. A class number that the branch has no
     channel for makes the loss NaN, on every device: looked up on a GPU, it would end the process instead.
     """
     weights = target.valid.float() if cell_weights is None else cell_weights * target.valid
     # What stands in cells that are not valid must not matter, not even if it is NaN: it is taken out before anything is
     # computed from it, since a gradient of 0 times NaN would be NaN again.
-    if target.kind == "classes":
+    if target.kind == "classification":
         truth = target.values.where(target.valid, 0)[:, 0]
-        unknown = (truth < 0) | (truth >= said.shape[1])
+        unknown = (truth < 0) | (truth >= branch_outputs.shape[1])
         truth = truth.where(~unknown, 0)
         if class_weights is not None:
             weights = weights * class_weights[truth][:, None]
-        error = cross_entropy(said, truth, reduction="none").masked_fill(unknown, torch.nan)[:, None]
+        error = cross_entropy(branch_outputs, truth, reduction="none").masked_fill(unknown, torch.nan)[:, None]
     else:
-        error = (said - target.values).where(target.valid, 0.0).square().mean(1, keepdim=True)
+        error = (branch_outputs - target.values).where(target.valid, 0.0).square().mean(1, keepdim=True)
     total = (error * weights).sum((1, 2, 3))
     return (total / weights.sum((1, 2, 3)).clamp(min=1e-6)).mean()
 
 
-def object_cells(targets: Mapping[str, Target]) -> Tensor | None:
+def foreground_cells(targets: Mapping[str, Target]) -> Tensor | None:
     """Return bool [B, 1, h, w], the cells in which a teacher of classes sees an object; None without such a teacher."""
-    seen = [target.valid & (target.values > 0) for target in targets.values() if target.kind == "classes"]
+    seen = [target.valid & (target.values > 0) for target in targets.values() if target.kind == "classification"]
     return torch.stack(seen).any(0) if seen else None
 
 

@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 
 from datalake.sample import Objects
 from student.detections import Detections
-from student.evaluation.picture import detections_on_cpu, objects_on_cpu
+from student.evaluation.image import detections_on_cpu, objects_on_cpu
 from student.evaluation.ranges import DISTANCES
 
 _MIN_IOU = 0.5
@@ -24,7 +24,7 @@ _EQUAL_RECALLS = (25, 50)
 class DepthScores:
     """Errors of the distance, over the detections that are right.
 
-    In each picture the detections, the most confident first, take the object of their class that they overlap best,
+    In each image the detections, the most confident first, take the object of their class that they overlap best,
     with IoU 0.5 or more, among those not yet taken. What takes an object whose distance is not known, or is beyond
     `max_depth_m`, takes no part in any figure, nor does the object.
     """
@@ -37,7 +37,7 @@ class DepthScores:
         self._scores: list[Tensor] = []
 
     def add(self, found: Detections, objects: Objects) -> None:
-        """Count one picture; raises ValueError where it is not what Detections and Objects say."""
+        """Count one image; raises ValueError where it is not what Detections and Objects say."""
         found, objects = detections_on_cpu(found), objects_on_cpu(objects)
         known = objects.depth_m <= self._max_depth_m
         self._objects += int(known.sum())
@@ -53,8 +53,8 @@ class DepthScores:
         true, predicted, _ = self._matched()
         return true.numpy(), predicted.numpy()
 
-    def figures(self) -> dict[str, float]:
-        """Return the figures, all named `depth/…`; {} where no object's distance is known.
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics, all named `depth/…`; {} where no object's distance is known.
 
         `matched` and `recall`: how many objects of known distance were found, and the share of them.
         `AbsRel`: mean of |p - t| / t. `RMSE`: in metres. `delta1`: share with max(p / t, t / p) < 1.25.
@@ -66,11 +66,11 @@ class DepthScores:
             return {}
         true, predicted, scores = (values.double() for values in self._matched())
         matched = len(true)
-        figures = {"matched": float(matched), "recall": matched / self._objects}
+        metrics = {"matched": float(matched), "recall": matched / self._objects}
         if matched:
             relative = (predicted - true).abs() / true
             ratio = torch.maximum(predicted / true, true / predicted)
-            figures |= {
+            metrics |= {
                 "AbsRel": float(relative.mean()),
                 "RMSE": float((predicted - true).square().mean().sqrt()),
                 "delta1": float((ratio < _DELTA1).double().mean()),
@@ -78,13 +78,13 @@ class DepthScores:
             }
             for one in DISTANCES:
                 if (inside := one.contains(true)).any():
-                    figures[f"AbsRel/{one.name}"] = float(relative[inside].mean())
+                    metrics[f"AbsRel/{one.name}"] = float(relative[inside].mean())
             by_score = relative[scores.argsort(descending=True, stable=True)]
             for percent in _EQUAL_RECALLS:
                 needed = math.ceil(self._objects * percent / 100)
                 if matched >= needed:
-                    figures[f"AbsRel@recall{percent}"] = float(by_score[:needed].mean())
-        return {f"depth/{name}": value for name, value in figures.items()}
+                    metrics[f"AbsRel@recall{percent}"] = float(by_score[:needed].mean())
+        return {f"depth/{name}": value for name, value in metrics.items()}
 
     def _matched(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return true and predicted distance and score, float32 [K] each."""

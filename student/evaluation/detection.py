@@ -17,14 +17,14 @@ from torch import Tensor
 
 from datalake.sample import Objects
 from student.detections import CLASS_NAMES, Detections
-from student.evaluation.picture import box_sizes, detections_on_cpu, objects_on_cpu
+from student.evaluation.image import box_sizes, detections_on_cpu, objects_on_cpu
 from student.evaluation.ranges import ABOVE_16_PIXELS, DISTANCES, EVERYTHING, SIZES, Range
 
 # In per cent: COCO's AP is the mean over these.
 _IOUS = tuple(range(50, 100, 5))
 # By how much a detection has to overlap with an object for Waymo. It gives no number for 2D boxes of signs.
 _WAYMO_IOUS = {"VEHICLE": 70, "PEDESTRIAN": 50, "SIGN": 50, "CYCLIST": 50}
-# COCO looks at so many detections of a class in a picture.
+# COCO looks at so many detections of a class in an image.
 _MOST_DETECTIONS = 100
 
 
@@ -44,7 +44,7 @@ class PrecisionRecall:
 
 
 class DetectionScores:
-    """Average precision over the pictures that were added, at most the 100 best detections of a class in each.
+    """Average precision over the images that were added, at most the 100 best detections of a class in each.
 
     Within a range of sizes or distances COCO's rule holds: objects outside the range are ignored, and so are the
     detections that match one of them; a detection that matches nothing is a false positive only in the range of its own
@@ -53,37 +53,37 @@ class DetectionScores:
     """
 
     def __init__(self) -> None:
-        self._pictures: list[tuple[Detections, Objects]] = []
+        self._images: list[tuple[Detections, Objects]] = []
 
     def add(self, found: Detections, objects: Objects) -> None:
-        """Count one picture; raises ValueError where it is not what Detections and Objects say."""
-        self._pictures.append((detections_on_cpu(found), objects_on_cpu(objects)))
+        """Count one image; raises ValueError where it is not what Detections and Objects say."""
+        self._images.append((detections_on_cpu(found), objects_on_cpu(objects)))
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return the average precisions, each a mean over the classes that have an object; {} without objects.
 
         `AP` (mean over IoU 0.50, 0.55 … 0.95), `AP50`, `AP75`, `AP/<class>`, `AP50/<class>`; `APwaymo` and
         `APwaymo/<class>` at IoU 0.7 for vehicles and 0.5 for the rest; at IoU 0.5 also `AP50/small`, `/medium`,
         `/large`, `/>16px`, `/0-20m`, `/20-40m` and `/40m+`. What no object belongs to is left out.
         """
-        precision = _evaluate(self._pictures, _size, (EVERYTHING,), _IOUS).precision[:, :, :, 0]
+        precision = _evaluate(self._images, _size, (EVERYTHING,), _IOUS).precision[:, :, :, 0]
         at = {iou: _by_class(precision[[place]]) for place, iou in enumerate(_IOUS)}
         waymo = {name: at[iou][name] for name, iou in _WAYMO_IOUS.items() if name in at[iou]}
-        figures = {
+        metrics = {
             **_mean_and_classes("AP", _by_class(precision)),
             **_mean_and_classes("AP50", at[50]),
             **_mean("AP75", at[75]),
             **_mean_and_classes("APwaymo", waymo),
         }
         for measure, ranges in ((_size, (*SIZES, ABOVE_16_PIXELS)), (_distance, DISTANCES)):
-            in_ranges = _evaluate(self._pictures, measure, ranges, (50,)).precision
+            in_ranges = _evaluate(self._images, measure, ranges, (50,)).precision
             for number, one in enumerate(ranges):
-                figures |= _mean(f"AP50/{one.name}", _by_class(in_ranges[..., number]))
-        return figures
+                metrics |= _mean(f"AP50/{one.name}", _by_class(in_ranges[..., number]))
+        return metrics
 
     def curves(self) -> tuple[PrecisionRecall, ...]:
         """Return the curve of each class that has an object, in the order of CLASS_NAMES."""
-        curves = _evaluate(self._pictures, _size, (EVERYTHING,), (50,))
+        curves = _evaluate(self._images, _size, (EVERYTHING,), (50,))
         return tuple(
             PrecisionRecall(name, curves.recall, curves.precision[0, :, number, 0], curves.scores[0, :, number, 0])
             for number, name in enumerate(CLASS_NAMES[1:])
@@ -101,7 +101,7 @@ class _Curves:
 
 
 def _evaluate(
-    pictures: Sequence[tuple[Detections, Objects]],
+    images: Sequence[tuple[Detections, Objects]],
     measure: Callable[[Detections | Objects], Tensor],
     ranges: Sequence[Range],
     ious: Sequence[int],
@@ -109,13 +109,13 @@ def _evaluate(
     """Return the curves at T IoUs (in per cent) and in A ranges of what `measure` says of detections and objects."""
     found: list[dict[str, Any]] = []
     there: list[dict[str, Any]] = []
-    for picture, (detections, objects) in enumerate(pictures):
-        boxes = _annotations(picture, detections, measure(detections))
+    for image, (detections, objects) in enumerate(images):
+        boxes = _annotations(image, detections, measure(detections))
         found += [{**box, "score": score} for box, score in zip(boxes, detections.scores.tolist(), strict=True)]
-        there += _annotations(picture, objects, measure(objects))
+        there += _annotations(image, objects, measure(objects))
     # It prints its progress and has no switch for that.
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_data_set(len(pictures), there), _data_set(len(pictures), found), "bbox")
+        evaluation = COCOeval(_data_set(len(images), there), _data_set(len(images), found), "bbox")
         evaluation.params.iouThrs = np.array(ious) / 100
         evaluation.params.areaRng = [(one.first, one.last) for one in ranges]
         evaluation.params.areaRngLbl = [one.name for one in ranges]
@@ -126,21 +126,21 @@ def _evaluate(
     return _Curves(evaluation.params.recThrs, curves["precision"][..., 0], curves["scores"][..., 0])
 
 
-def _annotations(picture: int, boxes_of: Detections | Objects, measured: Tensor) -> list[dict[str, Any]]:
+def _annotations(image: int, boxes_of: Detections | Objects, measured: Tensor) -> list[dict[str, Any]]:
     """Return what COCO calls annotations, with what its ranges are to be of in the place of the area."""
     corners = boxes_of.boxes.double()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
     rows = zip(boxes.tolist(), boxes_of.classes.tolist(), measured.tolist(), strict=True)
     return [
-        {"image_id": picture, "category_id": number, "bbox": box, "area": area, "iscrowd": 0}
+        {"image_id": image, "category_id": number, "bbox": box, "area": area, "iscrowd": 0}
         for box, number, area in rows
     ]
 
 
-def _data_set(pictures: int, boxes: list[dict[str, Any]]) -> COCO:
+def _data_set(images: int, boxes: list[dict[str, Any]]) -> COCO:
     data = COCO()
     data.dataset = {
-        "images": [{"id": picture} for picture in range(pictures)],
+        "images": [{"id": image} for image in range(images)],
         "categories": [{"id": number, "name": name} for number, name in enumerate(CLASS_NAMES) if number],
         # COCO reads ids as truth values: 0 would be "no match".
         "annotations": [{"id": number, **box} for number, box in enumerate(boxes, start=1)],

@@ -19,13 +19,13 @@ _CONSTANT_VARIANCE = 1e-12
 
 
 class RegressionScores:
-    """How near predictions come to a continuous teacher's values, in the valid cells alone.
+    """How near predictions come to a regression teacher's values, in the valid cells alone.
 
     Sums are kept in float64 and merged about their means (`Moments`), so that a large offset costs no precision.
 
     channels: D
     position_mean: float32 [D, h, w], what the training targets are in each cell on average (`CellMean`): a student has
-        learnt something of the picture only where it beats this. None: no figure of it
+        learnt something of the image only where it beats this. None: no figure of it
     """
 
     def __init__(self, channels: int, position_mean: Tensor | None = None) -> None:
@@ -57,22 +57,22 @@ class RegressionScores:
                 f"Expected targets like position_mean {list(self._position_mean.shape)},"
                 f" got: {list(target.values.shape[1:])}"
             )
-        # One sample after the other: float64 copies of a batch of full pictures would take gigabytes.
+        # One sample after the other: float64 copies of a batch of full images would take gigabytes.
         for number, valid in enumerate(target.valid[:, 0]):
-            told, true = _rows(prediction[number], valid), _rows(target.values[number], valid)
-            if not bool(told.isfinite().all() and true.isfinite().all()):
+            predicted, true = _rows(prediction[number], valid), _rows(target.values[number], valid)
+            if not bool(predicted.isfinite().all() and true.isfinite().all()):
                 raise ValueError("Expected finite values in valid cells, got one that is not in prediction or target")
-            self._everywhere.add(told, true)
+            self._everywhere.add(predicted, true)
             if foreground is not None:
                 on_object = foreground[number, 0][valid]
-                self._foreground.add(told[on_object], true[on_object])
+                self._foreground.add(predicted[on_object], true[on_object])
             if self._position_mean is not None:
                 self._position.add(_rows(self._position_mean.to(valid.device), valid), true)
-            self._cosine += float(F.cosine_similarity(told, true, dim=1).sum())
+            self._cosine += float(F.cosine_similarity(predicted, true, dim=1).sum())
             self._unit_targets += F.normalize(true, dim=1).sum(0).cpu()
 
-    def figures(self) -> dict[str, float]:
-        """Return the figures; those that nothing can be said of are left out.
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics; those that nothing can be said of are left out.
 
         `cells`: how many were valid. `R2`: 1 - (sum of squared errors) / (sum of squared deviations of the targets from
         their own mean per channel, over these very cells), both over all channels. `R2/worst_channel`: the lowest of a
@@ -81,22 +81,22 @@ class RegressionScores:
         where one of them is all 0. `cosine/mean`: what the targets' mean per channel gets as a predictor.
         """
         cells = self._everywhere.moments.count
-        figures = {"cells": float(cells)}
+        metrics = {"cells": float(cells)}
         for name, fit in (
             ("R2", self._everywhere),
             ("R2/foreground", self._foreground),
             ("R2/position", self._position),
         ):
             if (share := fit.explained()) is not None:
-                figures[name] = share
+                metrics[name] = share
         by_channel = self._everywhere.explained_by_channel()
         if len(by_channel):
-            figures["R2/worst_channel"] = float(by_channel.min())
+            metrics["R2/worst_channel"] = float(by_channel.min())
         if cells:
             direction = F.normalize(self._everywhere.moments.mean, dim=0)
-            figures["cosine"] = self._cosine / cells
-            figures["cosine/mean"] = float(direction @ self._unit_targets) / cells
-        return figures
+            metrics["cosine"] = self._cosine / cells
+            metrics["cosine/mean"] = float(direction @ self._unit_targets) / cells
+        return metrics
 
 
 class ClassScores:
@@ -115,33 +115,33 @@ class ClassScores:
         Raises ValueError where shapes do not fit, the target is continuous, or it has a class of K or above.
         """
         classes = len(self._class_names)
-        if target.kind != "classes":
+        if target.kind != "classification":
             raise ValueError("Expected a target of classes, got: a continuous one")
         batch, _, height, width = target.values.shape
         if logits.shape != (batch, classes, height, width):
             raise ValueError(f"Expected logits {[batch, classes, height, width]}, got: {list(logits.shape)}")
-        told = target.values[target.valid]
-        if len(told) and not 0 <= int(told.min()) <= int(told.max()) < classes:
-            raise ValueError(f"Expected classes below {classes}, got: {int(told.min())} … {int(told.max())}")
+        predicted = target.values[target.valid]
+        if len(predicted) and not 0 <= int(predicted.min()) <= int(predicted.max()) < classes:
+            raise ValueError(f"Expected classes below {classes}, got: {int(predicted.min())} … {int(predicted.max())}")
         truth = target.values.masked_fill(~target.valid, IGNORED)
         self._confusion += Confusion.of(truth, logits.argmax(1, keepdim=True), classes)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return `accuracy`, `mIoU`, `IoU/<class>` of classes that occur and both `trivial/…`; {} without valid cells.
 
         The trivial answer is background everywhere.
         """
-        figures = self._confusion.figures(self._class_names)
-        if not figures:
+        metrics = self._confusion.metrics(self._class_names)
+        if not metrics:
             return {}
         counts = torch.zeros_like(self._confusion.counts)
         counts[:, 0] = self._confusion.counts.sum(1)
         background = Confusion(counts)
-        return {**figures, "trivial/accuracy": background.accuracy(), "trivial/mIoU": background.mean_iou()}
+        return {**metrics, "trivial/accuracy": background.accuracy(), "trivial/mIoU": background.mean_iou()}
 
 
 class CellMean:
-    """The mean of a continuous teacher's values in each of h x w cells: what is known without looking at a picture."""
+    """The mean of a regression teacher's values in each of h x w cells: what is known without looking at an image."""
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         self._sum = torch.zeros(channels, height, width, dtype=torch.float64)
@@ -180,10 +180,10 @@ class _Fit:
         self.moments = Moments.empty(channels)
         self._errors = torch.zeros(channels, dtype=torch.float64)
 
-    def add(self, told: Tensor, true: Tensor) -> None:
+    def add(self, predicted: Tensor, true: Tensor) -> None:
         """Count cells, float64 [n, D] each."""
         self.moments += Moments.of(true)
-        self._errors += (told - true).square().sum(0).cpu()
+        self._errors += (predicted - true).square().sum(0).cpu()
 
     def explained(self) -> float | None:
         """Return 1 - errors / deviations over all channels, or None where the targets do not vary."""
@@ -201,7 +201,7 @@ class _Fit:
 
 
 def _check_continuous(target: Target, channels: int) -> None:
-    if target.kind != "continuous":
+    if target.kind != "regression":
         raise ValueError("Expected a continuous target, got: one of classes")
     if target.values.shape[1] != channels:
         raise ValueError(f"Expected a target of {channels} channels, got: {target.values.shape[1]}")

@@ -8,14 +8,14 @@ from torchvision.ops import box_iou
 
 from datalake.sample import Objects
 from student.detections import CLASS_NAMES
-from student.evaluation.picture import box_sizes, objects_on_cpu
+from student.evaluation.image import box_sizes, objects_on_cpu
 from student.evaluation.ranges import ABOVE_16_PIXELS, SIZES
 
 _MIN_IOU = 0.5
 
 
 class ProposalRecall:
-    """The share of objects that one of the first `limit` proposals of their picture overlaps with IoU 0.5 or more.
+    """The share of objects that one of the first `limit` proposals of their image overlaps with IoU 0.5 or more.
 
     Proposals have no class. One may do for two objects that lie on top of each other.
     """
@@ -29,7 +29,7 @@ class ProposalRecall:
         self._sizes: list[Tensor] = []
 
     def add(self, proposals: Tensor, objects: Objects) -> None:
-        """Count one picture; proposals are float32 [K, 4], x0, y0, x1, y1 in pixels, the best first.
+        """Count one image; proposals are float32 [K, 4], x0, y0, x1, y1 in pixels, the best first.
 
         Raises ValueError where shapes do not fit.
         """
@@ -41,7 +41,7 @@ class ProposalRecall:
         self._classes.append(objects.classes)
         self._sizes.append(box_sizes(objects.boxes))
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return `recall@<limit>`, and that of some objects: `/small`, `/medium`, `/large`, `/>16px` and `/<class>`.
 
         Sizes are the objects' own. What no object belongs to is left out.

@@ -1,4 +1,4 @@
-"""The sizes and distances that figures are told apart by."""
+"""The sizes and distances that metrics are told apart by."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Range:
 
     def contains(self, values: Tensor) -> Tensor:
         """Return bool [N]: which of the values [N] are in the range."""
-        # In float32 the neighbour of a limit would be the limit itself.
+        # In float32 the neighbor of a limit would be the limit itself.
         exact = values.double()
         return (exact >= self.first) & (exact <= self.last)
 
@@ -33,11 +33,11 @@ def _above(limit: float) -> float:
 
 EVERYTHING = Range("all", -math.inf, math.inf)
 
-# The square root of a box's area in pixels. COCO's own limits, 32 and 96, are for pictures of some 640 x 480; ours are
+# The square root of a box's area in pixels. COCO's own limits, 32 and 96, are for images of some 640 x 480; ours are
 # 384 x 256 and the median object has 17.
 SIZES = (Range("small", 0, _below(16)), Range("medium", 16, 48), Range("large", _above(48), math.inf))
 # Without the objects that a grid of four or eight pixels can hardly see.
 ABOVE_16_PIXELS = Range(">16px", _above(16), math.inf)
 
-# Metres from the camera's centre.
+# Metres from the camera's center.
 DISTANCES = (Range("0-20m", 0, _below(20)), Range("20-40m", 20, _below(40)), Range("40m+", 40, math.inf))

@@ -1,1 +1,1 @@
-"""What a run has to show for itself: pictures, charts, and one page that holds them."""
+"""What a run has to show for itself: images, charts, and one page that holds them."""

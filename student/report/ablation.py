@@ -10,12 +10,12 @@ from student.report.charts import arms as arms_chart
 from student.report.comparisons import teacher_of
 from student.report.page import Page
 
-# The arms that are there whoever the teachers are: nobody is heard, everybody is, everybody is of other pictures.
+# The arms that are there whoever the teachers are: nobody is heard, everybody is, everybody is of other images.
 NONE, CLASSROOM, SHUFFLED = "none", "classroom", "shuffled"
 # Higher is better for all of these but depth errors.
 _SHOWN = ("AP50", "AP50/>16px", "AP", "recall@100/>16px", "depth/AbsRel", "depth/AbsRel@recall25")
 
-# Share of labels -> arm -> seed -> the student's figures.
+# Share of labels -> arm -> seed -> the student's metrics.
 Results = dict[float, dict[str, dict[int, dict[str, float]]]]
 
 
@@ -50,7 +50,7 @@ def lines(results: Results, fraction: float, figure: str) -> list[Line]:
     """Return a figure of each arm, without the arms and seeds that have not got it."""
     found = []
     for arm, seeds in results[fraction].items():
-        values = tuple(figures[figure] for _, figures in sorted(seeds.items()) if figure in figures)
+        values = tuple(metrics[figure] for _, metrics in sorted(seeds.items()) if figure in metrics)
         if values:
             found.append(Line(arm, values, len(seeds)))
     return found
@@ -61,9 +61,9 @@ def gains(results: Results, fraction: float, figure: str) -> dict[str, dict[int,
     base = results[fraction].get(NONE, {})
     return {
         arm: {
-            seed: figures[figure] - base[seed][figure]
-            for seed, figures in sorted(seeds.items())
-            if seed in base and figure in figures and figure in base[seed]
+            seed: metrics[figure] - base[seed][figure]
+            for seed, metrics in sorted(seeds.items())
+            if seed in base and figure in metrics and figure in base[seed]
         }
         for arm, seeds in results[fraction].items()
         if arm != NONE
@@ -81,9 +81,9 @@ def table(results: Results, fraction: float, shown: Sequence[str]) -> tuple[list
         rows.append(
             [
                 arm,
-                f"{first['training/labelled_pictures']:,.0f}",
+                f"{first['training/labelled_images']:,.0f}",
                 f"{first['training/learning_rate']:g}",
-                *(cells.get(figure, "-") if _heard(arm, figure) else "unheard" for figure in shown),
+                *(cells.get(figure, "-") if _heard(arm, figure) else "undistilled" for figure in shown),
                 " ".join(f"{above[arm][seed]:+.3f}" if seed in above[arm] else "-" for seed in numbers)
                 if arm in above
                 else "",
@@ -108,8 +108,8 @@ def title(results: Results, fraction: float) -> str:
     )
 
 
-def shown_figures(results: Results) -> list[str]:
-    """Return the figures worth a column: those of detection, and how well each teacher is imitated."""
+def shown_metrics(results: Results) -> list[str]:
+    """Return the metrics worth a column: those of detection, and how well each teacher is imitated."""
     names = {name for arms in results.values() for seeds in arms.values() for one in seeds.values() for name in one}
     imitation = sorted(name for name in names if name.startswith("imitation/") and name.endswith(("/R2", "/mIoU")))
     return [*_SHOWN, *(name for name in imitation if "trivial" not in name)]
@@ -119,7 +119,7 @@ def markdown(results: Results) -> str:
     """Return the tables of all shares of labels."""
     text = []
     for fraction in results:
-        header, rows = table(results, fraction, shown_figures(results))
+        header, rows = table(results, fraction, shown_metrics(results))
         text += [f"## {title(results, fraction)}", "", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
         text += ["| " + " | ".join(row) + " |" for row in rows] + [""]
     return "\n".join(text)
@@ -132,8 +132,8 @@ def fill_page(page: Page, results: Results) -> None:
         for figure in ("AP50", "depth/AbsRel"):
             points = {line.arm: line.values for line in lines(results, fraction, figure)}
             if points:
-                page.picture(
+                page.image(
                     arms_chart(points, NONE, figure, figure), f"{figure}: every seed, mean and standard deviation"
                 )
-        header, rows = table(results, fraction, shown_figures(results))
+        header, rows = table(results, fraction, shown_metrics(results))
         page.table(rows, header)

@@ -1,4 +1,4 @@
-"""The figures of a run as charts, each the bytes of a PNG."""
+"""The metrics of a run as charts, each the bytes of a PNG."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from student.report.colours import CLASS_COLOURS, SERIES
+from student.report.colors import CLASS_COLORS, SERIES
 
 Floats = NDArray[np.float64]
 
@@ -62,12 +62,12 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> bytes:
     for axes, name in zip(panels, losses, strict=False):
         steps, values = _series(history, name)
         _draw_smoothed(axes, steps, values, SERIES[0])
-        told = values[np.isfinite(values)]
-        logarithmic = len(told) and told.min() > 0 and told.max() > _LOGARITHMIC_FROM * told.min()
+        predicted = values[np.isfinite(values)]
+        logarithmic = len(predicted) and predicted.min() > 0 and predicted.max() > _LOGARITHMIC_FROM * predicted.min()
         if logarithmic:
             axes.set_yscale("log")
         else:
-            axes.set_ylim(bottom=min(0.0, float(told.min(initial=0.0))))
+            axes.set_ylim(bottom=min(0.0, float(predicted.min(initial=0.0))))
         title = f"loss: {name.removeprefix('loss/')}"
         _finish(axes, title, "step", "loss (logarithmic)" if logarithmic else "loss")
     for axes, name in zip(panels[len(losses) :], rest, strict=False):
@@ -83,8 +83,8 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> bytes:
         _finish(axes, title, "step", unit)
     if waits:
         axes = panels[-1]
-        for name, colour in zip(waits, (SERIES[0], SERIES[4]), strict=False):
-            _draw_smoothed(axes, *_series(history, name), colour, f"for {name.removeprefix('wait/')}")
+        for name, color in zip(waits, (SERIES[0], SERIES[4]), strict=False):
+            _draw_smoothed(axes, *_series(history, name), color, f"for {name.removeprefix('wait/')}")
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         _legend(axes)
@@ -95,17 +95,17 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> bytes:
 
 
 def precision_recall(curves: Sequence[Curve]) -> bytes:
-    """Return a chart of every class's precision over its recall, in the class's colour, with the mean precision."""
+    """Return a chart of every class's precision over its recall, in the class's color, with the mean precision."""
     figure = _figure(5.8, 4.4)
     axes = figure.add_subplot()
     for curve in curves:
         recall, precision = np.asarray(curve.recall, np.float64), np.asarray(curve.precision, np.float64)
-        colour = _on_white(curve.class_name)
+        color = _on_white(curve.class_name)
         reached = precision > 0
         label = f"{curve.class_name}  AP {float(precision.mean()):.1%}"
-        axes.plot(recall[reached], precision[reached], color=colour, linewidth=2.2, label=label)
+        axes.plot(recall[reached], precision[reached], color=color, linewidth=2.2, label=label)
         # Where a curve ends matters: what lies beyond is not found at any score.
-        axes.plot(recall[reached][-1:], precision[reached][-1:], "o", color=colour, markersize=5)
+        axes.plot(recall[reached][-1:], precision[reached][-1:], "o", color=color, markersize=5)
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
     if curves:
@@ -122,8 +122,8 @@ def depth_errors(true_m: ArrayLike, predicted_m: ArrayLike) -> bytes:
     true, predicted = np.asarray(true_m, np.float64), np.asarray(predicted_m, np.float64)
     if true.ndim != 1 or true.shape != predicted.shape:
         raise ValueError(f"Expected two arrays [n], got: {list(true.shape)} and {list(predicted.shape)}")
-    told = np.isfinite(true) & np.isfinite(predicted) & (true > 0)
-    true, predicted = true[told], predicted[told]
+    finite = np.isfinite(true) & np.isfinite(predicted) & (true > 0)
+    true, predicted = true[finite], predicted[finite]
     figure = _figure(9.6, 4.2)
     scatter, bins = figure.subplots(1, 2)
 
@@ -174,14 +174,14 @@ def arms(table: Mapping[str, Sequence[float]], base: str, title: str, metric: st
     for row, (name, results) in enumerate(table.items()):
         values = np.asarray(results, np.float64)
         mean, spread = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
-        colour = SERIES[row % len(SERIES)]
+        color = SERIES[row % len(SERIES)]
         if name == base:
             axes.axvspan(mean - spread, mean + spread, color=_GRID, linewidth=0, zorder=0)
             axes.axvline(mean, color=_MUTED, linewidth=1, linestyle="--", zorder=1)
         axes.errorbar(
-            mean, row + 0.16, xerr=spread, fmt="D", color=colour, markersize=6.5, capsize=4, linewidth=2, zorder=4
+            mean, row + 0.16, xerr=spread, fmt="D", color=color, markersize=6.5, capsize=4, linewidth=2, zorder=4
         )
-        axes.scatter(values, np.full(len(values), row - 0.16), s=34, color=colour, alpha=0.55, linewidths=0, zorder=3)
+        axes.scatter(values, np.full(len(values), row - 0.16), s=34, color=color, alpha=0.55, linewidths=0, zorder=3)
         text = f"{mean:.4g} ± {spread:.2g}" if len(values) > 1 else f"{mean:.4g}"
         axes.annotate(
             f"{text}   n = {len(values)}",
@@ -207,17 +207,17 @@ def _series(history: Sequence[Mapping[str, float]], name: str) -> tuple[Floats, 
     return steps, values
 
 
-def _draw_smoothed(axes: Axes, steps: Floats, values: Floats, colour: str, label: str | None = None) -> None:
-    axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
-    axes.plot(steps, _smooth(values), color=colour, linewidth=1.8, label=label)
+def _draw_smoothed(axes: Axes, steps: Floats, values: Floats, color: str, label: str | None = None) -> None:
+    axes.plot(steps, values, color=color, alpha=0.22, linewidth=0.8)
+    axes.plot(steps, _smooth(values), color=color, linewidth=1.8, label=label)
 
 
 def _smooth(values: Floats) -> Floats:
-    """Return the mean of each value and its neighbours on both sides, as many as there are; NaN does not count."""
+    """Return the mean of each value and its neighbors on both sides, as many as there are; NaN does not count."""
     half = int(_SMOOTHED_SHARE * len(values) / 2)
-    told = np.isfinite(values)
-    sums = np.concatenate(([0.0], np.cumsum(np.where(told, values, 0.0))))
-    counts = np.concatenate(([0], np.cumsum(told)))
+    predicted = np.isfinite(values)
+    sums = np.concatenate(([0.0], np.cumsum(np.where(predicted, values, 0.0))))
+    counts = np.concatenate(([0], np.cumsum(predicted)))
     here = np.arange(len(values))
     first, last = np.maximum(here - half, 0), np.minimum(here + half + 1, len(values))
     number = counts[last] - counts[first]
@@ -252,8 +252,8 @@ def _legend(axes: Axes, place: Literal["best", "upper left"] = "best") -> None:
 
 
 def _on_white(class_name: str) -> str:
-    """Return a class's colour, darker where it is too bright for white paper."""
-    return "#b8a500" if class_name == "SIGN" else CLASS_COLOURS[class_name]
+    """Return a class's color, darker where it is too bright for white paper."""
+    return "#b8a500" if class_name == "SIGN" else CLASS_COLORS[class_name]
 
 
 def _png(figure: Figure) -> bytes:

@@ -1,4 +1,4 @@
-"""A student's figures beside those of answers that need no picture."""
+"""A student's metrics beside those of answers that need no image."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ class Comparison:
 _ALONE = ("AP", "AP50", "AP75", "APwaymo", "recall@100", "recall@100/>16px")
 
 
-def comparisons(figures: Mapping[str, float]) -> list[Comparison]:
-    """Return the chief figures of an `Examination`, those of them that it has, in the order to read them in."""
-    rows = [Comparison(name, figures[name]) for name in _ALONE if name in figures]
-    if "depth/AbsRel" in figures:
+def comparisons(metrics: Mapping[str, float]) -> list[Comparison]:
+    """Return the chief metrics of an `Examination`, those of them that it has, in the order to read them in."""
+    rows = [Comparison(name, metrics[name]) for name in _ALONE if name in metrics]
+    if "depth/AbsRel" in metrics:
         rows.append(
             Comparison(
                 "depth/AbsRel",
-                figures["depth/AbsRel"],
-                figures["depth/AbsRel/constant"],
+                metrics["depth/AbsRel"],
+                metrics["depth/AbsRel/constant"],
                 "the best single distance",
                 less_is_better=True,
             )
         )
-    rows += [Comparison(name, figures[name]) for name in ("depth/delta1", "depth/recall") if name in figures]
-    for teacher in teachers_in(figures):
-        rows += _of_teacher(teacher, figures)
+    rows += [Comparison(name, metrics[name]) for name in ("depth/delta1", "depth/recall") if name in metrics]
+    for teacher in teachers_in(metrics):
+        rows += _of_teacher(teacher, metrics)
     return rows
 
 
@@ -54,15 +54,15 @@ def teacher_of(name: str) -> str | None:
     return name.split("/")[1] if name.startswith("imitation/") else None
 
 
-def teachers_in(figures: Mapping[str, float]) -> list[str]:
-    """Return the names of the teachers that the figures compare the student with."""
-    return list(dict.fromkeys(teacher for name in figures if (teacher := teacher_of(name)) is not None))
+def teachers_in(metrics: Mapping[str, float]) -> list[str]:
+    """Return the names of the teachers that the metrics compare the student with."""
+    return list(dict.fromkeys(teacher for name in metrics if (teacher := teacher_of(name)) is not None))
 
 
-def _of_teacher(teacher: str, figures: Mapping[str, float]) -> list[Comparison]:
+def _of_teacher(teacher: str, metrics: Mapping[str, float]) -> list[Comparison]:
     prefix = f"imitation/{teacher}/"
     # R² is told about a mean: what that mean itself would get is 0, and the training's mean may do worse.
-    position_helps = figures.get(f"{prefix}R2/position", 0.0) > 0
+    position_helps = metrics.get(f"{prefix}R2/position", 0.0) > 0
     rows = (
         ("R2", "R2/position", "the training mean of each cell")
         if position_helps
@@ -75,10 +75,10 @@ def _of_teacher(teacher: str, figures: Mapping[str, float]) -> list[Comparison]:
     return [
         Comparison(
             prefix + name,
-            figures[prefix + name],
-            figures[prefix + trivial] if isinstance(trivial, str) else trivial,
+            metrics[prefix + name],
+            metrics[prefix + trivial] if isinstance(trivial, str) else trivial,
             answer,
         )
         for name, trivial, answer in rows
-        if prefix + name in figures
+        if prefix + name in metrics
     ]

@@ -12,22 +12,22 @@ from torch import Tensor
 from student.detections import CLASS_NAMES, Detections
 from student.evaluation.detection import PrecisionRecall
 from student.evaluation.ranges import ABOVE_16_PIXELS, DISTANCES, SIZES
-from student.examination import Examination, Example
+from student.evaluation.run import EvaluationResult, Example
 from student.report.charts import depth_errors, precision_recall, training_curves
-from student.report.colours import CLASS_COLOURS, COLOUR_WORDS
+from student.report.colors import CLASS_COLORS, COLOR_WORDS
 from student.report.comparisons import Comparison, comparisons, teacher_of, teachers_in
-from student.report.page import Page
-from student.report.pictures import (
-    Picture,
+from student.report.images import (
+    ImageArray,
     beside,
-    colours_of_classes,
-    colours_of_features,
+    colors_of_classes,
+    colors_of_features,
     draw_detections,
     draw_points,
 )
+from student.report.page import Page
 from teachers.target import Target
 
-# Pictures with detections, and pictures with what the teachers say of them.
+# Images with detections, and images with what the teachers say of them.
 FRAMES, LESSONS = 6, 3
 # The score from which on a class is drawn of which none was found rightly.
 _ANY_SCORE = 0.5
@@ -38,19 +38,19 @@ _PANEL_PX = 256
 class Evaluation:
     """An examined student, and what a reader has to know of it.
 
-    figures: the examination's, and whatever else was measured
+    metrics: the examination's, and whatever else was measured
     history: rows of the training's log; none where there is no log
     class_names: of each teacher of classes
-    unheard: teachers that the branches are compared with but were not trained with
+    undistilled: teachers that the branches are compared with but were not trained with
     settings: what the run and its examination were, by name
     """
 
-    examination: Examination
-    figures: Mapping[str, float]
+    result: EvaluationResult
+    metrics: Mapping[str, float]
     settings: Mapping[str, str]
     history: Sequence[Mapping[str, float]] = ()
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    unheard: frozenset[str] = frozenset()
+    undistilled: frozenset[str] = frozenset()
 
 
 def write_report(
@@ -67,39 +67,39 @@ def write_report(
 
 
 def show_evaluation(page: Page, evaluation: Evaluation) -> None:
-    """Add the evaluation to a page: a verdict, pictures, charts, and the figures beside those of trivial answers."""
-    examination, figures = evaluation.examination, evaluation.figures
-    page.text(verdict(figures, examination.samples, evaluation.unheard))
-    _show_frames(page, examination)
-    if lessons := [example for example in _chosen(examination.examples, LESSONS) if example.targets]:
+    """Add the evaluation to a page: a verdict, images, charts, and the metrics beside those of trivial answers."""
+    result, metrics = evaluation.result, evaluation.metrics
+    page.text(verdict(metrics, result.samples, evaluation.undistilled))
+    _show_frames(page, result)
+    if lessons := [example for example in _chosen(result.examples, LESSONS) if example.targets]:
         page.heading("What its teachers say, and what it says to them")
         page.text(
-            "Cells of equal colour mean the same to the teacher and to the student. Numbers are shown by their three"
-            " principal components, classes in the colours of the objects above. Dark grey: the teacher has no answer"
-            " there, and what the student says is dimmed. The student sees the picture alone, the lidar never."
+            "Cells of equal color mean the same to the teacher and to the student. Numbers are shown by their three"
+            " principal components, classes in the colors of the objects above. Dark gray: the teacher has no answer"
+            " there, and what the student says is dimmed. The student sees the image alone, the lidar never."
         )
         for example in lessons:
-            page.picture(_lesson(example, evaluation.class_names), _where(example))
+            page.image(_lesson(example, evaluation.class_names), _where(example))
     if evaluation.history:
         page.heading("How it learned")
-        page.picture(
+        page.image(
             training_curves(evaluation.history),
             f"Each of {len(evaluation.history):,} steps is thin, their running mean thick.",
         )
     page.heading("What it finds")
-    page.picture(
-        precision_recall(examination.curves),
+    page.image(
+        precision_recall(result.curves),
         "At IoU 0.5. A curve ends where more objects are not found at any score.",
     )
-    _show_ranges(page, figures)
-    if len(examination.depths_m[0]):
+    _show_ranges(page, metrics)
+    if len(result.depths_m[0]):
         page.heading("How far away it says things are")
-        page.picture(
-            depth_errors(*examination.depths_m),
+        page.image(
+            depth_errors(*result.depths_m),
             "Detections that overlap an object of their class by IoU 0.5 or more, each against the mean distance of the"
             " object's lidar points.",
         )
-    page.heading("Beside answers that need no picture")
+    page.heading("Beside answers that need no image")
     page.table(
         [
             [
@@ -107,33 +107,33 @@ def show_evaluation(page: Page, evaluation: Evaluation) -> None:
                 f"{one.value:.3f}",
                 "-" if one.trivial is None else f"{one.trivial:.3f}",
                 one.answer or "-",
-                _judged(one, evaluation.unheard),
+                _judged(one, evaluation.undistilled),
             ]
-            for one in comparisons(figures)
+            for one in comparisons(metrics)
         ],
         ["figure", "student", "trivial", "the trivial answer", ""],
     )
     page.heading("Every figure")
-    page.figures(figures)
+    page.metrics(metrics)
     page.heading("What the run was")
     widest = max(map(len, evaluation.settings), default=0)
     page.preformatted("\n".join(f"{name:<{widest}}  {value}" for name, value in evaluation.settings.items()))
 
 
-def verdict(figures: Mapping[str, float], samples: int, unheard: Collection[str] = ()) -> str:
-    """Return the chief figures in a line, and where the student does not beat the answers that need no picture.
+def verdict(metrics: Mapping[str, float], samples: int, undistilled: Collection[str] = ()) -> str:
+    """Return the chief metrics in a line, and where the student does not beat the answers that need no image.
 
-    unheard: teachers that the student was not trained with: nobody expects it to imitate them
+    undistilled: teachers that the student was not trained with: nobody expects it to imitate them
     """
-    by_name = {one.name: one for one in comparisons(figures)}
-    heard = [teacher for teacher in teachers_in(figures) if teacher not in unheard]
+    by_name = {one.name: one for one in comparisons(metrics)}
+    heard = [teacher for teacher in teachers_in(metrics) if teacher not in undistilled]
     judged = [one for one in by_name.values() if one.trivial is not None and teacher_of(one.name) in (None, *heard)]
 
-    found = f"AP50 {figures['AP50']:.2f}" if "AP50" in figures else "Nothing was labelled"
+    found = f"AP50 {metrics['AP50']:.2f}" if "AP50" in metrics else "Nothing was labelled"
     if (depth := by_name.get("depth/AbsRel")) is not None:
         found += f" and distances off by {depth.value:.0%}{_beside(depth, '.0%')}"
-    found += f" on {samples:,} pictures it was not trained on"
-    if (recall := figures.get(f"recall@100/{ABOVE_16_PIXELS.name}")) is not None:
+    found += f" on {samples:,} images it was not trained on"
+    if (recall := metrics.get(f"recall@100/{ABOVE_16_PIXELS.name}")) is not None:
         found += f"; {recall:.0%} of the objects above 16 pixels are proposed"
     learned = [
         f"{teacher} with {written} {one.value:.2f}{_beside(one, '.2f')}"
@@ -144,13 +144,13 @@ def verdict(figures: Mapping[str, float], samples: int, unheard: Collection[str]
     sentences = [found]
     if learned:
         sentences.append(f"It imitates {' and '.join(learned)}")
-    if silent := [teacher for teacher in teachers_in(figures) if teacher in unheard]:
+    if silent := [teacher for teacher in teachers_in(metrics) if teacher in undistilled]:
         sentences.append(f"It was trained without {' and '.join(silent)}")
     if judged:
         worse = [one.name for one in judged if not one.better]
-        share = f"{len(judged) - len(worse)} of {len(judged)} figures"
+        share = f"{len(judged) - len(worse)} of {len(judged)} metrics"
         sentences.append(
-            f"Better than an answer that needs no picture in {share}{', not in ' if worse else ''}{', '.join(worse)}"
+            f"Better than an answer that needs no image in {share}{', not in ' if worse else ''}{', '.join(worse)}"
         )
     return ". ".join(sentences) + "."
 
@@ -166,10 +166,10 @@ def best_scores(curves: Sequence[PrecisionRecall]) -> dict[str, float]:
     return thresholds
 
 
-def _judged(one: Comparison, unheard: Collection[str]) -> str:
+def _judged(one: Comparison, undistilled: Collection[str]) -> str:
     if one.trivial is None:
         return ""
-    if teacher_of(one.name) in unheard:
+    if teacher_of(one.name) in undistilled:
         return "never heard"
     return "better" if one.better else "NOT BETTER"
 
@@ -178,43 +178,43 @@ def _beside(one: Comparison, form: str) -> str:
     return "" if one.trivial is None else f" ({one.answer}: {one.trivial:{form}})"
 
 
-def _show_frames(page: Page, examination: Examination) -> None:
-    thresholds = best_scores(examination.curves)
-    if not (frames := _chosen(examination.examples, FRAMES)):
+def _show_frames(page: Page, result: EvaluationResult) -> None:
+    thresholds = best_scores(result.curves)
+    if not (frames := _chosen(result.examples, FRAMES)):
         return
     page.heading("What it sees")
     least = {name: thresholds.get(name, _ANY_SCORE) for name in CLASS_NAMES[1:]}
     page.text(
-        "Coloured boxes: found, with score and predicted distance. Dashed white boxes: labelled, with the distance that"
+        "Colored boxes: found, with score and predicted distance. Dashed white boxes: labelled, with the distance that"
         " the lidar measured. The frames are spread evenly over the split; of every stretch the one with the most"
         " labels is shown. A class is drawn from the score on at which its F1 measure is best: "
-        + ", ".join(f"{name} ({COLOUR_WORDS[name]}) {score:.2f}" for name, score in least.items())
+        + ", ".join(f"{name} ({COLOR_WORDS[name]}) {score:.2f}" for name, score in least.items())
         + "."
     )
     for example in frames:
         objects = example.sample.objects
-        picture = draw_detections(example.sample.image, _confident(example.found, least), objects, min_score=0)
-        page.picture(picture, f"{_where(example)}, {len(objects.boxes)} labelled")
+        image = draw_detections(example.sample.image, _confident(example.found, least), objects, min_score=0)
+        page.image(image, f"{_where(example)}, {len(objects.boxes)} labelled")
 
 
-def _show_ranges(page: Page, figures: Mapping[str, float]) -> None:
+def _show_ranges(page: Page, metrics: Mapping[str, float]) -> None:
     """Add tables by class, by size and by distance; a column in which nothing is known is left out."""
     rows = [("all", ""), *((name, f"/{name}") for name in CLASS_NAMES[1:])]
-    _table(page, "class", rows, ("AP", "AP50", "APwaymo", "recall@100"), figures)
+    _table(page, "class", rows, ("AP", "AP50", "APwaymo", "recall@100"), metrics)
     rows = [(f"{one.name}", f"/{one.name}") for one in (*SIZES, ABOVE_16_PIXELS)]
-    _table(page, "size", rows, ("AP50", "recall@100"), figures)
+    _table(page, "size", rows, ("AP50", "recall@100"), metrics)
     rows = [(f"{one.name}", f"/{one.name}") for one in DISTANCES]
-    _table(page, "distance", rows, ("AP50", "depth/AbsRel"), figures)
+    _table(page, "distance", rows, ("AP50", "depth/AbsRel"), metrics)
 
 
 def _table(
-    page: Page, what: str, rows: Sequence[tuple[str, str]], columns: Sequence[str], figures: Mapping[str, float]
+    page: Page, what: str, rows: Sequence[tuple[str, str]], columns: Sequence[str], metrics: Mapping[str, float]
 ) -> None:
-    known = [column for column in columns if any(column + suffix in figures for _, suffix in rows)]
+    known = [column for column in columns if any(column + suffix in metrics for _, suffix in rows)]
     cells = [
-        [name, *(f"{figures[c + suffix]:.3f}" if c + suffix in figures else "-" for c in known)]
+        [name, *(f"{metrics[c + suffix]:.3f}" if c + suffix in metrics else "-" for c in known)]
         for name, suffix in rows
-        if any(column + suffix in figures for column in known)
+        if any(column + suffix in metrics for column in known)
     ]
     if cells:
         page.table(cells, [what, *known])
@@ -236,35 +236,37 @@ def _confident(found: Detections, thresholds: Mapping[str, float]) -> Detections
     return Detections(found.boxes[kept], found.classes[kept], found.scores[kept], found.depth_m[kept])
 
 
-def _lesson(example: Example, class_names: Mapping[str, Sequence[str]]) -> Picture:
+def _lesson(example: Example, class_names: Mapping[str, Sequence[str]]) -> ImageArray:
     """Return a row for each teacher: what there is to see, what it says, and what the student says to it."""
     sample, legend = example.sample, list[str]()
-    panels: list[tuple[str, Picture]] = []
+    panels: list[tuple[str, ImageArray]] = []
     for name, target in example.targets.items():
-        if target.kind == "continuous" and sample.lidar is not None:
+        if target.kind == "regression" and sample.lidar is not None:
             scale = max(1, _PANEL_PX // sample.image.shape[1])
             points = draw_points(sample.image, sample.lidar.pixel_uv, sample.lidar.pixel_depth_m, scale=scale)
             panels.append((f"what {name} sees: the lidar's points", points))
         else:
-            panels.append((f"what {name} sees: the picture", sample.image.permute(1, 2, 0).numpy()))
-        teacher, student = _views(target, example.said[name], class_names.get(name, ()))
-        panels += [(f"what {name} says", teacher), ("what the student says, from the picture", student)]
-        legend += [one for one in class_names.get(name, ()) if one in CLASS_COLOURS and one not in legend]
+            panels.append((f"what {name} sees: the image", sample.image.permute(1, 2, 0).numpy()))
+        teacher, student = _views(target, example.branch_outputs[name], class_names.get(name, ()))
+        panels += [(f"what {name} says", teacher), ("what the student says, from the image", student)]
+        legend += [one for one in class_names.get(name, ()) if one in CLASS_COLORS and one not in legend]
     return beside(panels, columns=3, legend=legend)
 
 
-def _views(target: Target, said: Tensor, class_names: Sequence[str]) -> tuple[Picture, Picture]:
-    """Return what the teacher says of one picture and what the student says, float32 [D, h, w], in equal colours."""
+def _views(target: Target, branch_outputs: Tensor, class_names: Sequence[str]) -> tuple[ImageArray, ImageArray]:
+    """Return what the teacher says of one image and what the student says, float32 [D, h, w], in equal colors."""
     scale = max(1, _PANEL_PX // target.values.shape[2])
-    if target.kind == "continuous":
-        return colours_of_features(target.values[0], target.valid[0], said, scale=scale)
-    if not class_names or set(class_names) - set(CLASS_COLOURS):
-        # Classes without colours of their own: the same is done with each cell's shares of them.
-        return colours_of_features(target.one_hot(len(said)).values[0], target.valid[0], said.softmax(0), scale=scale)
+    if target.kind == "regression":
+        return colors_of_features(target.values[0], target.valid[0], branch_outputs, scale=scale)
+    if not class_names or set(class_names) - set(CLASS_COLORS):
+        # Classes without colors of their own: the same is done with each cell's shares of them.
+        return colors_of_features(
+            target.one_hot(len(branch_outputs)).values[0], target.valid[0], branch_outputs.softmax(0), scale=scale
+        )
     everywhere = torch.ones_like(target.valid[0])
     return (
-        colours_of_classes(target.values[0, 0], target.valid[0], class_names=class_names, scale=scale),
-        colours_of_classes(said.argmax(0), everywhere, class_names=class_names, scale=scale),
+        colors_of_classes(target.values[0, 0], target.valid[0], class_names=class_names, scale=scale),
+        colors_of_classes(branch_outputs.argmax(0), everywhere, class_names=class_names, scale=scale),
     )
 
 

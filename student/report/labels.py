@@ -1,4 +1,4 @@
-"""Short texts on a picture that keep out of each other's way."""
+"""Short texts on an image that keep out of each other's way."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Box = tuple[int, int, int, int]
 
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """Return the font of all pictures; it comes with matplotlib, so it is the same on every machine."""
+    """Return the font of all images; it comes with matplotlib, so it is the same on every machine."""
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans-Bold.ttf", size)
 
 
 class Labels:
-    """Writes onto a picture, each text beside its box where no earlier text is; the important ones go first."""
+    """Writes onto an image, each text beside its box where no earlier text is; the important ones go first."""
 
-    def __init__(self, picture: Image.Image, size: int) -> None:
-        self._pen = ImageDraw.Draw(picture)
-        self._width, self._height = picture.size
+    def __init__(self, image: Image.Image, size: int) -> None:
+        self._pen = ImageDraw.Draw(image)
+        self._width, self._height = image.size
         self._font = font(size)
         ascent, descent = self._font.getmetrics()
         self._line = ascent + descent + 2 * _PAD_Y
@@ -36,8 +36,8 @@ class Labels:
         """Return how many pixels wide a text is, with its margins."""
         return round(self._font.getlength(text)) + 2 * _PAD_X
 
-    def plate(self, box: Box, texts: Sequence[str], colour: tuple[int, int, int]) -> bool:
-        """Write dark on a plate of `colour`: the first of `texts` that has room at the box's upper edge.
+    def plate(self, box: Box, texts: Sequence[str], color: tuple[int, int, int]) -> bool:
+        """Write dark on a plate of `color`: the first of `texts` that has room at the box's upper edge.
 
         Returns whether one had; where none has, nothing is written.
         """
@@ -45,12 +45,12 @@ class Labels:
         if place is None:
             return False
         text, area = place
-        self._pen.rectangle((area[0], area[1], area[2] - 1, area[3] - 1), fill=colour)
+        self._pen.rectangle((area[0], area[1], area[2] - 1, area[3] - 1), fill=color)
         self._pen.text((area[0] + _PAD_X, area[1] + _PAD_Y), text, fill=(0, 0, 0), font=self._font)
         return True
 
-    def outlined(self, box: Box, texts: Sequence[str], colour: tuple[int, int, int]) -> bool:
-        """Write in `colour` with a dark outline, without a plate, at the box's lower edge; otherwise as `plate`."""
+    def outlined(self, box: Box, texts: Sequence[str], color: tuple[int, int, int]) -> bool:
+        """Write in `color` with a dark outline, without a plate, at the box's lower edge; otherwise as `plate`."""
         place = self._find(box, texts, upper=False)
         if place is None:
             return False
@@ -58,7 +58,7 @@ class Labels:
         self._pen.text(
             (area[0] + _PAD_X, area[1] + _PAD_Y),
             text,
-            fill=colour,
+            fill=color,
             font=self._font,
             stroke_width=2,
             stroke_fill=_INK_OUTLINE,

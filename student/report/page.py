@@ -1,4 +1,4 @@
-"""A page that holds a run's pictures, charts and figures in one file."""
+"""A page that holds a run's images, charts and metrics in one file."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ class Page:
         """Add a paragraph."""
         self._parts.append(f"<p>{html.escape(text)}</p>")
 
-    def picture(self, picture: bytes | NDArray[np.uint8], caption: str) -> None:
-        """Add a picture with a caption below it.
+    def image(self, image: bytes | NDArray[np.uint8], caption: str) -> None:
+        """Add an image with a caption below it.
 
-        picture: the bytes of a PNG or JPEG, as they are; or RGB uint8 [H, W, 3], which becomes a JPEG
+        image: the bytes of a PNG or JPEG, as they are; or RGB uint8 [H, W, 3], which becomes a JPEG
         """
-        data = picture if isinstance(picture, bytes) else _jpeg(picture)
+        data = image if isinstance(image, bytes) else _jpeg(image)
         kind = next((kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)), None)
         if kind is None:
             raise ValueError(f"Expected the bytes of a PNG or JPEG, got: {data[:8]!r}")
@@ -100,14 +100,14 @@ class Page:
         """Add text whose spaces and lines stay as they are."""
         self._parts.append(f"<pre>{html.escape(text)}</pre>")
 
-    def figures(self, figures: Mapping[str, float]) -> None:
+    def metrics(self, metrics: Mapping[str, float]) -> None:
         """Add named numbers, those with the same part before the first '/' together under it.
 
         A name without '/' joins the group that is called so: `AP` those of `AP/VEHICLE`, as `all`.
         """
-        named = {name.partition("/")[0] for name in figures if "/" in name}
+        named = {name.partition("/")[0] for name in metrics if "/" in name}
         groups: dict[str, list[tuple[str, float]]] = {}
-        for name, value in figures.items():
+        for name, value in metrics.items():
             group, _, rest = name.partition("/")
             groups.setdefault(group if group in named else "", []).append(
                 (rest or "all" if group in named else name, value)
@@ -146,12 +146,12 @@ class Page:
         )
 
 
-def _jpeg(picture: NDArray[np.uint8]) -> bytes:
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"Expected a picture uint8 [H, W, 3], got: {picture.dtype} {list(picture.shape)}")
+def _jpeg(image: NDArray[np.uint8]) -> bytes:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"Expected an image uint8 [H, W, 3], got: {image.dtype} {list(image.shape)}")
     file = io.BytesIO()
-    # Full resolution of colour too: thin coloured boxes and letters fray without it.
-    Image.fromarray(picture).save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    # Full resolution of color too: thin colored boxes and letters fray without it.
+    Image.fromarray(image).save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return file.getvalue()
 
 

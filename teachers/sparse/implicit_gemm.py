@@ -22,7 +22,7 @@ _LEAST, _COLUMNS, _CHANNELS = 16, 64, 32
 def _kernel(  # type: ignore[no-untyped-def]
     features,
     kernel,
-    neighbours,
+    neighbors,
     output,
     rows,
     inputs,
@@ -38,15 +38,15 @@ def _kernel(  # type: ignore[no-untyped-def]
     column = tl.program_id(1) * columns_each + tl.arange(0, columns_each)
     total = tl.zeros((rows_each, columns_each), dtype=tl.float32)
     for offset in range(offsets):
-        place = neighbours + offset * rows.to(tl.int64) + row
-        neighbour = tl.load(place, mask=row < rows, other=-1).to(tl.int64)
-        # Few voxels have all neighbours: often none of these rows has this one.
-        if tl.max(neighbour, 0) >= 0:
+        place = neighbors + offset * rows.to(tl.int64) + row
+        neighbor = tl.load(place, mask=row < rows, other=-1).to(tl.int64)
+        # Few voxels have all neighbors: often none of these rows has this one.
+        if tl.max(neighbor, 0) >= 0:
             for block in range(blocks):
                 channel = block * channels_each + tl.arange(0, channels_each)
                 left = tl.load(
-                    features + neighbour[:, None] * inputs + channel[None, :],
-                    mask=(neighbour[:, None] >= 0) & (channel[None, :] < inputs),
+                    features + neighbor[:, None] * inputs + channel[None, :],
+                    mask=(neighbor[:, None] >= 0) & (channel[None, :] < inputs),
                     other=0.0,
                 )
                 right = tl.load(
@@ -62,15 +62,15 @@ def _kernel(  # type: ignore[no-untyped-def]
     )
 
 
-def implicit_gemm(features: Tensor, kernel: Tensor, neighbours: Tensor) -> Tensor:
-    """Return [M, out], for each row m the sum over k of `features[neighbours[k, m]] @ kernel[k]`; -1 adds nothing.
+def implicit_gemm(features: Tensor, kernel: Tensor, neighbors: Tensor) -> Tensor:
+    """Return [M, out], for each row m the sum over k of `features[neighbors[k, m]] @ kernel[k]`; -1 adds nothing.
 
-    features: [N, in], kernel: [K, in, out], both float32, bfloat16 or float16; neighbours: int32 [K, M]
+    features: [N, in], kernel: [K, in, out], both float32, bfloat16 or float16; neighbors: int32 [K, M]
 
     Sums are float32 whatever the type. Products of float32 are exact unless torch may use TF32 for matrix products. One
     launch, and the same bits every time.
     """
-    offsets, rows = neighbours.shape
+    offsets, rows = neighbors.shape
     inputs, outputs = kernel.shape[1:]
     output = features.new_empty(rows, outputs)
     if not output.numel():
@@ -83,7 +83,7 @@ def implicit_gemm(features: Tensor, kernel: Tensor, neighbours: Tensor) -> Tenso
         launch(
             features.contiguous(),
             kernel.contiguous(),
-            neighbours,
+            neighbors,
             output,
             rows,
             inputs,

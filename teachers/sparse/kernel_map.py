@@ -18,7 +18,7 @@ class KernelMap:
 
     inputs, outputs: int64 [P]; within a group no output row comes twice
     groups: (kernel index, number of pairs) in the order of the pairs
-    identity: the kernel index under which every row meets itself (the centre of an odd kernel; not among the
+    identity: the kernel index under which every row meets itself (the center of an odd kernel; not among the
         groups), or None
     input_rows, output_rows: numbers of voxels on both sides
     """
@@ -48,11 +48,11 @@ def submanifold_map(level: Level, stride: int, size: int) -> KernelMap:
     around = level.find_columns(level.keys + on_device(steps, level.keys.device)[:, None], size, stride)
     above = level.find_columns(level.keys + key_step(0, 0, stride), reach, stride)
     offsets = [*((x, y, z) for x, y in columns for z in heights), *((0, 0, z) for z in range(1, reach + 1))]
-    neighbours = torch.cat([around.transpose(0, 1).flatten(0, 1), above])
-    hits = neighbours >= 0
+    neighbors = torch.cat([around.transpose(0, 1).flatten(0, 1), above])
+    hits = neighbors >= 0
     counts = hits.sum(1).tolist()
     place = hits.flatten().nonzero()[:, 0]
-    there = neighbours.flatten()[place]
+    there = neighbors.flatten()[place]
     here = place % max(len(level), 1)
     if level.rows is not None:
         here = level.rows[here]

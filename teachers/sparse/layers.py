@@ -42,10 +42,10 @@ class SparseConvolution(nn.Module):
 
 
 class SparseBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over all voxels of a batch."""
+    """Batch normalization over all voxels of a batch."""
 
     def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
-        """Return x [N, C], normalised per channel."""
+        """Return x [N, C], normalized per channel."""
         return x.with_features(super().forward(x.features))
 
 

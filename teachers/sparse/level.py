@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A key holds (batch, x, y, z) as 9 + 18 + 18 + 18 bits, so that keys sort like coordinates and a neighbour's key is
-# one addition away. The margin keeps neighbours from running over into the next field.
+# A key holds (batch, x, y, z) as 9 + 18 + 18 + 18 bits, so that keys sort like coordinates and a neighbor's key is
+# one addition away. The margin keeps neighbors from running over into the next field.
 _AXIS_BITS = 18
 _BIAS = 1 << (_AXIS_BITS - 1)
 _MARGIN = 1 << 12
@@ -45,7 +45,7 @@ class Level:
         *ends, distinct, in_order = torch.cat([*_ends(coordinates), torch.stack(facts).long()]).tolist()
         _check_range(ends[:4], ends[4:])
         if not distinct:
-            raise CoordinateError("a voxel appears twice; average the points of a voxel first (Points.voxelise)")
+            raise CoordinateError("a voxel appears twice; average the points of a voxel first (Points.voxelize)")
         return Level(coordinates.int(), keys, None if in_order else rows)
 
     def __len__(self) -> int:

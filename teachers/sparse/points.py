@@ -43,7 +43,7 @@ class Points:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def voxelise(self, features: Tensor, stride: int) -> SparseTensor:
+    def voxelize(self, features: Tensor, stride: int) -> SparseTensor:
         """Return at `stride` the mean of the features [P, C] of the points in each voxel, summed in float32."""
         home = self._home_rows(stride)
         voxels = len(self.grid.level(stride))
@@ -52,7 +52,7 @@ class Points:
         count = torch.bincount(home, minlength=voxels)
         return SparseTensor((total / count[:, None]).to(features.dtype), stride, self.grid)
 
-    def devoxelise(self, x: SparseTensor, interpolation: Interpolation = "trilinear") -> Tensor:
+    def devoxelize(self, x: SparseTensor, interpolation: Interpolation = "trilinear") -> Tensor:
         """Return [P, C], the features of x at the points.
 
         trilinear: between the eight voxels whose corners surround the point, of which those that are empty have no

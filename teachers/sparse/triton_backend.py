@@ -62,7 +62,7 @@ def _is_interpreted() -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Neighbours:
+class _Neighbors:
     """Which of N input rows each of M output rows reads, and the other way round.
 
     read: int32 [K, M], for each kernel offset the input row, -1 where there is none
@@ -74,12 +74,12 @@ class _Neighbours:
 
 
 class TritonGrid:
-    """Levels and neighbours of one pass, each made when first asked for."""
+    """Levels and neighbors of one pass, each made when first asked for."""
 
     def __init__(self, module: Any, base: Level) -> None:
         self._module = module
         self._levels = {1: base}
-        self._neighbours: dict[tuple[int, int, int], _Neighbours] = {}
+        self._neighbors: dict[tuple[int, int, int], _Neighbors] = {}
 
     def level(self, stride: int) -> Level:
         """Return the voxels at `stride`."""
@@ -102,30 +102,30 @@ class TritonGrid:
                 f"Triton's kernel takes features and weights both float32, bfloat16 or float16, not {features.dtype}"
                 f" and {kernel.dtype}; use 'plain'"
             )
-        neighbours = self._of(stride, window)
-        result: Tensor = _Convolution.apply(features, kernel, neighbours, self._module.implicit_gemm)
+        neighbors = self._of(stride, window)
+        result: Tensor = _Convolution.apply(features, kernel, neighbors, self._module.implicit_gemm)
         return result
 
-    def _of(self, stride: int, window: Window) -> _Neighbours:
+    def _of(self, stride: int, window: Window) -> _Neighbors:
         fine = window.output_stride(stride) if window.transposed else stride
         level = self.level(fine)
         key = (fine, window.size, window.stride)
-        if key not in self._neighbours:
+        if key not in self._neighbors:
             if window.stride == 1:
-                self._neighbours[key] = _submanifold(level, fine, window.size)
+                self._neighbors[key] = _submanifold(level, fine, window.size)
             elif window.transposed:
                 raise BackendError(
                     f"nothing to transpose: no {window.size}³ convolution has led from stride {fine} to {stride}"
                 )
             else:
-                coarse, self._neighbours[key] = _strided(level, fine, window.size)
+                coarse, self._neighbors[key] = _strided(level, fine, window.size)
                 self._levels.setdefault(fine * window.stride, coarse)
-        found = self._neighbours[key]
-        return _Neighbours(found.back, found.read) if window.transposed else found
+        found = self._neighbors[key]
+        return _Neighbors(found.back, found.read) if window.transposed else found
 
 
-def _submanifold(level: Level, stride: int, size: int) -> _Neighbours:
-    """Return the neighbours under an odd kernel: all its columns are searched at once, the host waits for nothing."""
+def _submanifold(level: Level, stride: int, size: int) -> _Neighbors:
+    """Return the neighbors under an odd kernel: all its columns are searched at once, the host waits for nothing."""
     reach = range(-(size // 2), size // 2 + 1)
     # x runs fastest, then y, then z, as in the kernel.
     steps = torch.tensor([key_step(x * stride, y * stride, reach[0] * stride) for y in reach for x in reach])
@@ -136,10 +136,10 @@ def _submanifold(level: Level, stride: int, size: int) -> _Neighbours:
         in_order[:, level.rows] = read
         read = in_order
     # Whoever sees a voxel under an offset is seen by it under the opposite one.
-    return _Neighbours(read, read.flip(0))
+    return _Neighbors(read, read.flip(0))
 
 
-def _strided(level: Level, stride: int, size: int) -> tuple[Level, _Neighbours]:
+def _strided(level: Level, stride: int, size: int) -> tuple[Level, _Neighbors]:
     """Return the coarser level, and which voxels of the fine one lie where in its blocks."""
     coarse, parent, index = coarser_level(level, stride, size)
     row = torch.arange(len(level), dtype=torch.int32, device=parent.device)
@@ -147,15 +147,15 @@ def _strided(level: Level, stride: int, size: int) -> tuple[Level, _Neighbours]:
     read[index, parent] = row
     back = torch.full((size**3, len(level)), -1, dtype=torch.int32, device=parent.device)
     back[index, row.long()] = parent.int()
-    return coarse, _Neighbours(read, back)
+    return coarse, _Neighbors(read, back)
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, kernel: Tensor, neighbours: _Neighbours, gemm: Any) -> Tensor:
+    def forward(ctx: Any, features: Tensor, kernel: Tensor, neighbors: _Neighbors, gemm: Any) -> Tensor:
         ctx.save_for_backward(features, kernel)
-        ctx.neighbours, ctx.gemm = neighbours, gemm
-        result: Tensor = gemm(features, kernel, neighbours.read)
+        ctx.neighbors, ctx.gemm = neighbors, gemm
+        result: Tensor = gemm(features, kernel, neighbors.read)
         return result
 
     @staticmethod
@@ -164,8 +164,8 @@ class _Convolution(torch.autograd.Function):
         features, kernel = ctx.saved_tensors
         to_features, to_kernel, _, _ = ctx.needs_input_grad
         return (
-            ctx.gemm(gradient, kernel.transpose(1, 2), ctx.neighbours.back) if to_features else None,
-            _kernel_gradient(features, gradient, ctx.neighbours.read) if to_kernel else None,
+            ctx.gemm(gradient, kernel.transpose(1, 2), ctx.neighbors.back) if to_features else None,
+            _kernel_gradient(features, gradient, ctx.neighbors.read) if to_kernel else None,
             None,
             None,
         )
@@ -173,6 +173,6 @@ class _Convolution(torch.autograd.Function):
 
 def _kernel_gradient(features: Tensor, gradient: Tensor, read: Tensor) -> Tensor:
     """Return [K, in, out]; one offset after the other, for all at once would take K times the features' memory."""
-    # Minus one is the last row, which is there for the neighbours that are not.
+    # Minus one is the last row, which is there for the neighbors that are not.
     padded = torch.cat([features, features.new_zeros(1, features.shape[1])])
     return torch.stack([padded[rows].t() @ gradient for rows in read.long()])

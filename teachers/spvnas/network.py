@@ -27,7 +27,7 @@ class PointPrediction:
 class SPVCNN(nn.Module):
     """Sparse point-voxel convolution (Tang et al. 2020, figure 2).
 
-    The voxel branch sees neighbourhoods, the point branch keeps what voxels blur; they meet at strides 1, 16, 4, 1.
+    The voxel branch sees neighborhoods, the point branch keeps what voxels blur; they meet at strides 1, 16, 4, 1.
     """
 
     def __init__(self, config: NetworkConfig, backend: BackendName = "auto") -> None:
@@ -60,20 +60,20 @@ class SPVCNN(nn.Module):
         batch: int [P], which cloud each point belongs to
         """
         points = Points(positions.float(), batch, choose_backend(self.backend, features.device))
-        stem = self.stem(points.voxelise(features, 1))
-        z = points.devoxelise(stem)
+        stem = self.stem(points.voxelize(features, 1))
+        z = points.devoxelize(stem)
 
-        level1 = self.down[0](points.voxelise(z, 1))
+        level1 = self.down[0](points.voxelize(z, 1))
         level2 = self.down[1](level1)
         level3 = self.down[2](level2)
         level4 = self.down[3](level3)
-        z = points.devoxelise(level4) + self.point_blocks[0](z)
+        z = points.devoxelize(level4) + self.point_blocks[0](z)
 
-        y = self.up[0](points.voxelise(self.dropout(z), level4.stride), level3)
+        y = self.up[0](points.voxelize(self.dropout(z), level4.stride), level3)
         y = self.up[1](y, level2)
-        z = points.devoxelise(y) + self.point_blocks[1](z)
+        z = points.devoxelize(y) + self.point_blocks[1](z)
 
-        y = self.up[2](points.voxelise(self.dropout(z), y.stride), level1)
+        y = self.up[2](points.voxelize(self.dropout(z), y.stride), level1)
         y = self.up[3](y, stem)
-        z = points.devoxelise(y) + self.point_blocks[2](z)
+        z = points.devoxelize(y) + self.point_blocks[2](z)
         return PointPrediction(self.classifier(z), z)

@@ -15,7 +15,7 @@ from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN, PointPrediction
 from teachers.spvnas.scan import Scan
 from teachers.spvnas.state_dict_adapter import adapt, load_strictly
-from teachers.spvnas.voxels import VoxelBatch, voxelise_scans
+from teachers.spvnas.voxels import VoxelBatch, voxelize_scans
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class LidarTeacher:
         if not scans:
             return []
         device = next(self.network.parameters()).device
-        voxels = voxelise_scans(scans, self.network.config.voxel_m, device)
+        voxels = voxelize_scans(scans, self.network.config.voxel_m, device)
         answer = self.ask(voxels)
         logits = answer.logits[voxels.voxel].split(voxels.points)
         features = answer.features[voxels.voxel].split(voxels.points)

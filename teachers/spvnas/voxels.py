@@ -34,13 +34,13 @@ class VoxelBatch:
     points: tuple[int, ...]
 
 
-def voxelise_scans(scans: Sequence[Scan], voxel_m: float, device: torch.device) -> VoxelBatch:
-    """Return the scans' voxels as `voxelise` does."""
+def voxelize_scans(scans: Sequence[Scan], voxel_m: float, device: torch.device) -> VoxelBatch:
+    """Return the scans' voxels as `voxelize` does."""
     points = np.concatenate([np.concatenate([scan.xyz_m, scan.intensity[:, None]], 1) for scan in scans])
-    return voxelise(on_device(torch.from_numpy(points), device), tuple(len(scan) for scan in scans), voxel_m)
+    return voxelize(on_device(torch.from_numpy(points), device), tuple(len(scan) for scan in scans), voxel_m)
 
 
-def voxelise(points: Tensor, counts: tuple[int, ...], voxel_m: float) -> VoxelBatch:
+def voxelize(points: Tensor, counts: tuple[int, ...], voxel_m: float) -> VoxelBatch:
     """Return the voxels of side `voxel_m` of several scans, ordered by scan, x, y, z.
 
     points: float32 [P, 4], x, y, z in metres and intensity; of each scan `counts` says how many, one after the other

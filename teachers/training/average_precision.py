@@ -12,7 +12,7 @@ from torch import Tensor
 class AveragePrecision:
     """Average precision at one mask IoU, per class: the area under precision as a function of recall.
 
-    A detection is right if its mask's IoU with an instance of its class, in its picture, is at least `min_iou`, and no
+    A detection is right if its mask's IoU with an instance of its class, in its image, is at least `min_iou`, and no
     more confident one was matched with that instance before. Precision is made monotonous and the area is exact (as in
     PASCAL VOC 2010 and later; COCO samples the same curve at 101 recalls).
     """
@@ -25,7 +25,7 @@ class AveragePrecision:
     _instances: list[Tensor] = field(default_factory=list)
 
     def add(self, scores: Tensor, labels: Tensor, masks: Tensor, true_labels: Tensor, true_masks: Tensor) -> None:
-        """Count one picture.
+        """Count one image.
 
         scores: float32 [N], labels: int64 [N], masks: bool [N, H, W] of the detections
         true_labels: int64 [M], true_masks: bool [M, H, W] of the instances
@@ -47,7 +47,7 @@ class AveragePrecision:
         self._right.append(right)
         self._instances.append(true_labels)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Return `AP50` (the mean over classes that occur) and `AP50/<class>`; {} where no instance was seen."""
         if not self._scores:
             return {}

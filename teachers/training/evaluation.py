@@ -12,7 +12,7 @@ from teachers.classes import MASK_CLASSES
 from teachers.confusion import Confusion
 from teachers.lidar import SpvnasTeacher
 from teachers.mask_rcnn import MaskRcnnTeacher
-from teachers.sanity import ExaminedTeacher
+from teachers.sanity import ComparableTeacher
 from teachers.statistics import Moments
 from teachers.training.average_precision import AveragePrecision
 from teachers.training.instances import instances_of
@@ -21,7 +21,7 @@ from training.errors import TrainingError
 _BATCH = 4
 
 
-def compare_with_labels(teacher: ExaminedTeacher, samples: Iterable[Sample]) -> Confusion:
+def compare_with_labels(teacher: ComparableTeacher, samples: Iterable[Sample]) -> Confusion:
     """Return how the teacher's classes compare with all labels of the samples.
 
     Raises TrainingError where there are none.
@@ -43,7 +43,7 @@ def measure_statistics(teacher: SpvnasTeacher, samples: Iterable[Sample]) -> Cha
     """
     moments = Moments.empty(teacher.card.channels)
     for sample in samples:
-        moments += Moments.of_target(teacher.look([sample], sample.image.shape[1], sample.image.shape[2]))
+        moments += Moments.of_target(teacher.predict([sample], sample.image.shape[1], sample.image.shape[2]))
     return moments.statistics()
 
 
@@ -59,7 +59,7 @@ def mask_precision(teacher: MaskRcnnTeacher, samples: Iterable[Sample], min_pixe
         truth = instances_of(sample.panoptic, min_pixels)
         masks = answer["masks"][:, 0].cpu() > 0.5
         precision.add(answer["scores"].cpu(), answer["labels"].cpu(), masks, truth.labels, truth.masks)
-    return precision.figures()
+    return precision.metrics()
 
 
 def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:

@@ -1,4 +1,4 @@
-"""The things in a picture that panoptic labels tell apart."""
+"""The things in an image that panoptic labels tell apart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MASK_OF = torch.tensor(CAMERA_TO_MASK)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Instances:
-    """The N things in one picture that can be detected.
+    """The N things in one image that can be detected.
 
     boxes: float32 [N, 4], x0, y0, x1, y1 in pixels, around the visible pixels
     labels: int64 [N], index into `MASK_CLASSES`, never 0

@@ -148,7 +148,7 @@ def test_box_without_a_point_has_no_depth() -> None:
 def test_label_counts_the_points_of_the_depth_row() -> None:
     rows = frame_rows(_frame(), "quantised")
     label, depth = rows["label"].to_pylist()[0], rows["depth"].to_pylist()[0]
-    # The box covers the whole picture of FRONT.
+    # The box covers the whole image of FRONT.
     assert (label["camera"], depth["camera"], label["depth_points"]) == ("FRONT", "FRONT", len(depth["u"]))
     assert label["depth_m"] == pytest.approx(np.mean(depth["depth_m"]), abs=1e-5)
 

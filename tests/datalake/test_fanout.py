@@ -287,13 +287,13 @@ def test_the_same_file_from_another_place_is_done(drive_sources: list[str], tmp_
 
 
 def test_a_folder_that_holds_a_data_set_is_refused_and_left_as_it_is(drive_sources: list[str], tmp_path: Path) -> None:
-    picture = tmp_path / "train/image/000001.jpg"
-    picture.parent.mkdir(parents=True)
-    picture.write_bytes(b"somebody's")
-    os.utime(picture, (0, 0))
+    image = tmp_path / "train/image/000001.jpg"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"somebody's")
+    os.utime(image, (0, 0))
     with pytest.raises(LakeError, match=r"holds train but no lake \(no _lake.json\); give an empty or a new folder"):
         build(drive_sources, tmp_path)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [picture]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [image]
 
 
 def test_a_lake_of_the_other_point_mode_is_refused(drive_sources: list[str], tmp_path: Path) -> None:

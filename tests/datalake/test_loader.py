@@ -242,7 +242,7 @@ def test_a_point_is_seen_in_the_middle_of_its_pixel(drive_lake: Lake) -> None:
 
 
 @pytest.mark.parametrize("size", [(192, 128), (96, 64), (384, 256)])
-def test_what_a_picture_shows_moves_with_its_boxes(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_what_a_image_shows_moves_with_its_boxes(tmp_path: Path, size: tuple[int, int]) -> None:
     # Waymo's side cameras: neither side is a multiple of what the decoder halves by. The panoptic labels as well.
     width, height, edges = 1920, 886, np.array([400, 200, 1600, 800])
     shown = np.zeros((height, width), np.uint8)
@@ -261,9 +261,9 @@ def test_what_a_picture_shows_moves_with_its_boxes(tmp_path: Path, size: tuple[i
     sample = first(lake, config)
     assert sample.panoptic is not None
     scaled = edges * np.tile(np.divide(size, (width, height)), 2)
-    for picture, within in ((sample.image[0].double() / 255, 0.1), (sample.panoptic.semantic_class == 2, 1.0)):
-        across, down = picture.double().sum(1).max(), picture.double().sum(0).max()
-        middle = picture.double()[size[1] // 2], picture.double()[:, size[0] // 2]
+    for image, within in ((sample.image[0].double() / 255, 0.1), (sample.panoptic.semantic_class == 2, 1.0)):
+        across, down = image.double().sum(1).max(), image.double().sum(0).max()
+        middle = image.double()[size[1] // 2], image.double()[:, size[0] // 2]
         starts = [float((1 - line[: len(line) // 2]).sum()) for line in middle]
         assert [float(across), float(down)] == pytest.approx((scaled[2:] - scaled[:2]).tolist(), abs=within)
         assert starts == pytest.approx(scaled[:2].tolist(), abs=within)

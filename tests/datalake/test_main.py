@@ -53,8 +53,8 @@ def test_vacuum_deletes_only_without_dry_run(own_lake: Lake) -> None:
 
 def test_show_draws_into_a_store(drive_lake: Lake, s3_lake: str) -> None:
     lake = drive_lake
-    save_frame(lake, "train", lake.commits[0].segment, 0, "FRONT", f"{s3_lake}/pictures/frame.png")
-    assert Store(s3_lake).read("pictures/frame.png").startswith(b"\x89PNG")
+    save_frame(lake, "train", lake.commits[0].segment, 0, "FRONT", f"{s3_lake}/images/frame.png")
+    assert Store(s3_lake).read("images/frame.png").startswith(b"\x89PNG")
 
 
 def test_show_draws_into_this_folder(drive_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,24 +64,24 @@ def test_show_draws_into_this_folder(drive_lake: Lake, tmp_path: Path, monkeypat
 
 
 def test_vacuum_of_a_folder_that_is_no_lake_is_refused_in_one_line(tmp_path: Path) -> None:
-    picture = tmp_path / "train/image/000001.jpg"
-    picture.parent.mkdir(parents=True)
-    picture.write_bytes(b"somebody's")
-    os.utime(picture, (0, 0))
+    image = tmp_path / "train/image/000001.jpg"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"somebody's")
+    os.utime(image, (0, 0))
     done = datalake("vacuum", "--lake", str(tmp_path))
     assert done.returncode == 2
     assert "no lake here" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    assert picture.read_bytes() == b"somebody's"
+    assert image.read_bytes() == b"somebody's"
 
 
-def test_show_draws_the_frame_with_its_points_in_colour(drive_lake: Lake, tmp_path: Path) -> None:
+def test_show_draws_the_frame_with_its_points_in_color(drive_lake: Lake, tmp_path: Path) -> None:
     out = tmp_path / "frame.png"
     done = datalake("show", "--lake", drive_lake.store.url, "--frame", "2", "--out", str(out))
     assert done.returncode == 0, done.stderr
     pixels = np.asarray(Image.open(out).convert("RGB")).astype(int)
     assert min(pixels.shape[:2]) > 400
-    # The simulated street is mostly grey; boxes and depths are not.
+    # The simulated street is mostly gray; boxes and depths are not.
     assert ((pixels.max(axis=2) - pixels.min(axis=2)) > 120).mean() > 0.002
 
 

@@ -36,7 +36,7 @@ def test_each_stream_is_a_consecutive_piece_of_the_line(total: int, streams: int
         assert (np.diff(piece) == 1).all()
 
 
-def test_the_samples_of_a_chunk_are_not_neighbours_in_a_batch() -> None:
+def test_the_samples_of_a_chunk_are_not_neighbors_in_a_batch() -> None:
     order = epoch_order(np.full(64, 8), streams=64, seed=0, epoch=0)
     chunk_of = order // 8
     assert all(len(set(batch)) == 16 for batch in chunk_of.reshape(-1, 16))

@@ -120,13 +120,13 @@ def test_what_no_attempt_says_it_wrote_is_never_removed(own_lake: Lake, name: st
 
 
 def test_a_folder_that_is_no_lake_is_refused(tmp_path: Path) -> None:
-    picture = tmp_path / "train/image/000001.jpg"
-    picture.parent.mkdir(parents=True)
-    picture.write_bytes(b"somebody's")
-    os.utime(picture, (0, 0))
+    image = tmp_path / "train/image/000001.jpg"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"somebody's")
+    os.utime(image, (0, 0))
     with pytest.raises(LakeError, match="no lake here"):
         vacuum(Store(str(tmp_path)), "train")
-    assert picture.exists()
+    assert image.exists()
 
 
 @pytest.mark.parametrize("linked", ["train", "train/image", f"train/image/drive-{ATTEMPT}.parquet"])

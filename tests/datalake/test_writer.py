@@ -32,7 +32,7 @@ def _rows(frame: Any) -> dict[str, pa.RecordBatch]:
 
 
 def _uneven_frames() -> list[Any]:
-    """Return frames with 2, 1 and 0 pictures, in turn, some of them without labels or points."""
+    """Return frames with 2, 1 and 0 images, in turn, some of them without labels or points."""
     frames = []
     for index in range(21):
         frame = make_frame(index, lidar=index % 4 != 0)
@@ -83,15 +83,15 @@ def test_depth_has_a_row_for_each_row_of_image(tmp_path: Path) -> None:
         assert depth.read_row_group(group, keys).equals(image.read_row_group(group, keys))
 
 
-def test_row_group_is_closed_at_eight_pictures_or_eight_frames(tmp_path: Path) -> None:
+def test_row_group_is_closed_at_eight_images_or_eight_frames(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    with_pictures = [make_frame(index) for index in range(6)]
+    with_images = [make_frame(index) for index in range(6)]
     without = [make_frame(index, lidar=False) for index in range(6, 18)]
     for frame in without:
         del frame.images[:]
-    _write(store, with_pictures + without)
+    _write(store, with_images + without)
     file = _open(store, "point")
-    # 4 frames of 2 pictures; 2 of 2 pictures and 6 of none; the last 6.
+    # 4 frames of 2 images; 2 of 2 images and 6 of none; the last 6.
     assert [len(_times(file, group)) for group in range(file.num_row_groups)] == [4, 8, 6]
 
 

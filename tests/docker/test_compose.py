@@ -8,8 +8,8 @@ import shlex
 import pytest
 import tyro
 
-from pipelines.build_lake import BuildLake
-from pipelines.demo import Demo
+from pipelines.build_lake import BuildLakeConfig
+from pipelines.demo import DemoConfig
 from tests.docker.files import COMPOSE_TEXT, DOCKERFILE, ROOT, SERVICES, STAYING, VOLUMES, by_default, instructions
 
 NODES = ("head", "worker")
@@ -144,8 +144,8 @@ def test_the_jobs_take_the_arguments_that_the_demo_gives_them() -> None:
         words = shlex.split(line)
         if words[:3] == ["ray", "job", "submit"]:
             jobs[words[words.index("python") + 1]] = words[words.index("python") + 2 :]
-    demo = tyro.cli(Demo, args=jobs["/app/pipelines/demo.py"])
-    build = tyro.cli(BuildLake, args=jobs["/app/pipelines/build_lake.py"])
+    demo = tyro.cli(DemoConfig, args=jobs["/app/pipelines/demo.py"])
+    build = tyro.cli(BuildLakeConfig, args=jobs["/app/pipelines/build_lake.py"])
     assert demo.out.is_absolute()
     assert build.lake.startswith("s3://")
     assert all(source.startswith(f"{demo.out}/drives/val/") for source in build.source)

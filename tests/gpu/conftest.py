@@ -35,7 +35,7 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session")
 def samples(drive_lake: Lake) -> list[Sample]:
-    """Eight small pictures of simulated drives, with their points."""
+    """Eight small images of simulated drives, with their points."""
     for batch in stream_of(drive_lake, "train", IMAGE_SIZE, 8, points=True).loader():
         return batch
     raise AssertionError("an endless stream has a first batch")

@@ -22,7 +22,7 @@ def write_teachers(folder: Path) -> dict[str, str]:
     masks = str(folder / "masks")
     card = TeacherCard(
         name="mask_rcnn",
-        kind="classes",
+        kind="classification",
         architecture=ARCHITECTURE,
         options=_SLIM.to_options(),
         channels=len(MASK_CLASSES),
@@ -35,4 +35,4 @@ def write_teachers(folder: Path) -> dict[str, str]:
 
 def admit_ignorance(url: str) -> None:
     """Let the teacher's card say that it knows nothing, so that whoever examines it is not surprised."""
-    write_card(url, replace(read_card(url), figures={"mIoU": 0.0, "accuracy": 0.0}))
+    write_card(url, replace(read_card(url), metrics={"mIoU": 0.0, "accuracy": 0.0}))

@@ -16,8 +16,8 @@ from rich.console import Console
 from datalake.build import BuildConfig
 from datalake.lake import open_lake
 from datalake.synthetic import DriveConfig, write_drives
-from pipelines.ablate import Ablate, jobs_of, opened, run
-from pipelines.settings import Train
+from pipelines.ablate import AblateConfig, jobs_of, opened, run
+from pipelines.train_config import TrainConfig
 from student.config import StudentError
 from tests.lakes import build_files
 from tests.pipelines.programs import start
@@ -28,11 +28,13 @@ from training.loop import LoopConfig
 from training.metrics_log import HISTORY_FILE
 
 SIZE, STEPS = (96, 64), 2
-STUDY = Ablate(train=Train(lake="lake", out="/out", teachers=("points=/a", "masks=/b"), loop=LoopConfig(steps=STEPS)))
+STUDY = AblateConfig(
+    train=TrainConfig(lake="lake", out="/out", teachers=("points=/a", "masks=/b"), loop=LoopConfig(steps=STEPS))
+)
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Ablate:
+def study(tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
     """A study of two arms, run."""
     folder = tmp_path_factory.mktemp("ablate")
     drives = DriveConfig(image_width=SIZE[0], image_height=SIZE[1], beams=16, columns=120)
@@ -42,7 +44,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Ablate:
     teachers = write_teachers(folder / "teachers")
     for url in teachers.values():
         admit_ignorance(url)
-    train = Train(
+    train = TrainConfig(
         lake=str(folder / "lake"),
         out=str(folder / "study"),
         teachers=tuple(f"{name}={url}" for name, url in teachers.items()),
@@ -54,22 +56,22 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Ablate:
         loop=LoopConfig(steps=STEPS, precision="float32"),
         device="cpu",
     )
-    study = Ablate(
+    study = AblateConfig(
         train=train, arms=("none", "classroom"), seeds=(0,), labelled_fractions=(0.5,), steps=(STEPS,), parallel=2
     )
     assert run(study, Console(quiet=True)) == 0
     return study
 
 
-def results_of(study: Ablate) -> dict[str, dict[str, dict[str, float]]]:
-    """Return arm -> seed -> figures of the study's only share of labels."""
+def results_of(study: AblateConfig) -> dict[str, dict[str, dict[str, float]]]:
+    """Return arm -> seed -> metrics of the study's only share of labels."""
     results: dict[str, dict[str, dict[str, float]]] = json.loads(
         (Path(study.train.out) / f"ablation-{study.examined}.json").read_text(), parse_constant=pytest.fail
     )["0.5"]
     return results
 
 
-def trained_at(study: Ablate) -> list[int]:
+def trained_at(study: AblateConfig) -> list[int]:
     """Return when each student's checkpoint was written."""
     return [path.stat().st_mtime_ns for path in sorted(Path(study.train.out).glob(f"*/*/{CHECKPOINT_FILE}"))]
 
@@ -81,7 +83,7 @@ def test_as_many_students_share_a_gpu_as_the_cores_can_feed(
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     for available, expected in ((True, on_a_gpu), (False, without)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        assert Ablate(train=STUDY.train).parallel == expected
+        assert AblateConfig(train=STUDY.train).parallel == expected
 
 
 def test_arms_differ_in_whom_the_student_hears_alone() -> None:
@@ -143,24 +145,24 @@ def test_a_study_that_cannot_be_is_refused(change: dict[str, object], message: s
         jobs_of(replace(STUDY, **change))  # type: ignore[arg-type]
 
 
-def test_none_spends_its_batches_on_labels_and_classroom_half_of_them(study: Ablate) -> None:
-    visits = {arm: seeds["0"]["training/labelled_pictures"] for arm, seeds in results_of(study).items()}
+def test_none_spends_its_batches_on_labels_and_classroom_half_of_them(study: AblateConfig) -> None:
+    visits = {arm: seeds["0"]["training/labelled_images"] for arm, seeds in results_of(study).items()}
     assert visits == {"none": 4 * STEPS, "classroom": 2 * STEPS}
 
 
-def test_every_arm_is_examined_beside_every_teacher(study: Ablate) -> None:
+def test_every_arm_is_examined_beside_every_teacher(study: AblateConfig) -> None:
     for seeds in results_of(study).values():
         assert {"AP50", "imitation/points/R2", "imitation/masks/mIoU"} <= seeds["0"].keys()
 
 
-def test_what_is_trained_and_examined_is_kept(study: Ablate) -> None:
+def test_what_is_trained_and_examined_is_kept(study: AblateConfig) -> None:
     before, found = trained_at(study), results_of(study)
     assert run(study, Console(quiet=True)) == 0
     assert trained_at(study) == before
     assert results_of(study) == found
 
 
-def test_other_settings_do_not_take_up_what_is_there(study: Ablate) -> None:
+def test_other_settings_do_not_take_up_what_is_there(study: AblateConfig) -> None:
     optimizer = replace(study.train.optimizer, weight_decay=0.5)
     with pytest.raises(TrainingError, match=r"optimizer\.weight_decay 0\.02 instead of 0\.5"):
         run(replace(study, train=replace(study.train, optimizer=optimizer)), Console(quiet=True))
@@ -171,7 +173,7 @@ def children(process: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def test_a_student_that_is_killed_ends_the_study_in_one_line(study: Ablate, tmp_path: Path) -> None:
+def test_a_student_that_is_killed_ends_the_study_in_one_line(study: AblateConfig, tmp_path: Path) -> None:
     words = [
         "--train.lake", study.train.lake, "--train.out", str(tmp_path), "--train.teachers", *study.train.teachers,
         "--train.image-size", "96", "64", "--train.batch", "4", "--train.min-anchor-recall", "0",
@@ -193,12 +195,12 @@ def test_a_student_that_is_killed_ends_the_study_in_one_line(study: Ablate, tmp_
     assert not any(Path(f"/proc/{student}").exists() for student in students)
 
 
-def test_all_students_are_of_one_snapshot(study: Ablate) -> None:
+def test_all_students_are_of_one_snapshot(study: AblateConfig) -> None:
     assert study.train.snapshot is None
     assert opened(study).train.snapshot == open_lake(study.train.lake).snapshot
 
 
-def test_students_are_examined_on_another_split_without_being_trained_again(study: Ablate) -> None:
+def test_students_are_examined_on_another_split_without_being_trained_again(study: AblateConfig) -> None:
     before, found = trained_at(study), results_of(study)
     other = replace(study, examined="test")
     assert run(other, Console(quiet=True)) == 0

@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from datalake.build import BuildConfig
+from datalake.derived_table import DerivedCommit, read_derived_commits
 from datalake.lake import Lake, open_lake
-from datalake.side_table import SideCommit, read_side_commits
 from datalake.synthetic import DriveConfig, write_drives
-from pipelines.cache_targets import CacheTargets, main, run
+from pipelines.cache_targets import CacheTargetsConfig, main, run
 from teachers.cached import CachedTeacher
 from teachers.card import WEIGHTS_FILE, read_card
 from tests.lakes import build_files
@@ -39,15 +39,15 @@ def lake(sources: list[str], tmp_path: Path) -> Lake:
     return build_files(str(tmp_path / "lake"), sources, BuildConfig(cameras=("FRONT",))).lake
 
 
-def settings(lake: Lake, teacher: str) -> CacheTargets:
-    return CacheTargets(lake=lake.store.root, teacher=teacher, grid=(16, 24), image_size=(96, 64), device="cpu")
+def settings(lake: Lake, teacher: str) -> CacheTargetsConfig:
+    return CacheTargetsConfig(lake=lake.store.root, teacher=teacher, grid=(16, 24), image_size=(96, 64), device="cpu")
 
 
-def parts(lake: Lake) -> list[SideCommit | None]:
-    return read_side_commits(lake.store, "teacher_mask_rcnn", lake.commits)
+def parts(lake: Lake) -> list[DerivedCommit | None]:
+    return read_derived_commits(lake.store, "teacher_mask_rcnn", lake.commits)
 
 
-def said(config: CacheTargets, capsys: pytest.CaptureFixture[str]) -> str:
+def branch_outputs(config: CacheTargetsConfig, capsys: pytest.CaptureFixture[str]) -> str:
     """Return the closing line of a run that went well."""
     assert run(config, Console(width=200)) == 0
     return capsys.readouterr().out.strip().splitlines()[-1]
@@ -55,14 +55,14 @@ def said(config: CacheTargets, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_run_goes_on_where_one_was_interrupted(lake: Lake, teacher: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = settings(lake, teacher)
-    closing = said(config, capsys)
-    assert closing.startswith("teacher_mask_rcnn, split train: 2 segments cached, 0 there before; 4 pictures in ")
+    closing = branch_outputs(config, capsys)
+    assert closing.startswith("teacher_mask_rcnn, split train: 2 segments cached, 0 there before; 4 images in ")
     first, second = parts(lake)
     assert first is not None
     assert second is not None
     # As a run leaves it that is killed before the second commit.
     lake.store.delete(f"_side/teacher_mask_rcnn/train/{second.segment}.json")
-    assert "1 segments cached, 1 there before; 2 pictures" in said(config, capsys)
+    assert "1 segments cached, 1 there before; 2 images" in branch_outputs(config, capsys)
     again = parts(lake)
     assert again[0] == first
     assert again[1] is not None
@@ -73,10 +73,10 @@ def test_a_run_goes_on_where_one_was_interrupted(lake: Lake, teacher: str, capsy
 def test_the_weights_are_not_read_where_nothing_is_left_to_do(
     lake: Lake, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said(settings(lake, teacher), capsys)
+    branch_outputs(settings(lake, teacher), capsys)
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/card.json").write_bytes((Path(teacher) / "card.json").read_bytes())
-    closing = said(settings(lake, str(tmp_path / "bare")), capsys)
+    closing = branch_outputs(settings(lake, str(tmp_path / "bare")), capsys)
     assert "0 segments cached, 2 there before" in closing
 
 

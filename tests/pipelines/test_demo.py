@@ -13,7 +13,7 @@ from rich.console import Console
 
 from datalake.commit import LakeError
 from datalake.lake import open_lake
-from pipelines.demo import Demo, run
+from pipelines.demo import DemoConfig, run
 from teachers.card import read_card
 from training.checkpoint import load_checkpoint
 from training.run_dir import RunDir
@@ -51,15 +51,15 @@ def test_the_splits_share_no_segment(finished: tuple[Path, str]) -> None:
     assert len(set(names)) == len(names) == 7
 
 
-def test_the_page_shows_pictures_and_needs_no_other_file(finished: tuple[Path, str]) -> None:
+def test_the_page_shows_images_and_needs_no_other_file(finished: tuple[Path, str]) -> None:
     page = (finished[0] / "report.html").read_text()
     assert page.count('src="data:image/') > 8
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
-def test_the_figures_are_of_both_teachers(finished: tuple[Path, str]) -> None:
-    figures = json.loads((finished[0] / "metrics.json").read_text())["figures"]
-    assert {"imitation/spvcnn/R2", "imitation/mask_rcnn/mIoU", "recall@100"} <= figures.keys()
+def test_the_metrics_are_of_both_teachers(finished: tuple[Path, str]) -> None:
+    metrics = json.loads((finished[0] / "metrics.json").read_text())["metrics"]
+    assert {"imitation/spvcnn/R2", "imitation/mask_rcnn/mIoU", "recall@100"} <= metrics.keys()
 
 
 def test_the_teachers_were_trained_on_segments_of_their_own(finished: tuple[Path, str]) -> None:
@@ -108,10 +108,10 @@ def test_with_a_store_everything_is_there_and_the_same(
     there = RunDir(s3_lake)
     content = there.read("metrics.json")
     assert content is not None
-    figures, expected = (json.loads(text)["figures"] for text in (content, (finished[0] / "metrics.json").read_bytes()))
-    for values in (figures, expected):
+    metrics, expected = (json.loads(text)["metrics"] for text in (content, (finished[0] / "metrics.json").read_bytes()))
+    for values in (metrics, expected):
         del values["images_per_second"]
-    assert figures == expected
+    assert metrics == expected
     for name in ("spvcnn", "mask_rcnn"):
         local_card = read_card(str(finished[0] / "teachers" / name))
         assert read_card(f"{s3_lake}/teachers/{name}").weights_sha256 == local_card.weights_sha256
@@ -127,10 +127,10 @@ def test_bad_arguments_end_in_one_line_and_status_2(tmp_path: Path) -> None:
 
 def test_a_store_as_the_local_folder_is_refused() -> None:
     with pytest.raises(LakeError, match="--store takes a URL"):
-        run(Demo(out=Path("s3://bucket/demo")), Console(quiet=True))
+        run(DemoConfig(out=Path("s3://bucket/demo")), Console(quiet=True))
 
 
 def test_no_step_of_a_kind_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(LakeError, match="--mask-steps 0: expected at least 1"):
-        run(Demo(out=tmp_path / "demo", mask_steps=0), Console(quiet=True))
+        run(DemoConfig(out=tmp_path / "demo", mask_steps=0), Console(quiet=True))
     assert not (tmp_path / "demo").exists()

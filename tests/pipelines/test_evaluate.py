@@ -16,8 +16,8 @@ from datalake.build import BuildConfig
 from datalake.lake import open_lake
 from datalake.synthetic import DriveConfig, write_drives
 from pipelines import train
-from pipelines.evaluate import METRICS_FILE, REPORT_FILE, Evaluate, evaluate, main, run
-from pipelines.settings import Train
+from pipelines.evaluate import METRICS_FILE, REPORT_FILE, EvaluateConfig, evaluate, main, run
+from pipelines.train_config import TrainConfig
 from student.checkpoint import read_student
 from student.export import PROGRAM_FILE, WEIGHTS_FILE, load_exported
 from teachers.card import TrainingData, read_card, write_card
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sources = write_drives(str(folder / split), drives, segments=segments, frames=FRAMES, seed=seed)
         build_files(str(folder / "lake"), sources, BuildConfig(split=split, cameras=("FRONT",)))
     lidar_folder(folder / "teacher")
-    config = Train(
+    config = TrainConfig(
         lake=str(folder / "lake"),
         out=str(folder / "run"),
         teachers=(f"lidar={folder / 'teacher'}",),
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(folder: Path, **more: object) -> Evaluate:
+def settings(folder: Path, **more: object) -> EvaluateConfig:
     """Return an examination beside the teacher."""
     known = {
         "checkpoint": str(folder / "run"),
@@ -65,7 +65,7 @@ def settings(folder: Path, **more: object) -> Evaluate:
         "batch": 3,
         "device": "cpu",
     }
-    return Evaluate(**{**known, **more})  # type: ignore[arg-type]
+    return EvaluateConfig(**{**known, **more})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +76,13 @@ def examined(folder: Path) -> tuple[Path, str]:
     return folder / "run/evaluation", console.export_text()
 
 
-def test_the_figures_say_what_was_examined(folder: Path, examined: tuple[Path, str]) -> None:
+def test_the_metrics_say_what_was_examined(folder: Path, examined: tuple[Path, str]) -> None:
     text = (examined[0] / METRICS_FILE).read_text()
     metrics = json.loads(text, parse_constant=pytest.fail)
     assert text == json.dumps(metrics, indent=1, sort_keys=True) + "\n"
-    figures = metrics["figures"]
-    assert {"AP50", "recall@100", "imitation/lidar/R2", "imitation/lidar/R2/position"} <= figures.keys()
-    assert figures["images_per_second"] > 0
+    found = metrics["metrics"]
+    assert {"AP50", "recall@100", "imitation/lidar/R2", "imitation/lidar/R2/position"} <= found.keys()
+    assert found["images_per_second"] > 0
     assert metrics["samples"] == FRAMES
     assert metrics["checkpoint"]["step"] == STEPS
     assert metrics["fingerprint"]["split"] == "train"
@@ -99,7 +99,7 @@ def test_frames_are_seen_as_in_the_training(examined: tuple[Path, str]) -> None:
     assert "the student was trained with" not in examined[1]
 
 
-def test_another_size_of_pictures_is_told(folder: Path, tmp_path: Path) -> None:
+def test_another_size_of_images_is_told(folder: Path, tmp_path: Path) -> None:
     console = Console(width=200, record=True, file=(tmp_path / "printed").open("w"))
     config = settings(folder, teachers=("none",), samples=2, out=str(tmp_path), image_size=(128, 96))
     assert run(config, console) == 0
@@ -118,10 +118,10 @@ def test_the_page_is_one_file_and_is_named_at_the_end(examined: tuple[Path, str]
 
 
 def test_the_export_is_of_the_checkpoints_student(folder: Path, examined: tuple[Path, str]) -> None:
-    figures = json.loads((examined[0] / METRICS_FILE).read_text())["figures"]
-    assert figures["export/pictures"] == FRAMES
-    assert figures["export/detections"] > 0
-    assert figures["export/box_px"] < 1e-3
+    metrics = json.loads((examined[0] / METRICS_FILE).read_text())["metrics"]
+    assert metrics["export/images"] == FRAMES
+    assert metrics["export/detections"] > 0
+    assert metrics["export/box_px"] < 1e-3
     assert (examined[0] / PROGRAM_FILE).stat().st_size > (examined[0] / WEIGHTS_FILE).stat().st_size
     own, told = read_student(str(folder / "run"))[0].state_dict(), load_exported(str(examined[0])).state_dict()
     assert all(torch.equal(own[name], value) for name, value in told.items())
@@ -140,7 +140,7 @@ def test_runs_and_results_may_lie_anywhere(folder: Path) -> None:
     assert metrics is not None
     assert f"Each of {STEPS} steps" in page.decode()
     assert json.loads(metrics)["samples"] == 3
-    assert not [name for name in evaluated.evaluation.figures if name.startswith(("imitation/", "export/"))]
+    assert not [name for name in evaluated.evaluation.metrics if name.startswith(("imitation/", "export/"))]
 
 
 def test_more_can_be_put_on_the_page(folder: Path, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def copy_run(folder: Path, copy: Path, **fingerprint: str | None) -> None:
             "teacher lidar: the student learned from another one",
         ),
         (["--cameras", "SIDE_LEFT"], "has 0 images of SIDE_LEFT"),
-        (["--image-size", "90", "60"], "pictures of 90 x 60 pixels do not divide into cells of 32"),
+        (["--image-size", "90", "60"], "images of 90 x 60 pixels do not divide into cells of 32"),
         (["--samples", "0"], "--samples 0: expected at least 1"),
         (["--batch", "0"], "--batch 0: expected at least 1"),
     ],

@@ -15,15 +15,15 @@ import torch
 import pipelines.build_lake
 import pipelines.train
 from datalake.build import BuildConfig, build_segment
+from datalake.disk import NoSpaceError, room_in
 from datalake.lake import Lake, list_commits, open_lake, prepare_lake, publish_snapshot
 from datalake.plan import SegmentPlan, index_source, plan_segments
-from datalake.space import NoSpaceError, room_in
 from datalake.store import Store
 from datalake.task import attempt
 from datalake.verify import verify
 from teachers.remembered import RememberedTeacher
 from tests.drives import DRIVE_CAMERAS, DRIVE_SEGMENTS
-from tests.student.students import ColourTeacher, samples
+from tests.student.students import ColorTeacher, samples
 from training.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from training.metrics_log import HISTORY_FILE
 from training.run_dir import RunDir
@@ -246,12 +246,12 @@ def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_as_if_nothing_ha
 
 def test_a_teacher_whose_answers_cannot_be_kept_says_where(disk: Callable[[int], Disk]) -> None:
     small = disk(1 << 20)
-    teacher = RememberedTeacher(ColourTeacher(), small.folder / "answers")
+    teacher = RememberedTeacher(ColorTeacher(), small.folder / "answers")
     small.leave(0)
     with pytest.raises(NoSpaceError, match=r"/answers/.*: no space left there; make room"):
-        teacher.look(samples(1), 16, 24)
+        teacher.predict(samples(1), 16, 24)
     small.free()
-    assert len(teacher.look(samples(1), 16, 24).keys) == 1
+    assert len(teacher.predict(samples(1), 16, 24).keys) == 1
 
 
 @pytest.mark.parametrize(("number", "full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])

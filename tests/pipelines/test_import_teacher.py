@@ -38,14 +38,14 @@ def test_spvnas_of_its_authors_says_numbers_of_mean_0_and_variance_1(
     )  # fmt: skip
     config = LoaderConfig(global_batch=1, image_size=(96, 64))
     samples = list(itertools.islice(SampleStream(drive_lake, config), 3))
-    target = load_teacher(str(tmp_path / "teacher")).look(samples, 64, 96)
-    said = target.values.permute(0, 2, 3, 1)[target.valid[:, 0]]
-    assert said.shape[1] == 76
+    target = load_teacher(str(tmp_path / "teacher")).predict(samples, 64, 96)
+    branch_outputs = target.values.permute(0, 2, 3, 1)[target.valid[:, 0]]
+    assert branch_outputs.shape[1] == 76
     # A channel that never changes stays 0.
-    speaks = said.var(0) > 0
+    speaks = branch_outputs.var(0) > 0
     assert speaks.float().mean() > 0.9
-    torch.testing.assert_close(said.mean(0), torch.zeros(76), rtol=0, atol=1e-3)
-    torch.testing.assert_close(said.var(0)[speaks], torch.ones(int(speaks.sum())), rtol=0, atol=1e-2)
+    torch.testing.assert_close(branch_outputs.mean(0), torch.zeros(76), rtol=0, atol=1e-3)
+    torch.testing.assert_close(branch_outputs.var(0)[speaks], torch.ones(int(speaks.sum())), rtol=0, atol=1e-2)
 
 
 def test_mask_rcnn_of_torchvision_is_a_teacher_of_our_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from datalake.lake import Lake
 from pipelines import ablate, train, train_teachers
-from pipelines.settings import Train
-from pipelines.train_teachers import TrainTeachers
+from pipelines.train_config import TrainConfig
+from pipelines.train_teachers import TrainTeachersConfig
 from tests.training.test_run_lock import Owner
 from training.errors import TrainingError
 
@@ -25,8 +25,8 @@ def owned(tmp_path: Path) -> Iterator[Path]:
     owner.kill()
 
 
-def student(lake: Lake, out: Path) -> Train:
-    return Train(
+def student(lake: Lake, out: Path) -> TrainConfig:
+    return TrainConfig(
         lake=lake.store.root,
         out=str(out),
         teachers=("none",),
@@ -44,7 +44,7 @@ def train_student(lake: Lake, out: Path) -> None:
 
 def train_teacher(lake: Lake, out: Path) -> None:
     # The lake has one split; the folder is asked for before its samples are.
-    config = TrainTeachers(lake=lake.store.root, out=str(out.parent), teacher="spvcnn", device="cpu")
+    config = TrainTeachersConfig(lake=lake.store.root, out=str(out.parent), teacher="spvcnn", device="cpu")
     train_teachers.run(config, Console(quiet=True))
 
 

@@ -17,12 +17,12 @@ from rich.console import Console
 
 from datalake.commit import LakeError
 from datalake.lake import Lake, open_lake
-from pipelines.cache_targets import CacheTargets
+from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.cache_targets import run as cache_targets
-from pipelines.settings import Method, Train
-from pipelines.syllabus import plan_training
 from pipelines.train import main, run, train_worker
+from pipelines.train_config import Method, TrainConfig
 from pipelines.train_on_ray import wants_gpus
+from pipelines.train_setup import prepare_training
 from student.checkpoint import read_student
 from teachers.card import WEIGHTS_FILE, TeacherError, TrainingData, read_card, write_card
 from tests.pipelines.programs import ROOT, start
@@ -48,9 +48,9 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     return tuple(f"{name}={url}" for name, url in folders.items())
 
 
-def settings(lake: Lake, out: Path | str, teachers: tuple[str, ...] = ("none",), **changes: object) -> Train:
+def settings(lake: Lake, out: Path | str, teachers: tuple[str, ...] = ("none",), **changes: object) -> TrainConfig:
     """Return the short training that `arguments` asks for."""
-    config = Train(
+    config = TrainConfig(
         lake=lake.store.root,
         out=str(out),
         teachers=teachers,
@@ -152,30 +152,30 @@ def test_controls_have_the_same_weights_to_train_and_hear_what_they_should(
     assert names == imitated
 
 
-def test_without_distillation_no_teacher_is_asked_and_all_pictures_are_labelled(
+def test_without_distillation_no_teacher_is_asked_and_all_images_are_labelled(
     drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path
 ) -> None:
     for teacher in teachers:
         (Path(teacher.partition("=")[2]) / WEIGHTS_FILE).rename(tmp_path / f"{teacher.partition('=')[0]}.gone")
     try:
-        syllabus = plan_training(
+        plan = prepare_training(
             settings(drive_lake, tmp_path / "out", teachers, distill=("none",)), Console(quiet=True), lambda *_: None
         )
-        assert (syllabus.labelled, syllabus.unlabelled) == (4, 0)
-        assert syllabus.teachers == {}
-        assert len(syllabus.student.branches) == 2
+        assert (plan.labelled, plan.unlabelled) == (4, 0)
+        assert plan.teachers == {}
+        assert len(plan.student.branches) == 2
     finally:
         for teacher in teachers:
             (tmp_path / f"{teacher.partition('=')[0]}.gone").rename(Path(teacher.partition("=")[2]) / WEIGHTS_FILE)
 
 
 @pytest.mark.parametrize(("steps", "unlabelled"), [(10, 0), (10_000, 2)])
-def test_by_default_labelled_pictures_come_first(
+def test_by_default_labelled_images_come_first(
     drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path, steps: int, unlabelled: int
 ) -> None:
     config = settings(drive_lake, tmp_path, teachers, unlabelled=None, loop=LoopConfig(steps=steps))
-    syllabus = plan_training(config, Console(quiet=True), lambda *_: None)
-    assert (syllabus.labelled, syllabus.unlabelled) == (4 - unlabelled, unlabelled)
+    plan = prepare_training(config, Console(quiet=True), lambda *_: None)
+    assert (plan.labelled, plan.unlabelled) == (4 - unlabelled, unlabelled)
 
 
 def test_the_first_weights_are_those_of_the_seed_whatever_is_distilled(
@@ -202,9 +202,9 @@ def test_a_run_in_a_store_goes_on_where_it_was(drive_lake: Lake, tmp_path: Path,
         if step == 3:
             raise KeyboardInterrupt
 
-    syllabus = plan_training(config, Console(quiet=True), lambda *_: None)
+    plan = prepare_training(config, Console(quiet=True), lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
-        train_worker(syllabus, Distributed(), progress)
+        train_worker(plan, Distributed(), progress)
     assert read_student(s3_lake)[1].step == 2
     assert run(config, Console(quiet=True)) == 0
     assert run(settings(drive_lake, tmp_path / "whole"), Console(quiet=True)) == 0
@@ -215,9 +215,9 @@ def test_a_run_in_a_store_goes_on_where_it_was(drive_lake: Lake, tmp_path: Path,
 def test_anchors_are_checked_and_printed_before_the_first_step(drive_lake: Lake, tmp_path: Path) -> None:
     written = tmp_path / "console"
     with written.open("w") as file:
-        plan_training(settings(drive_lake, tmp_path / "out"), Console(file=file), lambda *_: None)
+        prepare_training(settings(drive_lake, tmp_path / "out"), Console(file=file), lambda *_: None)
     assert "anchors meet " in written.read_text()
-    assert "2 segments with labels, 1 without; 4 and 0 pictures of a batch" in written.read_text()
+    assert "2 segments with labels, 1 without; 4 and 0 images of a batch" in written.read_text()
 
 
 def refused(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
@@ -239,10 +239,10 @@ def refused(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         (["--teachers", "masks=/nowhere"], "/nowhere/card.json: no such file; is this the folder of a teacher?"),
         (["--teachers", "masks"], "--teachers masks: expected NAME=FOLDER, or none alone"),
         (["--mute", "masks"], "--mute masks: expected one of the teachers (there is none)"),
-        (["--image-size", "100", "64"], "pictures of 100 x 64 pixels do not divide into cells of 32"),
+        (["--image-size", "100", "64"], "images of 100 x 64 pixels do not divide into cells of 32"),
         (["--anchors", "paper", "--min-anchor-recall", "0.9"], "--min-anchor-recall asks for 90%"),
         (["--labelled-fraction", "0"], "--labelled-fraction 0.0: expected more than 0 and at most 1"),
-        (["--batch", "3", "--workers", "2"], "3 labelled pictures (--batch less --unlabelled) cannot be cut among"),
+        (["--batch", "3", "--workers", "2"], "3 labelled images (--batch less --unlabelled) cannot be cut among"),
         (["--batch", "60"], "has 22 images of FRONT, fewer than one batch of 60"),
         (["--loop.learning-rate", "0"], "expected a positive learning rate"),
         (["--targets", "shuffled"], "--targets shuffled: expected teachers"),
@@ -272,12 +272,12 @@ def test_a_teacher_of_the_students_own_segments_is_refused(
     assert "teacher masks was trained on 3 of the student's segments" in refused(words, monkeypatch, capsys)
 
 
-def test_more_unlabelled_pictures_than_the_batch_has_are_refused(
+def test_more_unlabelled_images_than_the_batch_has_are_refused(
     drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     words = [*arguments(drive_lake, tmp_path / "out", teachers), "--unlabelled", "4"]
-    assert "--unlabelled 4: expected fewer than the 4 pictures of a batch" in refused(words, monkeypatch, capsys)
+    assert "--unlabelled 4: expected fewer than the 4 images of a batch" in refused(words, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
@@ -315,16 +315,16 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
 
 @pytest.mark.parametrize(("device", "gpus", "used"), [("auto", 0, False), ("auto", 2, True), ("cpu", 8, False)])
 def test_workers_take_a_gpu_each_where_there_are_any(device: str, gpus: int, used: bool) -> None:
-    assert wants_gpus(Train(lake="", out="", workers=2, device=device), gpus) is used
+    assert wants_gpus(TrainConfig(lake="", out="", workers=2, device=device), gpus) is used
 
 
 def test_gpus_for_some_of_the_workers_alone_are_refused() -> None:
     with pytest.raises(TrainingError, match="GPUs for 1 of them; give --workers 1, or --device cpu"):
-        wants_gpus(Train(lake="", out="", workers=2), 1)
+        wants_gpus(TrainConfig(lake="", out="", workers=2), 1)
 
 
 def test_gpus_that_the_teachers_leave_none_of_are_refused() -> None:
-    config = Train(lake="", out="", workers=2, teachers=("a=/a", "b=/b"), teachers_in="actors", teacher_gpus=0.5)
+    config = TrainConfig(lake="", out="", workers=2, teachers=("a=/a", "b=/b"), teachers_in="actors", teacher_gpus=0.5)
     assert wants_gpus(config, 3)
     with pytest.raises(TrainingError, match=r"GPUs for 1 of them beside the teachers' 0.5 each; give --workers 1"):
         wants_gpus(config, 2)
@@ -332,10 +332,12 @@ def test_gpus_that_the_teachers_leave_none_of_are_refused() -> None:
 
 @pytest.fixture
 def cached(drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path) -> Lake:
-    """A lake with what the teacher of classes says of every picture."""
+    """A lake with what the teacher of classes says of every image."""
     shutil.copytree(drive_lake.store.root, tmp_path / "lake")
     masks = dict(one.split("=") for one in teachers)["masks"]
-    config = CacheTargets(lake=str(tmp_path / "lake"), teacher=masks, name="once", grid=(16, 24), image_size=(96, 64))
+    config = CacheTargetsConfig(
+        lake=str(tmp_path / "lake"), teacher=masks, name="once", grid=(16, 24), image_size=(96, 64)
+    )
     assert cache_targets(config, Console(quiet=True)) == 0
     return open_lake(str(tmp_path / "lake"))
 
@@ -348,10 +350,10 @@ def test_looked_up_answers_teach_what_the_teacher_would_have_taught(
     shutil.copytree(named["masks"], folder)
     told = (f"points={named['points']}", f"masks={folder}")
     config = settings(cached, tmp_path / "out", told, cached=("masks=once",))
-    syllabus = plan_training(config, Console(quiet=True), lambda *_: None)
+    plan = prepare_training(config, Console(quiet=True), lambda *_: None)
     # Nobody can ask it any more.
     (folder / WEIGHTS_FILE).unlink()
-    train_worker(syllabus, Distributed(device=torch.device("cpu")))
+    train_worker(plan, Distributed(device=torch.device("cpu")))
     for looked_up, asked in zip(log(tmp_path / "out"), log(whole), strict=True):
         assert looked_up == pytest.approx(asked, rel=1e-5)
 
@@ -359,12 +361,12 @@ def test_looked_up_answers_teach_what_the_teacher_would_have_taught(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cached": ("colours",)}, "--cached colours: expected one of the teachers who are asked, points, masks"),
+        ({"cached": ("colors",)}, "--cached colors: expected one of the teachers who are asked, points, masks"),
         ({"cached": ("points",)}, "teacher lidar: 12 numbers per cell are too large to keep"),
         ({"cached": ("masks",)}, "table teacher_mask_rcnn lacks 3 of 3 segments of split 'train'"),
         (
             {"cached": ("masks=once",), "stride": 8, "image_size": (128, 64)},
-            "--cached masks: the lake has its answers for pictures of 96 x 64 pixels on a grid of 16 x 24 cells, not"
+            "--cached masks: the lake has its answers for images of 96 x 64 pixels on a grid of 16 x 24 cells, not"
             " 128 x 64 and 8 x 16; run cache_targets.py with --grid 8 16 --image-size 128 64 and another --name",
         ),
         ({"teachers_in": "actors"}, "--teachers-in actors: expected --workers 1 or more"),
@@ -375,7 +377,7 @@ def test_teachers_that_cannot_be_where_they_are_said_to_be_are_refused(
     cached: Lake, teachers: tuple[str, ...], tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     with pytest.raises((TeacherError, LakeError), match=message):
-        plan_training(settings(cached, tmp_path / "out", teachers, **change), Console(quiet=True), lambda *_: None)
+        prepare_training(settings(cached, tmp_path / "out", teachers, **change), Console(quiet=True), lambda *_: None)
 
 
 @pytest.mark.slow

@@ -16,15 +16,15 @@ from datalake.build import BuildConfig
 from datalake.lake import open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.synthetic import DriveConfig, write_drives
-from pipelines.train_teachers import TeacherName, TrainTeachers, main, run
+from pipelines.train_teachers import TeacherName, TrainTeachersConfig, main, run
 from teachers.card import read_card
 from teachers.classes import MASK_CLASSES
 from teachers.load import load_teacher
 from teachers.mask_rcnn import MaskRcnnConfig
 from teachers.sanity import check_teacher
-from teachers.training.lidar import POINT_CLASSES
-from teachers.training.lidar_course import SpvcnnTrainConfig
-from teachers.training.mask_course import MaskRcnnTrainConfig
+from teachers.training.spvcnn_objective import POINT_CLASSES
+from teachers.training.train_mask_rcnn import MaskRcnnTrainConfig
+from teachers.training.train_spvcnn import SpvcnnTrainConfig
 from tests.lakes import build_files
 from tests.pipelines.programs import start
 from training.loop import LoopConfig
@@ -48,11 +48,11 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "lake")
 
 
-def settings(lake: str, out: Path) -> TrainTeachers:
+def settings(lake: str, out: Path) -> TrainTeachersConfig:
     """Return the tiny training that `arguments` asks for."""
     loop = LoopConfig(steps=14, warmup=0.1, checkpoint_every=2, precision="float32")
     optimizer = OptimizerConfig(learning_rate=2e-3)
-    return TrainTeachers(
+    return TrainTeachersConfig(
         lake=lake,
         out=str(out),
         image_size=(96, 64),
@@ -125,9 +125,9 @@ def test_killed_runs_end_as_an_uninterrupted_one(lake: str, whole: Path, tmp_pat
         cards = read_card(str(tmp_path / name)), read_card(str(whole / name))
         assert cards[0].weights_sha256 == cards[1].weights_sha256
         assert cards[0].statistics == cards[1].statistics
-        assert f"{name}: {cards[0].figures['training/steps']:.0f} steps" in output
-        figures = [{n: f for n, f in card.figures.items() if n != "training/seconds"} for card in cards]
-        assert figures[0] == figures[1]
+        assert f"{name}: {cards[0].metrics['training/steps']:.0f} steps" in output
+        metrics = [{n: f for n, f in card.metrics.items() if n != "training/seconds"} for card in cards]
+        assert metrics[0] == metrics[1]
 
 
 @pytest.mark.parametrize("name", TEACHERS)
@@ -149,13 +149,13 @@ def test_a_lidar_teacher_comes_with_statistics_and_data(lake: str, whole: Path) 
     assert card.data.snapshot == opened.snapshot
     assert card.data.segments == {"teach": tuple(sorted(c.segment for c in opened.in_split("teach")))}
     assert set(card.versions) == {"python", "classroomnet", "torch", "torchvision", "numpy", "safetensors"}
-    assert {"mIoU", "accuracy", "trivial/mIoU", "trivial/accuracy", "IoU/CAR", "training/seconds"} <= set(card.figures)
+    assert {"mIoU", "accuracy", "trivial/mIoU", "trivial/accuracy", "IoU/CAR", "training/seconds"} <= set(card.metrics)
 
 
 def test_a_mask_teacher_comes_with_precision(whole: Path) -> None:
     card = read_card(str(whole / "mask_rcnn"))
     assert card.class_names == MASK_CLASSES
-    assert {"mIoU", "trivial/mIoU", "IoU/BACKGROUND", "IoU/VEHICLE", "AP50", "AP50/VEHICLE"} <= set(card.figures)
+    assert {"mIoU", "trivial/mIoU", "IoU/BACKGROUND", "IoU/VEHICLE", "AP50", "AP50/VEHICLE"} <= set(card.metrics)
 
 
 @pytest.mark.parametrize("name", TEACHERS)
@@ -163,12 +163,12 @@ def test_a_trained_teacher_loads_and_answers(lake: str, whole: Path, name: Teach
     teacher = load_teacher(str(whole / name))
     stream = SampleStream(open_lake(lake), LoaderConfig(split="val", panoptic=True, shuffle=False, global_batch=2))
     samples = list(stream)
-    target = teacher.look(samples[:2], 16, 24)
+    target = teacher.predict(samples[:2], 16, 24)
     assert bool(target.valid.any())
     assert bool(target.values.float().isfinite().all())
     # What is examined from the files is what was examined in memory.
-    figures = teacher.confusion(samples).figures(teacher.card.class_names)
-    assert figures["mIoU"] == pytest.approx(teacher.card.figures["mIoU"])
+    metrics = teacher.confusion(samples).metrics(teacher.card.class_names)
+    assert metrics["mIoU"] == pytest.approx(teacher.card.metrics["mIoU"])
     if name == "spvcnn":
         assert check_teacher(teacher, [samples[:2]], 16, 24).valid_share > 0.1
 

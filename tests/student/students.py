@@ -1,4 +1,4 @@
-"""Small students, pictures with rectangles to find, and teachers that anyone can imitate."""
+"""Small students, images with rectangles to find, and teachers that anyone can imitate."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ TINY = StudentConfig(
     rpn_batch=32,
     roi_batch=16,
 )
-COLOURS = BranchSpec(name="colours", kind="continuous", channels=3)
-SHADES = BranchSpec(name="shades", kind="classes", channels=3)
-TAUGHT = replace(TINY, branches=(COLOURS, SHADES))
+COLORS = BranchSpec(name="colors", kind="regression", channels=3)
+SHADES = BranchSpec(name="shades", kind="classification", channels=3)
+TAUGHT = replace(TINY, branches=(COLORS, SHADES))
 # So bright is an object of each class; what is around it is dark.
-_COLOUR_OF = torch.tensor([[20, 20, 20], [230, 60, 60], [60, 230, 60], [60, 60, 230], [220, 220, 60]])
+_COLOR_OF = torch.tensor([[20, 20, 20], [230, 60, 60], [60, 230, 60], [60, 60, 230], [220, 220, 60]])
 
 
 def build(config: StudentConfig = TINY, seed: int = 0) -> Student:
@@ -47,17 +47,17 @@ def objects_of(*rows: tuple[float, float, float, float, int, float]) -> Objects:
     return Objects(table[:, :4].clone(), table[:, 4].long(), table[:, 5].clone())
 
 
-def picture(objects: Objects, number: int = 0) -> Tensor:
-    """Return uint8 [3, H, W]: noise, and each object as a rectangle of its class' colour."""
+def image(objects: Objects, number: int = 0) -> Tensor:
+    """Return uint8 [3, H, W]: noise, and each object as a rectangle of its class' color."""
     noise = torch.Generator().manual_seed(number)
     image = torch.randint(0, 40, (3, HEIGHT, WIDTH), generator=noise)
     for (x0, y0, x1, y1), one in zip(objects.boxes.round().int().tolist(), objects.classes, strict=True):
-        image[:, max(y0, 0) : y1, max(x0, 0) : x1] = _COLOUR_OF[one][:, None, None]
+        image[:, max(y0, 0) : y1, max(x0, 0) : x1] = _COLOR_OF[one][:, None, None]
     return image.to(torch.uint8)
 
 
 def sample(number: int = 0, objects: Objects | None = None) -> Sample:
-    """Return a picture of its own for each number, with three objects of known depth where no others are given."""
+    """Return an image of its own for each number, with three objects of known depth where no others are given."""
     if objects is None:
         x, y = 7 * number % 40, 5 * number % 24
         objects = objects_of(
@@ -65,7 +65,7 @@ def sample(number: int = 0, objects: Objects | None = None) -> Sample:
         )
     return Sample(
         key=SampleKey(f"segment_{number}", number, "FRONT"),
-        image=picture(objects, number),
+        image=image(objects, number),
         objects=objects,
         lidar=None,
         panoptic=None,
@@ -80,42 +80,46 @@ def samples(count: int) -> list[Sample]:
 
 
 def generators(count: int, step: int = 0) -> list[torch.Generator]:
-    """Return one for each picture, always the same."""
+    """Return one for each image, always the same."""
     return Chance(0, step, tuple(range(count))).generators()
 
 
 @dataclass(frozen=True)
-class ColourTeacher:
-    """Says the mean colour of each cell, or how bright it is as one of three classes; counts what it is asked.
+class ColorTeacher:
+    """Says the mean color of each cell, or how bright it is as one of three classes; counts what it is asked.
 
     blind: rows of cells, from the top, that it has no answer for
-    asked: how many pictures at a time
+    asked: how many images at a time
     """
 
-    spec: BranchSpec = COLOURS
+    spec: BranchSpec = COLORS
     blind: int = 0
     asked: list[int] = field(default_factory=list)
 
     @property
     def card(self) -> TeacherCard:
         """A card that fits."""
-        classes = self.spec.kind == "classes"
+        classes = self.spec.kind == "classification"
         return TeacherCard(
             name=self.spec.name,
             kind=self.spec.kind,
-            architecture="colours",
+            architecture="colors",
             options={},
             channels=self.spec.channels,
-            class_names=("dark", "grey", "bright")[: self.spec.channels] if classes else (),
+            class_names=("dark", "gray", "bright")[: self.spec.channels] if classes else (),
             weights_sha256="c" * 64,
         )
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-        """Return what the pictures show."""
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+        """Return what the images show."""
         self.asked.append(len(samples))
-        pictures = torch.stack([sample.image for sample in samples]).float() / 255
-        cells = adaptive_avg_pool2d(pictures, (height, width))
-        values = (4 * cells.mean(1, keepdim=True)).long().clamp(max=2) if self.spec.kind == "classes" else 4 * cells - 1
+        images = torch.stack([sample.image for sample in samples]).float() / 255
+        cells = adaptive_avg_pool2d(images, (height, width))
+        values = (
+            (4 * cells.mean(1, keepdim=True)).long().clamp(max=2)
+            if self.spec.kind == "classification"
+            else 4 * cells - 1
+        )
         valid = torch.ones(len(samples), 1, height, width, dtype=torch.bool)
         valid[:, :, : self.blind] = False
         return Target(tuple(sample.key for sample in samples), values * valid, valid)
@@ -124,7 +128,7 @@ class ColourTeacher:
 def targets_of(some: Sequence[Sample], config: StudentConfig = TAUGHT, blind: int = 2) -> dict[str, Target]:
     """Return what teachers of the student's branches say of the samples."""
     grid = config.grid(HEIGHT, WIDTH)
-    return {spec.name: ColourTeacher(spec, blind).look(some, *grid) for spec in config.branches}
+    return {spec.name: ColorTeacher(spec, blind).predict(some, *grid) for spec in config.branches}
 
 
 def cycled(

@@ -21,7 +21,7 @@ PAPER = AnchorShapes(sizes=((32,), (64,), (128,), (256,)), ratios=(0.5, 1.0, 2.0
 
 
 def random_boxes(count: int, sides: tuple[float, float], ratios: tuple[float, ...], seed: int = 0) -> Tensor:
-    """Return boxes in a picture of 384 x 256, each of nearly one of these ratios of height to width."""
+    """Return boxes in an image of 384 x 256, each of nearly one of these ratios of height to width."""
     random = torch.Generator().manual_seed(seed)
     low, high = map(math.log, sides)
     side = (low + (high - low) * torch.rand(count, generator=random)).exp()

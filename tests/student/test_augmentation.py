@@ -1,4 +1,4 @@
-"""A mirrored picture, its labels and its targets still belong together."""
+"""A mirrored image, its labels and its targets still belong together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datalake.sample import Objects
 from student.augmentation import lit, mirrored_objects, mirrored_target
-from tests.student.students import WIDTH, ColourTeacher, objects_of, picture, sample, samples, targets_of
+from tests.student.students import WIDTH, ColorTeacher, image, objects_of, sample, samples, targets_of
 
 BOXES = st.lists(
     st.tuples(st.integers(0, 47), st.integers(0, 31), st.integers(48, 96), st.integers(32, 64), st.integers(1, 4)),
@@ -39,16 +39,16 @@ def extent(image: Tensor) -> list[int]:
 
 def test_a_mirrored_box_lies_on_the_mirrored_object() -> None:
     objects = objects_of((10, 20, 31, 27, 1, 5.0))
-    image = picture(objects)
-    assert extent(image) == objects.boxes[0].tolist()
-    assert extent(image.flip(-1)) == mirrored_objects(objects, WIDTH).boxes[0].tolist()
+    drawn = image(objects)
+    assert extent(drawn) == objects.boxes[0].tolist()
+    assert extent(drawn.flip(-1)) == mirrored_objects(objects, WIDTH).boxes[0].tolist()
 
 
-def test_a_picture_without_objects_can_be_mirrored() -> None:
+def test_a_image_without_objects_can_be_mirrored() -> None:
     assert mirrored_objects(objects_of(), WIDTH).boxes.shape == (0, 4)
 
 
-def test_the_mirrored_target_is_what_a_teacher_says_of_the_mirrored_picture() -> None:
+def test_the_mirrored_target_is_what_a_teacher_says_of_the_mirrored_image() -> None:
     some = samples(3)
     mirror = torch.tensor([True, False, True])
     turned = [replace(one, image=one.image.flip(-1)) if flip else one for one, flip in zip(some, mirror, strict=True)]
@@ -63,28 +63,28 @@ def test_the_mirrored_target_is_what_a_teacher_says_of_the_mirrored_picture() ->
 
 
 def test_validity_and_confidence_are_mirrored_with_the_values() -> None:
-    target = ColourTeacher().look([sample()], 16, 24)
+    target = ColorTeacher().predict([sample()], 16, 24)
     valid = torch.rand(1, 1, 16, 24, generator=torch.Generator().manual_seed(0)) > 0.5
-    told = replace(target, values=target.values * valid, valid=valid, confidence=valid.float())
-    turned = mirrored_target(told, torch.tensor([True]))
+    predicted = replace(target, values=target.values * valid, valid=valid, confidence=valid.float())
+    turned = mirrored_target(predicted, torch.tensor([True]))
     assert torch.equal(turned.valid, valid.flip(-1))
     assert turned.confidence is not None
     assert torch.equal(turned.confidence, valid.float().flip(-1))
 
 
-def test_light_changes_brightness_and_contrast_of_each_picture() -> None:
-    pictures = 0.25 + 0.25 * torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    bright, hard, same = lit(pictures, torch.tensor([[1.2, 1.0], [1.0, 1.2], [1.0, 1.0]]))
-    assert torch.allclose(bright, 1.2 * pictures[0])
-    assert torch.allclose(hard.mean(), pictures[1].mean())
-    assert torch.allclose(hard.std(), 1.2 * pictures[1].std())
-    assert torch.allclose(same, pictures[2])
+def test_light_changes_brightness_and_contrast_of_each_image() -> None:
+    images = 0.25 + 0.25 * torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    bright, hard, same = lit(images, torch.tensor([[1.2, 1.0], [1.0, 1.2], [1.0, 1.0]]))
+    assert torch.allclose(bright, 1.2 * images[0])
+    assert torch.allclose(hard.mean(), images[1].mean())
+    assert torch.allclose(hard.std(), 1.2 * images[1].std())
+    assert torch.allclose(same, images[2])
 
 
 @pytest.mark.parametrize("light", [0.0, 3.0])
-def test_lit_pictures_stay_within_0_and_1(light: float) -> None:
-    pictures = lit(torch.rand(1, 3, 8, 8), torch.full((1, 2), light))
-    assert 0 <= float(pictures.min()) <= float(pictures.max()) <= 1
+def test_lit_images_stay_within_0_and_1(light: float) -> None:
+    images = lit(torch.rand(1, 3, 8, 8), torch.full((1, 2), light))
+    assert 0 <= float(images.min()) <= float(images.max()) <= 1
 
 
 def test_classes_and_depths_stay_with_their_boxes() -> None:

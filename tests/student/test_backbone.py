@@ -9,7 +9,7 @@ import torch
 
 from student.backbone import Backbone
 from student.config import AnchorShapes, StudentConfig
-from tests.student.students import COLOURS, SHADES, TAUGHT, TINY, build
+from tests.student.students import COLORS, SHADES, TAUGHT, TINY, build
 
 
 @pytest.mark.parametrize("config", [TAUGHT, replace(TAUGHT, stride=8), TINY], ids=["stride 4", "stride 8", "untaught"])
@@ -17,35 +17,35 @@ def test_each_level_is_half_the_one_before(config: StudentConfig) -> None:
     features = Backbone(config)(torch.rand(2, 3, 64, 128))
     sizes = [(64 // config.stride >> level, 128 // config.stride >> level) for level in range(4)]
     assert [level.shape for level in features.pyramid] == [(2, config.width, *size) for size in sizes]
-    assert {name: said.shape for name, said in features.said.items()} == {
+    assert {name: branch_outputs.shape for name, branch_outputs in features.branch_outputs.items()} == {
         spec.name: (2, spec.channels, *sizes[0]) for spec in config.branches
     }
 
 
-def test_the_paper_student_imitates_at_the_resolution_of_the_picture() -> None:
-    config = replace(StudentConfig.paper((COLOURS, SHADES), AnchorShapes()), stages=(8, 8, 8), width=8, branch_width=8)
+def test_the_paper_student_imitates_at_the_resolution_of_the_image() -> None:
+    config = replace(StudentConfig.paper((COLORS, SHADES), AnchorShapes()), stages=(8, 8, 8), width=8, branch_width=8)
     features = Backbone(config)(torch.rand(1, 3, 16, 24))
-    assert [said.shape for said in features.said.values()] == [(1, 3, 16, 24)] * 2
+    assert [branch_outputs.shape for branch_outputs in features.branch_outputs.values()] == [(1, 3, 16, 24)] * 2
     assert [level.shape[2:] for level in features.pyramid] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
 
-@pytest.mark.parametrize("name", ["colours", "shades"])
+@pytest.mark.parametrize("name", ["colors", "shades"])
 def test_every_level_has_heard_what_a_branch_says(name: str) -> None:
     torch.manual_seed(0)
     backbone = Backbone(replace(TAUGHT, feed="imitation"))
-    pictures = torch.rand(1, 3, 64, 96)
-    before = backbone(pictures).pyramid
+    images = torch.rand(1, 3, 64, 96)
+    before = backbone(images).pyramid
     with torch.no_grad():
         backbone.get_parameter(f"branches.{name}.say.weight").mul_(-1)
-    after = backbone(pictures).pyramid
+    after = backbone(images).pyramid
     assert not any(torch.equal(*levels) for levels in zip(before, after, strict=True))
 
 
-def test_a_picture_looks_the_same_in_any_batch() -> None:
+def test_a_image_looks_the_same_in_any_batch() -> None:
     torch.manual_seed(0)
     backbone = Backbone(TAUGHT)
-    pictures = torch.rand(2, 3, 64, 96)
-    together, alone = backbone(pictures), backbone(pictures[1:])
+    images = torch.rand(2, 3, 64, 96)
+    together, alone = backbone(images), backbone(images[1:])
     for both, one in zip(together.pyramid, alone.pyramid, strict=True):
         assert torch.allclose(both[1:], one, atol=1e-4)
 

@@ -13,10 +13,10 @@ from student.config import AnchorShapes, BranchSpec, Feed, StudentConfig
 from tests.student.students import TINY
 
 SPECS = [
-    BranchSpec(name="spvnas", kind="continuous", channels=76),
-    BranchSpec(name="spvcnn", kind="continuous", channels=24),
-    BranchSpec(name="depths", kind="continuous", channels=5),
-    BranchSpec(name="masks", kind="classes", channels=4),
+    BranchSpec(name="spvnas", kind="regression", channels=76),
+    BranchSpec(name="spvcnn", kind="regression", channels=24),
+    BranchSpec(name="depths", kind="regression", channels=5),
+    BranchSpec(name="masks", kind="classification", channels=4),
 ]
 
 
@@ -24,8 +24,8 @@ SPECS = [
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_a_branch_says_what_its_teacher_would_say(spec: BranchSpec, feed: Feed) -> None:
     branch = ImitationBranch(spec, 16, replace(TINY, feed=feed))
-    said, passed = branch(torch.rand(2, 16, 6, 8))
-    assert said.shape == (2, spec.channels, 6, 8)
+    branch_outputs, passed = branch(torch.rand(2, 16, 6, 8))
+    assert branch_outputs.shape == (2, spec.channels, 6, 8)
     assert passed.shape == (2, TINY.branch_width, 6, 8)
 
 
@@ -36,14 +36,14 @@ def test_what_it_says_comes_out_of_a_linear_layer(spec: BranchSpec, preset: str)
     config = TINY if preset == "classroom" else StudentConfig.paper((spec,), AnchorShapes())
     branch = ImitationBranch(spec, 16, config)
     view = torch.rand(1, 16, 6, 8)
-    said, _ = branch(view)
-    assert bool((said < 0).any())
-    assert bool((said > 0).any())
+    branch_outputs, _ = branch(view)
+    assert bool((branch_outputs < 0).any())
+    assert bool((branch_outputs > 0).any())
     # No norm and no ReLU afterwards: the bias moves every answer by what it is itself moved.
     with torch.no_grad():
-        assert branch.say.bias is not None
-        branch.say.bias -= 7
-    assert torch.allclose(branch(view)[0], said - 7, atol=1e-5)
+        assert branch.predictor.bias is not None
+        branch.predictor.bias -= 7
+    assert torch.allclose(branch(view)[0], branch_outputs - 7, atol=1e-5)
 
 
 @pytest.mark.parametrize("feed", get_args(Feed))
@@ -53,7 +53,7 @@ def test_the_detector_hears_of_a_branch_what_the_feed_lets_through(feed: Feed) -
     view = torch.rand(1, 16, 6, 8)
     _, passed = branch(view)
     with torch.no_grad():
-        branch.say.weight.mul_(-1)
+        branch.predictor.weight.mul_(-1)
     assert torch.equal(branch(view)[1], passed) == (feed == "hidden")
 
 
@@ -63,8 +63,8 @@ def test_classes_are_passed_on_as_probabilities_whatever_the_logits() -> None:
     view = torch.rand(1, 16, 6, 8)
     _, passed = branch(view)
     with torch.no_grad():
-        assert branch.say.bias is not None
-        branch.say.bias += 100
+        assert branch.predictor.bias is not None
+        branch.predictor.bias += 100
     assert torch.allclose(branch(view)[1], passed, atol=1e-4)
 
 

@@ -24,7 +24,7 @@ FOUR_LEVELS = AnchorShapes()
         (StudentConfig.paper((), FOUR_LEVELS), (256, 384)),
     ],
 )
-def test_the_grid_is_the_picture_over_the_stride(config: StudentConfig, grid: tuple[int, int]) -> None:
+def test_the_grid_is_the_image_over_the_stride(config: StudentConfig, grid: tuple[int, int]) -> None:
     assert config.grid(256, 384) == grid
 
 
@@ -37,8 +37,8 @@ def test_the_grid_is_the_picture_over_the_stride(config: StudentConfig, grid: tu
         (StudentConfig.paper((), FOUR_LEVELS), (256, 388)),
     ],
 )
-def test_pictures_that_do_not_divide_are_refused(config: StudentConfig, size: tuple[int, int]) -> None:
-    with pytest.raises(StudentError, match=f"pictures of {size[1]} x {size[0]} pixels do not divide"):
+def test_images_that_do_not_divide_are_refused(config: StudentConfig, size: tuple[int, int]) -> None:
+    with pytest.raises(StudentError, match=f"images of {size[1]} x {size[0]} pixels do not divide"):
         config.grid(*size)
 
 
@@ -66,7 +66,7 @@ def test_json_gives_the_same_configuration() -> None:
         "",
         "[]",
         "{}",
-        json.dumps({**json.loads(TINY.to_json()), "colour": "red"}),
+        json.dumps({**json.loads(TINY.to_json()), "color": "red"}),
         json.dumps({**json.loads(TINY.to_json()), "stride": 5}),
         json.dumps({**json.loads(TINY.to_json()), "anchors": None}),
         json.dumps({**json.loads(TINY.to_json()), "branches": ["spvcnn"]}),
@@ -80,7 +80,7 @@ def test_what_is_no_configuration_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"branches": (BranchSpec(name="one", kind="classes", channels=4),) * 2}, "expected different names"),
+        ({"branches": (BranchSpec(name="one", kind="classification", channels=4),) * 2}, "expected different names"),
         ({"blocks": (1, 1)}, "expected blocks for each stage"),
         ({"stride": 2}, "expected stride 4 or 8"),
         ({"preset": "paper"}, "keeps stride 1"),
@@ -110,4 +110,4 @@ def test_anchors_have_positive_shapes_as_many_on_each_level(anchors: dict[str, o
 
 def test_a_branch_cannot_have_a_name_that_torch_needs() -> None:
     with pytest.raises(StudentError, match="'train' is a name that torch needs"):
-        StudentConfig(branches=(BranchSpec(name="train", kind="classes", channels=4),))
+        StudentConfig(branches=(BranchSpec(name="train", kind="classification", channels=4),))

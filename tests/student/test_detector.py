@@ -17,25 +17,25 @@ from tests.student.students import HEIGHT, TAUGHT, TINY, WIDTH, build, generator
 DETECTION = ("objectness", "rpn_box", "classification", "box", "depth")
 
 
-def losses(student: Student, pictures: Tensor, labels: list[Objects], first: int = 0) -> dict[str, Tensor]:
-    """Return the losses of pictures that stand at `first` and behind it in the whole batch."""
+def losses(student: Student, images: Tensor, labels: list[Objects], first: int = 0) -> dict[str, Tensor]:
+    """Return the losses of images that stand at `first` and behind it in the whole batch."""
     drawn = generators(first + len(labels))[first:]
-    return student.detection_output(student.features(pictures), (HEIGHT, WIDTH), labels, drawn).losses
+    return student.detection_output(student.features(images), (HEIGHT, WIDTH), labels, drawn).losses
 
 
 @pytest.mark.parametrize("config", [TAUGHT, replace(TAUGHT, stride=8)], ids=["stride 4", "stride 8"])
 def test_losses_do_not_depend_on_how_a_batch_is_cut(config: StudentConfig) -> None:
     student = build(config)
     some = samples(3)
-    # Pictures that differ in how much there is to learn: three objects, none, one of them without a depth.
+    # Images that differ in how much there is to learn: three objects, none, one of them without a depth.
     labels = [some[0].objects, objects_of(), objects_of((10, 10, 30, 30, 1, torch.nan), (40, 30, 60, 50, 2, 9.0))]
     # 96 columns do not divide into the cells of the coarsest level at stride 8, 128 do.
-    pictures = pad(torch.stack([one.image for one in some]), (0, 32))
-    size = (int(pictures.shape[-2]), int(pictures.shape[-1]))
-    whole = student.detection_output(student.features(pictures), size, labels, generators(3)).losses
+    images = pad(torch.stack([one.image for one in some]), (0, 32))
+    size = (int(images.shape[-2]), int(images.shape[-1]))
+    whole = student.detection_output(student.features(images), size, labels, generators(3)).losses
     parts = [
         student.detection_output(
-            student.features(pictures[i : i + 1]), size, labels[i : i + 1], [generators(3)[i]]
+            student.features(images[i : i + 1]), size, labels[i : i + 1], [generators(3)[i]]
         ).losses
         for i in range(3)
     ]
@@ -59,15 +59,15 @@ def test_boxes_without_an_area_teach_nothing() -> None:
     assert beside == without
 
 
-def test_pictures_without_labels_have_no_part_in_the_detection_losses() -> None:
+def test_images_without_labels_have_no_part_in_the_detection_losses() -> None:
     student = build(TAUGHT)
     some = samples(3)
-    pictures = torch.stack([one.image for one in some])
-    alone = losses(student, pictures[:2], [one.objects for one in some[:2]])
-    beside = losses(student, pictures, [one.objects for one in some[:2]])
+    images = torch.stack([one.image for one in some])
+    alone = losses(student, images[:2], [one.objects for one in some[:2]])
+    beside = losses(student, images, [one.objects for one in some[:2]])
     for name, loss in alone.items():
         assert float(beside[name].detach()) == pytest.approx(float(loss.detach()), rel=1e-4)
-    values = pictures.float().div(255).requires_grad_()
+    values = images.float().div(255).requires_grad_()
     torch.stack(list(losses(student, values, [one.objects for one in some[:2]]).values())).sum().backward()
     assert values.grad is not None
     touched = values.grad.abs().sum((1, 2, 3)) > 0
@@ -76,23 +76,23 @@ def test_pictures_without_labels_have_no_part_in_the_detection_losses() -> None:
 
 def test_other_generators_look_at_other_anchors() -> None:
     student, some = build(), samples(1)
-    pictures = torch.stack([one.image for one in some])
-    first, again, other = (losses(student, pictures, [some[0].objects], place) for place in (0, 0, 1))
+    images = torch.stack([one.image for one in some])
+    first, again, other = (losses(student, images, [some[0].objects], place) for place in (0, 0, 1))
     assert torch.equal(first["objectness"], again["objectness"])
     assert not torch.equal(first["objectness"], other["objectness"])
 
 
-def test_whole_and_float_pictures_are_the_same_to_it() -> None:
-    student, pictures = build(TAUGHT), torch.stack([one.image for one in samples(2)])
-    whole, fractions = student.features(pictures), student.features(pictures.float() / 255)
+def test_whole_and_float_images_are_the_same_to_it() -> None:
+    student, images = build(TAUGHT), torch.stack([one.image for one in samples(2)])
+    whole, fractions = student.features(images), student.features(images.float() / 255)
     assert torch.equal(whole.pyramid[0], fractions.pyramid[0])
 
 
-def test_an_answer_is_of_each_picture_and_within_it() -> None:
+def test_an_answer_is_of_each_image_and_within_it() -> None:
     student = build(replace(TAUGHT, min_score=0.0)).eval()
-    answer = student.answer(torch.stack([one.image for one in samples(2)]))
-    assert len(answer.detections) == len(answer.proposals) == 2
-    for found, proposals in zip(answer.detections, answer.proposals, strict=True):
+    prediction = student.predict(torch.stack([one.image for one in samples(2)]))
+    assert len(prediction.detections) == len(prediction.proposals) == 2
+    for found, proposals in zip(prediction.detections, prediction.proposals, strict=True):
         assert 0 < len(found.boxes) <= TAUGHT.detections
         assert 0 < len(proposals) <= TAUGHT.proposals
         for boxes in (found.boxes, proposals):
@@ -102,15 +102,15 @@ def test_an_answer_is_of_each_picture_and_within_it() -> None:
         assert bool((found.classes >= 1).all())
         assert torch.equal(found.scores, found.scores.sort(descending=True).values)
         assert bool(((found.depth_m >= 0) & (found.depth_m <= TAUGHT.max_depth_m)).all())
-    assert {name: said.shape for name, said in answer.said.items()} == {
-        "colours": (2, 3, 16, 24), "shades": (2, 3, 16, 24),
+    assert {name: branch_outputs.shape for name, branch_outputs in prediction.branch_outputs.items()} == {
+        "colors": (2, 3, 16, 24), "shades": (2, 3, 16, 24),
     }  # fmt: skip
 
 
-def test_an_answer_does_not_depend_on_the_other_pictures() -> None:
+def test_an_answer_does_not_depend_on_the_other_images() -> None:
     student = build(replace(TINY, min_score=0.0)).eval()
-    pictures = torch.stack([one.image for one in samples(2)])
-    together, alone = student(pictures)[1], student(pictures[1:])[0]
+    images = torch.stack([one.image for one in samples(2)])
+    together, alone = student(images)[1], student(images[1:])[0]
     assert len(together.boxes) == len(alone.boxes)
     assert torch.allclose(together.scores, alone.scores, atol=1e-5)
 
@@ -120,14 +120,14 @@ def test_a_student_in_training_does_not_answer() -> None:
         build().train()(torch.zeros(1, 3, HEIGHT, WIDTH))
 
 
-def test_pictures_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(StudentError, match="pictures of 100 x 64 pixels do not divide"):
+def test_images_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(StudentError, match="images of 100 x 64 pixels do not divide"):
         build().features(torch.zeros(1, 3, 64, 100))
 
 
 def test_detection_cannot_be_learned_from_nothing() -> None:
     student = build()
-    with pytest.raises(StudentError, match="expected at least one labelled picture"):
+    with pytest.raises(StudentError, match="expected at least one labelled image"):
         losses(student, torch.zeros(1, 3, HEIGHT, WIDTH), [])
 
 
@@ -143,7 +143,7 @@ def test_layers_inside_a_student_are_hidden(name: str) -> None:
     "name",
     [
         "backbone.trunk.stem.0.0.weight",
-        "backbone.branches.colours.say.weight",
+        "backbone.branches.colors.predictor.weight",
         "rpn.head.cls_logits.weight",
         "rpn.head.conv.0.0.weight",
         "heads.box_predictor.cls_score.weight",
@@ -151,6 +151,6 @@ def test_layers_inside_a_student_are_hidden(name: str) -> None:
         "backbone.fuse.1.weight",
     ],
 )
-def test_layers_that_face_pictures_or_answers_and_norms_are_not(name: str) -> None:
+def test_layers_that_face_images_or_answers_and_norms_are_not(name: str) -> None:
     student = build(TAUGHT)
     assert all(weight is not student.get_parameter(name) for weight in student.hidden_weights())

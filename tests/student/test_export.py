@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from student.config import AnchorShapes, StudentConfig, StudentError
-from student.detector import Answer, Student
+from student.detector import Prediction, Student
 from student.export import (
     PROGRAM_FILE,
     WEIGHTS_FILE,
@@ -26,7 +26,7 @@ from student.export import (
     load_exported,
     load_program,
 )
-from student.program import DetectionProgram
+from student.export_module import ExportableDetector
 from tests.student.students import HEIGHT, TAUGHT, TINY, WIDTH, build, samples
 from training.run_dir import RunDir
 
@@ -53,7 +53,7 @@ for package in ("student", "teachers", "datalake", "pipelines"):
 import torch, torchvision
 about = {"about.json": ""}
 program = torch.export.load("student.pt2", extra_files=about).module()
-torch.save([list(program(picture[None])) for picture in torch.load("pictures.pt")], "found.pt")
+torch.save([list(program(image[None])) for image in torch.load("images.pt")], "found.pt")
 print(about["about.json"])
 """
 
@@ -75,28 +75,28 @@ def test_the_program_finds_what_the_student_finds(student: Student, exported: tu
     folder, check = exported
     others = [sample.image for sample in samples(9)[5:]]
     again = compare(student, load_program(str(folder)), others)
-    assert (check.pictures, again.pictures) == (5, 4)
+    assert (check.images, again.images) == (5, 4)
     # A student that has learned nothing finds something nearly everywhere.
     assert min(check.detections, again.detections) > 100
     found = sum(len(detections.classes) for detections in student(torch.stack(PICTURES)))
-    assert check.figures()["export/detections"] == found
+    assert check.metrics()["export/detections"] == found
 
 
 def test_the_program_runs_where_our_package_is_not(
     student: Student, exported: tuple[Path, ExportCheck], tmp_path: Path
 ) -> None:
     (tmp_path / PROGRAM_FILE).write_bytes((exported[0] / PROGRAM_FILE).read_bytes())
-    torch.save(PICTURES, tmp_path / "pictures.pt")
+    torch.save(PICTURES, tmp_path / "images.pt")
     done = subprocess.run(
         [sys.executable, "-I", "-c", ALONE], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    for picture, found in zip(PICTURES, torch.load(tmp_path / "found.pt"), strict=True):
-        (own,) = student(picture[None])
-        for told, truth in zip(found, (own.boxes, own.classes, own.scores, own.depth_m), strict=True):
-            torch.testing.assert_close(told, truth, rtol=0, atol=1e-3)
+    for image, found in zip(PICTURES, torch.load(tmp_path / "found.pt"), strict=True):
+        (own,) = student(image[None])
+        for predicted, truth in zip(found, (own.boxes, own.classes, own.scores, own.depth_m), strict=True):
+            torch.testing.assert_close(predicted, truth, rtol=0, atol=1e-3)
     about = json.loads(done.stdout)
-    assert about["input"] == f"RGB picture, uint8 [1, 3, {HEIGHT}, {WIDTH}]"
+    assert about["input"] == f"RGB image, uint8 [1, 3, {HEIGHT}, {WIDTH}]"
     assert about["classes"][1] == "VEHICLE"
 
 
@@ -144,7 +144,7 @@ def test_dropping_late_gives_what_dropping_early_gives(config: StudentConfig, mo
     for layer in (student.rpn.head.cls_logits, student.heads.box_predictor.cls_score):
         # Before training all scores are alike, and rounding decides which of them are the best.
         layer.weight.data *= 50
-    check = compare(student, DetectionProgram(student, (HEIGHT, WIDTH)).eval(), PICTURES)
+    check = compare(student, ExportableDetector(student, (HEIGHT, WIDTH)).eval(), PICTURES)
     assert 0 < check.detections <= most * len(PICTURES)
     assert max(check.box_px, check.score, check.depth_m) < 1e-4
 
@@ -181,11 +181,11 @@ def test_a_student_on_its_way_elsewhere_is_left_as_it_was() -> None:
 class Crooked(Student):
     """Says something else than its heads do."""
 
-    def answer(self, pictures: Tensor) -> Answer:
-        answer = super().answer(pictures)
-        for found in answer.detections:
+    def predict(self, images: Tensor) -> Prediction:
+        prediction = super().predict(images)
+        for found in prediction.detections:
             found.boxes.add_(0.01)
-        return answer
+        return prediction
 
 
 def test_a_program_that_finds_something_else_is_not_written(tmp_path: Path) -> None:
@@ -213,21 +213,21 @@ Told = tuple[Tensor, Tensor, Tensor, Tensor]
 def test_a_program_that_says_one_thing_otherwise_is_found_out(
     student: Student, change: Callable[[Tensor, Tensor, Tensor, Tensor], Told], message: str
 ) -> None:
-    program = DetectionProgram(student, (HEIGHT, WIDTH)).eval()
+    program = ExportableDetector(student, (HEIGHT, WIDTH)).eval()
     with pytest.raises(StudentError, match=message):
-        compare(student, lambda picture: change(*program(picture)), PICTURES)
+        compare(student, lambda image: change(*program(image)), PICTURES)
 
 
 def test_another_students_program_is_told_apart(student: Student) -> None:
-    other = DetectionProgram(build(TAUGHT, seed=1).eval(), (HEIGHT, WIDTH)).eval()
+    other = ExportableDetector(build(TAUGHT, seed=1).eval(), (HEIGHT, WIDTH)).eval()
     with pytest.raises(StudentError, match="the exported program"):
         compare(student, other, PICTURES)
 
 
-def test_pictures_must_divide_into_cells(student: Student, tmp_path: Path) -> None:
-    with pytest.raises(StudentError, match="pictures of 90 x 60 pixels do not divide into cells of 32"):
+def test_images_must_divide_into_cells(student: Student, tmp_path: Path) -> None:
+    with pytest.raises(StudentError, match="images of 90 x 60 pixels do not divide into cells of 32"):
         export_student(student, str(tmp_path), [torch.zeros(3, 60, 90, dtype=torch.uint8)])
-    with pytest.raises(StudentError, match="at least one picture"):
+    with pytest.raises(StudentError, match="at least one image"):
         export_student(student, str(tmp_path), [])
 
 
@@ -240,7 +240,7 @@ def test_pictures_must_divide_into_cells(student: Student, tmp_path: Path) -> No
         ({}, "the metadata have no student's configuration"),
         (
             {"config": TINY.to_json()},
-            "the weights do not fit the configuration beside them: .*backbone.branches.colours",
+            "the weights do not fit the configuration beside them: .*backbone.branches.colors",
         ),
         ({"config": "{}"}, "not a student's configuration"),
     ],

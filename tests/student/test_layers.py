@@ -19,11 +19,11 @@ def test_every_number_of_channels_has_groups(channels: int, groups: int) -> None
 
 
 @pytest.mark.parametrize(("norm", "alone"), [("group", True), ("batch", False)])
-def test_group_norms_see_one_picture_and_batch_norms_all(norm: Norm, alone: bool) -> None:
+def test_group_norms_see_one_image_and_batch_norms_all(norm: Norm, alone: bool) -> None:
     torch.manual_seed(0)
     block = ResidualBlock(8, 16, norm=norm)
-    pictures = torch.rand(2, 8, 6, 6)
-    together, by_itself = block(pictures)[:1], block(pictures[:1])
+    images = torch.rand(2, 8, 6, 6)
+    together, by_itself = block(images)[:1], block(images[:1])
     assert torch.allclose(together, by_itself, atol=1e-5) == alone
 
 

@@ -24,10 +24,10 @@ def pyramid(stride: int, levels: int) -> list[Tensor]:
 def boxes_of_all_sizes() -> Tensor:
     """Return boxes [2, 60, 4] within the images, some on their edges, thin ones, and places without a box."""
     random = torch.Generator().manual_seed(1)
-    centres = torch.rand(2, 60, 2, generator=random) * torch.tensor([WIDTH, HEIGHT])
+    centers = torch.rand(2, 60, 2, generator=random) * torch.tensor([WIDTH, HEIGHT])
     halves = torch.exp(5.5 * torch.rand(2, 60, 2, generator=random)) / 2
     limits = torch.tensor([WIDTH, HEIGHT]).float()
-    boxes = torch.cat([(centres - halves).clamp(min=0), torch.minimum(centres + halves, limits)], 2)
+    boxes = torch.cat([(centers - halves).clamp(min=0), torch.minimum(centers + halves, limits)], 2)
     boxes[:, :3] = 0
     boxes[:, 3] = torch.tensor([WIDTH - 0.5, 0, WIDTH, HEIGHT])
     boxes[:, 4] = torch.tensor([0, HEIGHT - 0.5, WIDTH, HEIGHT])

@@ -1,4 +1,4 @@
-"""How much of a picture a cell sees, and on which grid."""
+"""How much of an image a cell sees, and on which grid."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def test_the_paper_trunk_keeps_the_resolution() -> None:
 
 
 def seen_px(config: StudentConfig) -> tuple[int, int]:
-    """Return how high and wide the part of a picture is that decides about the cell in its middle."""
+    """Return how high and wide the part of an image is that decides about the cell in its middle."""
     torch.manual_seed(0)
-    # A group norm looks at the whole picture; what layers see is what batch norms, at rest, leave.
+    # A group norm looks at the whole image; what layers see is what batch norms, at rest, leave.
     trunk = build_trunk(replace(config, norm="batch")).eval()
     side = 384 if config.preset == "classroom" else 96
-    picture = torch.rand(1, 3, side, side, requires_grad=True)
-    fine = trunk(picture).fine
+    image = torch.rand(1, 3, side, side, requires_grad=True)
+    fine = trunk(image).fine
     fine[0, :, fine.shape[2] // 2, fine.shape[3] // 2].sum().backward()
-    assert picture.grad is not None
-    touched = picture.grad[0].abs().sum(0) > 0
+    assert image.grad is not None
+    touched = image.grad[0].abs().sum(0) > 0
     rows, columns = touched.any(1).nonzero(), touched.any(0).nonzero()
     return int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1
 

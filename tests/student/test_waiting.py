@@ -20,9 +20,9 @@ from datalake.sample import Objects
 from student import detector
 from student.config import StudentConfig
 from student.detector import Student
-from student.heads import Found
 from student.labels import Labels
-from student.trunk import View
+from student.roi_heads import Found
+from student.trunk import TrunkFeatures
 from tests.student.students import HEIGHT, TAUGHT, WIDTH, generators, objects_of
 
 GPU = torch.device("cuda", 0)
@@ -47,7 +47,7 @@ class Copies(TorchDispatchMode):
 
 @dataclass
 class FakeGpu:
-    """Students and pictures on a GPU that is not there; `waits` counts how often somebody looks at a value."""
+    """Students and images on a GPU that is not there; `waits` counts how often somebody looks at a value."""
 
     mode: FakeTensorMode
     waits: list[str] = field(default_factory=list)
@@ -56,14 +56,14 @@ class FakeGpu:
         with self.mode, GPU:
             return Student(config).train()
 
-    def pictures(self, count: int) -> Tensor:
+    def images(self, count: int) -> Tensor:
         with self.mode:
             return torch.empty(count, 3, HEIGHT, WIDTH, dtype=torch.uint8, device=GPU)
 
     def losses(self, student: Student, count: int) -> tuple[dict[str, Tensor], list[tuple[int, ...]]]:
-        """Return the losses of so many pictures, and the shapes of what was copied from device to device."""
+        """Return the losses of so many images, and the shapes of what was copied from device to device."""
         with self.mode, Copies() as copies:
-            features = student.features(self.pictures(count))
+            features = student.features(self.images(count))
             labels = [objects_of((10, 10, 34, 28, 1, 20.0)), objects_of()] * (count // 2)
             return student.detection_output(features, SIZE, labels, generators(count)).losses, copies.shapes
 
@@ -115,7 +115,7 @@ def test_after_the_first_step_nothing_but_labels_and_keys_is_copied_to_a_gpu(gpu
 def test_what_is_found_lies_on_a_gpu_in_shapes_that_are_known_before(gpu: FakeGpu) -> None:
     student = gpu.student(TAUGHT).eval()
     with gpu.mode, torch.no_grad():
-        levels = student.features(gpu.pictures(3)).pyramid
+        levels = student.features(gpu.images(3)).pyramid
         objectness, deltas = student.rpn(levels)
         proposals = student.rpn.propose(objectness, deltas, student.rpn.anchors(levels, SIZE), levels, SIZE)
         found: Found = student.heads.find(levels, proposals, SIZE)
@@ -131,8 +131,8 @@ def test_under_autocast_on_a_gpu_activations_stay_bfloat16(gpu: FakeGpu) -> None
     torch.set_autocast_dtype("cuda", torch.bfloat16)
     try:
         with gpu.mode:
-            pictures = torch.empty(1, 3, HEIGHT, WIDTH, device=GPU)
-            view: View = student.backbone.trunk(pictures)
+            images = torch.empty(1, 3, HEIGHT, WIDTH, device=GPU)
+            view: TrunkFeatures = student.backbone.trunk(images)
     finally:
         torch.set_autocast_enabled("cuda", was)
     assert {view.fine.dtype, *(one.dtype for one in view.coarse)} == {torch.bfloat16}

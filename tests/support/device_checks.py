@@ -120,8 +120,8 @@ def lidar_teacher(
 ) -> list[Check]:
     """The lidar teacher's answers on the device against the CPU's."""
     with exact_float32():
-        ours = _to_cpu(open_teacher(url, device, backend).look(samples, *grid))
-    theirs = open_teacher(url, "cpu", "plain").look(samples, *grid)
+        ours = _to_cpu(open_teacher(url, device, backend).predict(samples, *grid))
+    theirs = open_teacher(url, "cpu", "plain").predict(samples, *grid)
     return [
         Check(
             name=f"lidar cells valid on one side only, {backend}",
@@ -141,7 +141,7 @@ def backends_agree(
     checks = []
     with exact_float32():
         for clouds in sorted({min(count, len(samples)) for count in (2, 8, 16)}):
-            ours, theirs = (one.look(samples[:clouds], *grid).values for one in (asked, plain))
+            ours, theirs = (one.predict(samples[:clouds], *grid).values for one in (asked, plain))
             # torchsparse multiplies float32 in TF32 whatever is asked.
             checks.append(
                 Check(name=f"{backend} against plain, {clouds} clouds", value=relative(ours, theirs), most=3e-3)
@@ -152,8 +152,8 @@ def backends_agree(
 def mask_teacher(url: str, samples: Sequence[Sample], grid: tuple[int, int], device: torch.device) -> list[Check]:
     """The mask teacher's classes on the device against the CPU's."""
     with exact_float32():
-        ours = _to_cpu(open_teacher(url, device).look(samples, *grid))
-    theirs = open_teacher(url, "cpu").look(samples, *grid)
+        ours = _to_cpu(open_teacher(url, device).predict(samples, *grid))
+    theirs = open_teacher(url, "cpu").predict(samples, *grid)
     equal = float((ours.values == theirs.values).float().mean())
     objects = float((theirs.values > 0).float().mean())
     return [Check(name="mask cells alike", value=equal, least=0.999, note=f"{objects:.1%} of the cells are objects")]
@@ -281,12 +281,12 @@ def exported_program(
     objective = build_objective(config)
     train_in_memory(objective, samples, folder / "run", device, batch=min(4, len(samples)), steps=steps)
     student = objective.student.eval()
-    pictures = [sample.image for sample in samples[:4]]
+    images = [sample.image for sample in samples[:4]]
     try:
-        on_cpu = export_student(student, str(folder / "export"), pictures)
+        on_cpu = export_student(student, str(folder / "export"), images)
         program = load_program(str(folder / "export"), device)
         with exact_float32():
-            moved = compare(student.to(device), program, [picture.to(device) for picture in pictures])
+            moved = compare(student.to(device), program, [image.to(device) for image in images])
     except StudentError as error:
         return [Check(name="exported program", value=math.nan, note=str(error))]
     return [

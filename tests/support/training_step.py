@@ -17,18 +17,18 @@ from torch import Tensor
 from datalake.lake import Lake
 from datalake.loader import SampleStream
 from datalake.sample import Sample
-from pipelines.curriculum import Frames
+from pipelines.data import Frames
 from student.config import BranchSpec, StudentConfig
 from student.detector import Student
 from student.distillation.batch import DetectionBatch
 from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.objective import DetectionObjective, LossWeights
 from student.layers import memory_format
-from student.proposals import Proposals
+from student.rpn import Proposals
 from teachers.card import read_card
-from teachers.classroom import Classroom, LocalClassroom
 from teachers.lidar import ARCHITECTURE, SpvnasTeacher
 from teachers.load import load_teacher
+from teachers.pool import LocalPool, TeacherPool
 from teachers.sparse.choice import BackendName
 from teachers.target import Target
 from training.distributed import Distributed
@@ -71,23 +71,23 @@ class _Renamed:
     def __init__(self, name: str, teacher: Any) -> None:
         self.card, self._teacher = replace(teacher.card, name=name), teacher
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-        target: Target = self._teacher.look(samples, height, width)
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+        target: Target = self._teacher.predict(samples, height, width)
         return target
 
 
 def open_pool(
     teachers: Mapping[str, str], grid: tuple[int, int], device: torch.device, backend: BackendName = "auto"
-) -> Classroom:
+) -> TeacherPool:
     """Return the teachers, name -> folder, in this process."""
     named = [_Renamed(name, open_teacher(url, device, backend)) for name, url in teachers.items()]
-    return LocalClassroom(named, grid, device=device)
+    return LocalPool(named, grid, device=device)
 
 
 class KeptAnswers:
     """In a pool's place: the answers to batches that were asked before, already on the device."""
 
-    def __init__(self, pool: Classroom, batches: Sequence[Sequence[Sample]]) -> None:
+    def __init__(self, pool: TeacherPool, batches: Sequence[Sequence[Sample]]) -> None:
         self._targets = {batch[0].key: targets for batch, targets in pool.follow(batches)}
 
     def teach(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, dict[str, Target]]]:
@@ -96,7 +96,7 @@ class KeptAnswers:
             yield batch, self._targets[batch.samples[0].key]
 
 
-def targets_of(pool: Classroom, samples: Sequence[Sample]) -> dict[str, Target]:
+def targets_of(pool: TeacherPool, samples: Sequence[Sample]) -> dict[str, Target]:
     """Return what the pool's teachers say of the samples."""
     ((_, targets),) = pool.follow([samples])
     return targets
@@ -105,7 +105,7 @@ def targets_of(pool: Classroom, samples: Sequence[Sample]) -> dict[str, Target]:
 def build_objective(config: StudentConfig, seed: int = 0) -> DetectionObjective:
     """Return an untrained student with its losses, always the same, on the CPU."""
     torch.manual_seed(seed)
-    shares = {spec.name: torch.ones(spec.channels) for spec in config.branches if spec.kind == "classes"}
+    shares = {spec.name: torch.ones(spec.channels) for spec in config.branches if spec.kind == "classification"}
     return DetectionObjective(Student(config), LossWeights(), {"imitation": Imitation(ImitationConfig(), shares)})
 
 
@@ -178,7 +178,7 @@ def train_in_memory(
     batch: int,
     steps: int,
     precision: Precision = "float32",
-    pool: Classroom | KeptAnswers | None = None,
+    pool: TeacherPool | KeptAnswers | None = None,
     muon: float = 2.0,
     checkpoint_every: int = 1 << 30,
     on_step: OnStep = lambda _step, _values: None,

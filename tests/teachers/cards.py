@@ -19,7 +19,7 @@ def lidar_card(statistics: ChannelStatistics | None = None) -> TeacherCard:
     """Return the card of `small_network`, whose 19 classes we call by Waymo's names."""
     return TeacherCard(
         name="lidar",
-        kind="continuous",
+        kind="regression",
         architecture=ARCHITECTURE,
         options=network_options(CONFIG),
         channels=CONFIG.feature_width,

@@ -15,11 +15,11 @@ SMALL_MASKS = MaskRcnnConfig(min_size=64, max_size=96, score=0.0, detections=5)
 
 
 def mask_folder(folder: Path, seed: int = 0) -> str:
-    """Write a mask teacher for pictures of 96 x 64 into a folder; return its URL."""
+    """Write a mask teacher for images of 96 x 64 into a folder; return its URL."""
     torch.manual_seed(seed)
     card = TeacherCard(
         name="mask_rcnn",
-        kind="classes",
+        kind="classification",
         architecture=ARCHITECTURE,
         options=SMALL_MASKS.to_options(),
         channels=len(MASK_CLASSES),

@@ -1,4 +1,4 @@
-"""The boxes of all pictures at once are those that torchvision finds in one after the other."""
+"""The boxes of all images at once are those that torchvision finds in one after the other."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def networks() -> tuple[MaskRCNN, MaskRCNN]:
 
 @pytest.mark.parametrize("most", [60, 12])
 @pytest.mark.parametrize("seed", range(2))
-def test_detections_are_those_of_one_picture_after_the_other(
+def test_detections_are_those_of_one_image_after_the_other(
     networks: tuple[MaskRCNN, MaskRCNN], seed: int, most: int
 ) -> None:
     for network in networks:
         network.roi_heads.detections_per_img = most
     random = torch.Generator().manual_seed(seed)
     # Of two sizes, so that some are padded.
-    pictures = [torch.rand(3, 64, width, generator=random) for width in (96, 80, 96, 96)]
+    images = [torch.rand(3, 64, width, generator=random) for width in (96, 80, 96, 96)]
     with torch.no_grad():
-        theirs, ours = (network(pictures) for network in networks)
+        theirs, ours = (network(images) for network in networks)
     counts = [len(found["scores"]) for found in theirs]
     assert counts == [12] * 4 if most == 12 else len(set(counts)) > 1
     for left, right in zip(ours, theirs, strict=True):
@@ -47,7 +47,7 @@ def test_detections_are_those_of_one_picture_after_the_other(
             torch.testing.assert_close(left[name], right[name])
 
 
-def test_pictures_in_which_nothing_is_found_have_no_detections(networks: tuple[MaskRCNN, MaskRCNN]) -> None:
+def test_images_in_which_nothing_is_found_have_no_detections(networks: tuple[MaskRCNN, MaskRCNN]) -> None:
     sure = deepcopy(networks[1])
     sure.roi_heads.score_thresh = 1.1
     with torch.no_grad():

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from datalake.commit import LakeError
+from datalake.derived_table import open_derived_table
 from datalake.lake import Lake, open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
-from datalake.side_table import open_side_table
 from teachers.cached import CachedTeacher, cache_segment, origin_of, table_name
 from teachers.card import TeacherCard, TeacherError
 from teachers.classes import MASK_CLASSES
-from teachers.classroom import LocalClassroom
 from teachers.mask_rcnn import MaskRcnnTeacher
+from teachers.pool import LocalPool
 from teachers.target import Target
 from teachers.teacher import Teacher
 from tests.drives import DRIVE_CAMERAS
@@ -32,7 +32,7 @@ from tests.teachers.masks import mask_folder
 GRID, IMAGE_SIZE = (16, 24), (96, 64)
 CARD = TeacherCard(
     name="patchy",
-    kind="classes",
+    kind="classification",
     architecture="patchy",
     options={"share": (0.5, 0.25)},
     channels=len(MASK_CLASSES),
@@ -43,12 +43,12 @@ CARD = TeacherCard(
 
 @dataclass(frozen=True)
 class PatchyTeacher:
-    """Says something else of every picture, and of half of the cells nothing."""
+    """Says something else of every image, and of half of the cells nothing."""
 
     card: TeacherCard = CARD
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-        """Return classes that only the picture's key decides."""
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+        """Return classes that only the image's key decides."""
         cells = 1, height, width
         valid, values = [], []
         for sample in samples:
@@ -83,7 +83,7 @@ def masks(tmp_path_factory: pytest.TempPathFactory) -> MaskRcnnTeacher:
 
 @pytest.fixture(scope="module")
 def mask_lake(drive_url: str, masks: MaskRcnnTeacher, tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """The lake of six pictures with that teacher's answers. Read only."""
+    """The lake of six images with that teacher's answers. Read only."""
     url = str(tmp_path_factory.mktemp("cached") / "lake")
     shutil.copytree(drive_url, url)
     cache(open_lake(url), masks, "mask_rcnn")
@@ -99,7 +99,7 @@ def patchy_lake(drive_lake: Lake, tmp_path: Path) -> Lake:
 
 @pytest.fixture(scope="module")
 def patchy_samples(drive_lake: Lake) -> list[Sample]:
-    """The pictures of that lake."""
+    """The images of that lake."""
     config = LoaderConfig(cameras=DRIVE_CAMERAS, points=False, shuffle=False, global_batch=1)
     return list(SampleStream(drive_lake, config))
 
@@ -110,7 +110,7 @@ def test_a_student_is_told_the_same_from_the_cache_bit_for_bit(
     cached = CachedTeacher.open(mask_lake, "train", masks.card)
     told = []
     for teacher in (masks, cached):
-        room = LocalClassroom([teacher], GRID)
+        room = LocalPool([teacher], GRID)
         told.append(room.collect(room.submit(drive_samples))["mask_rcnn"])
     assert told[0].values.unique().numel() > 1
     assert told[0].confidence is not None
@@ -123,22 +123,22 @@ def test_cells_without_an_answer_and_no_confidence_stay_so_in_any_order(
     teacher = PatchyTeacher()
     cached = cache(patchy_lake, teacher, "patchy")
     shuffled = random.Random(0).sample(patchy_samples, len(patchy_samples))
-    assert_equal(cached.look(shuffled, *GRID), teacher.look(shuffled, *GRID))
+    assert_equal(cached.predict(shuffled, *GRID), teacher.predict(shuffled, *GRID))
 
 
 def test_what_is_no_longer_kept_in_memory_is_read_again(
     patchy_lake: Lake, patchy_samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("teachers.cached._KEPT", 2)
-    monkeypatch.setattr("datalake.side_table._OPEN_FILES", 1)
+    monkeypatch.setattr("datalake.derived_table._OPEN_FILES", 1)
     teacher = PatchyTeacher()
     cached = cache(patchy_lake, teacher, "patchy")
     twice = patchy_samples[::5] * 2
-    assert_equal(cached.look(twice, *GRID), teacher.look(twice, *GRID))
+    assert_equal(cached.predict(twice, *GRID), teacher.predict(twice, *GRID))
 
 
-def test_one_row_for_each_picture_with_the_grid(mask_lake: Lake, masks: MaskRcnnTeacher) -> None:
-    table = open_side_table(mask_lake, table_name("mask_rcnn"), "train", masks.card.weights_sha256)
+def test_one_row_for_each_image_with_the_grid(mask_lake: Lake, masks: MaskRcnnTeacher) -> None:
+    table = open_derived_table(mask_lake, table_name("mask_rcnn"), "train", masks.card.weights_sha256)
     rows = table.dataset().to_table().to_pylist()
     found = [(row["height"], row["width"], len(row["class"]), len(row["confidence"])) for row in rows]
     assert found == [(16, 24, 384, 384)] * 6
@@ -167,26 +167,26 @@ def test_a_continuous_teacher_is_too_large() -> None:
         origin_of(lidar_card(), "lidar", GRID, IMAGE_SIZE)
 
 
-def test_a_picture_that_is_not_cached_is_named(
+def test_a_image_that_is_not_cached_is_named(
     mask_lake: Lake, masks: MaskRcnnTeacher, drive_samples: list[Sample]
 ) -> None:
     cached = CachedTeacher.open(mask_lake, "train", masks.card)
     for change in ({"segment": "elsewhere"}, {"timestamp_us": 1}, {"camera": "SIDE_LEFT"}):
         sample = replace(drive_samples[0], key=replace(drive_samples[0].key, **change))
         with pytest.raises(TeacherError, match=f"{next(iter(change.values()))}.* is not cached"):
-            cached.look([sample], *GRID)
+            cached.predict([sample], *GRID)
 
 
 def test_another_grid_is_refused(mask_lake: Lake, masks: MaskRcnnTeacher, drive_samples: list[Sample]) -> None:
     cached = CachedTeacher.open(mask_lake, "train", masks.card)
     with pytest.raises(TeacherError, match="cached on a grid of 16 x 24 cells, asked for 8 x 12"):
-        cached.look(drive_samples, 8, 12)
+        cached.predict(drive_samples, 8, 12)
 
 
-def test_pictures_of_another_size_are_refused(
+def test_images_of_another_size_are_refused(
     mask_lake: Lake, masks: MaskRcnnTeacher, drive_samples: list[Sample]
 ) -> None:
     cached = CachedTeacher.open(mask_lake, "train", masks.card)
     smaller = replace(drive_samples[0], image=drive_samples[0].image[:, ::2, ::2])
-    with pytest.raises(TeacherError, match="cached from pictures of 96 x 64 pixels, got one of 48 x 32"):
-        cached.look([smaller], *GRID)
+    with pytest.raises(TeacherError, match="cached from images of 96 x 64 pixels, got one of 48 x 32"):
+        cached.predict([smaller], *GRID)

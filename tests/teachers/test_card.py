@@ -31,7 +31,7 @@ def write(url: str) -> TeacherCard:
     """Write a folder with `STATE`; return its card."""
     card = replace(
         lidar_card(ChannelStatistics(mean=(0.25,) * 12, variance=(1.5,) * 12)),
-        figures={"mIoU": 0.5, "trivial/mIoU": 0.1},
+        metrics={"mIoU": 0.5, "trivial/mIoU": 0.1},
         versions={"torch": "2"},
         weights_sha256=write_weights(url, STATE),
     )
@@ -84,17 +84,17 @@ def test_damaged_weights_do_not_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda values: values.update(colour="red"), "unknown fields colour"),
+        (lambda values: values.update(color="red"), "unknown fields color"),
         (lambda values: values["data"].update(frames=3), "data: unknown fields frames"),
         (lambda values: values.pop("kind"), "fields are missing: kind"),
         (lambda values: values.update(kind="vague"), "kind: expected one of continuous, classes, got: 'vague'"),
         (lambda values: values.update(card_version=2), "card version 2 found"),
         (lambda values: values.update(channels=11), "expected statistics of 11 channels, got: 12"),
         (lambda values: values.update(channels="twelve"), "card.json: invalid literal"),
-        (lambda values: values.update(figures={"mIoU": "good"}), "could not convert"),
+        (lambda values: values.update(metrics={"mIoU": "good"}), "could not convert"),
         (lambda values: values["statistics"]["variance"].pop(), "12 means but 11 variances"),
         (lambda values: values["statistics"].update(variance=[-1.0] * 12), "variances of at least 0"),
-        (lambda values: values.update(kind="classes", statistics=None), "expected 12 class names, got: 19"),
+        (lambda values: values.update(kind="classification", statistics=None), "expected 12 class names, got: 19"),
     ],
 )
 def test_a_card_that_makes_no_sense_is_refused(

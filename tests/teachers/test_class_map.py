@@ -47,14 +47,14 @@ def test_background_beside_a_faint_mask_is_less_sure() -> None:
     torch.testing.assert_close(found.confidence, torch.tensor([[0.8, 0.6, 1.0]]))
 
 
-def test_pictures_with_fewer_detections_are_filled_up_with_empty_masks() -> None:
+def test_images_with_fewer_detections_are_filled_up_with_empty_masks() -> None:
     random = torch.Generator().manual_seed(0)
     classes = torch.randint(1, 4, (2, 3), generator=random)
     scores = torch.tensor([[0.9, 0.4, 0.4], [0.3, 0.0, 0.0]])
     masks = torch.rand(2, 3, 4, 5, generator=random)
     masks[1, 1:] = 0
     together = class_map(classes, scores, masks)
-    for picture, count in enumerate((3, 1)):
-        alone = class_map(classes[picture, :count], scores[picture, :count], masks[picture, :count])
-        assert torch.equal(together.classes[picture], alone.classes)
-        assert torch.equal(together.confidence[picture], alone.confidence)
+    for image, count in enumerate((3, 1)):
+        alone = class_map(classes[image, :count], scores[image, :count], masks[image, :count])
+        assert torch.equal(together.classes[image], alone.classes)
+        assert torch.equal(together.confidence[image], alone.confidence)

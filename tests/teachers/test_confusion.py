@@ -14,9 +14,9 @@ TRUTH = torch.tensor([0, 0, 0, 0, 1, 1, 2, IGNORED])
 ANSWER = torch.tensor([0, 0, 0, 1, 1, 2, 2, 0])
 
 
-def test_figures_by_hand() -> None:
-    figures = Confusion.of(TRUTH, ANSWER, 4).figures("abcd")
-    assert figures == pytest.approx(
+def test_metrics_by_hand() -> None:
+    metrics = Confusion.of(TRUTH, ANSWER, 4).metrics("abcd")
+    assert metrics == pytest.approx(
         {
             "accuracy": 5 / 7,
             "mIoU": (3 / 4 + 1 / 3 + 1 / 2) / 3,
@@ -38,9 +38,9 @@ def test_parts_add_up_to_the_whole() -> None:
     assert torch.equal(parts.counts, Confusion.of(TRUTH, ANSWER, 4).counts)
 
 
-def test_without_labels_there_are_no_figures() -> None:
+def test_without_labels_there_are_no_metrics() -> None:
     nothing = Confusion.of(torch.full((3,), IGNORED), torch.zeros(3, dtype=torch.int64), 4)
-    assert nothing.figures("abcd") == {}
+    assert nothing.metrics("abcd") == {}
     assert math.isnan(nothing.accuracy())
 
 

@@ -18,7 +18,7 @@ from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import PointPrediction
 from teachers.spvnas.teacher import LidarTeacher
 from teachers.spvnas.voxels import VoxelBatch
-from teachers.statistics import Moments, standardise
+from teachers.statistics import Moments, standardize
 from tests.teachers.cards import CONFIG, lidar_card, lidar_folder, lidar_teacher
 from tests.teachers.spvnas.clouds import small_network
 
@@ -34,7 +34,7 @@ def lidar_of(sample: Sample) -> Lidar:
 def test_a_cell_has_the_feature_of_the_nearest_point_in_it(drive_samples: list[Sample]) -> None:
     sample = drive_samples[0]
     lidar = lidar_of(sample)
-    target = lidar_teacher().look([sample], *GRID)
+    target = lidar_teacher().predict([sample], *GRID)
     (answer,) = LidarTeacher(small_network()).predict([scan_of(lidar)])
     column, row = (lidar.pixel_uv * torch.tensor([[24 / 96], [16 / 64]])).long()
     cells = Counter(zip(row.tolist(), column.tolist(), strict=True))
@@ -55,9 +55,9 @@ def test_each_frame_is_looked_at_once(drive_samples: list[Sample], monkeypatch: 
 
     together = [drive_samples[0], drive_samples[2], drive_samples[1]]
     assert [sample.key.camera for sample in together] == ["FRONT", "FRONT", "FRONT_LEFT"]
-    alone = [lidar_teacher().look([sample], *GRID).values[0] for sample in together]
+    alone = [lidar_teacher().predict([sample], *GRID).values[0] for sample in together]
     monkeypatch.setattr(LidarTeacher, "ask", counted)
-    target = lidar_teacher().look(together, *GRID)
+    target = lidar_teacher().predict(together, *GRID)
     assert asked == [tuple(lidar_of(sample).points.shape[1] for sample in together[:2])]
     assert target.keys == tuple(sample.key for sample in together)
     torch.testing.assert_close(target.values, torch.stack(alone), atol=1e-4, rtol=1e-4)
@@ -86,7 +86,7 @@ def test_points_of_other_lasers_take_no_part(drive_samples: list[Sample]) -> Non
             lidar.pixel_depth_m[kept],
         ),
     )
-    with_others, without = (lidar_teacher().look([each], *GRID) for each in (mixed, alone))
+    with_others, without = (lidar_teacher().predict([each], *GRID) for each in (mixed, alone))
     assert torch.equal(with_others.valid, without.valid)
     assert torch.equal(with_others.values, without.values)
 
@@ -102,21 +102,21 @@ def test_a_frame_without_points_has_no_valid_cell(drive_samples: list[Sample]) -
     )
     for dilate in (False, True):
         teacher = SpvnasTeacher(lidar_card(), small_network(), dilate=dilate)
-        target = teacher.look([replace(drive_samples[0], lidar=empty), drive_samples[2]], *GRID)
+        target = teacher.predict([replace(drive_samples[0], lidar=empty), drive_samples[2]], *GRID)
         assert not target.valid[0].any()
         assert target.valid[1].any()
 
 
 def test_a_sample_loaded_without_points_is_refused(drive_samples: list[Sample]) -> None:
     with pytest.raises(TeacherError, match=r"FRONT.*loaded without points.*use points=True"):
-        lidar_teacher().look([replace(drive_samples[0], lidar=None)], *GRID)
+        lidar_teacher().predict([replace(drive_samples[0], lidar=None)], *GRID)
 
 
-def test_the_cards_statistics_standardise(drive_samples: list[Sample]) -> None:
-    raw = lidar_teacher().look(drive_samples, *GRID)
+def test_the_cards_statistics_standardize(drive_samples: list[Sample]) -> None:
+    raw = lidar_teacher().predict(drive_samples, *GRID)
     statistics = Moments.of_target(raw).statistics()
-    standard = lidar_teacher(statistics).look(drive_samples, *GRID)
-    torch.testing.assert_close(standard.values, standardise(raw, statistics).values)
+    standard = lidar_teacher(statistics).predict(drive_samples, *GRID)
+    torch.testing.assert_close(standard.values, standardize(raw, statistics).values)
     after = Moments.of_target(standard).statistics()
     assert max(map(abs, after.mean)) < 1e-4
 
@@ -132,7 +132,7 @@ def test_labelled_points_are_counted_once_per_frame(drive_samples: list[Sample])
     assert int(one.counts[LIDAR_CLASSES.index("ROAD") - 1].sum()) == int((labels == LIDAR_CLASSES.index("ROAD")).sum())
 
 
-def test_points_without_labels_give_no_figures(drive_samples: list[Sample]) -> None:
+def test_points_without_labels_give_no_metrics(drive_samples: list[Sample]) -> None:
     unlabelled = replace(drive_samples[0], lidar=replace(lidar_of(drive_samples[0]), semantic_class=None))
     assert lidar_teacher().confusion([unlabelled]).total == 0
 
@@ -144,7 +144,7 @@ def test_a_folder_is_all_it_takes(tmp_path: Path, drive_samples: list[Sample]) -
     assert isinstance(teacher, SpvnasTeacher)
     assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
     grid = drive_samples[:1], *GRID
-    assert torch.equal(teacher.look(*grid).values, expected.look(*grid).values)
+    assert torch.equal(teacher.predict(*grid).values, expected.predict(*grid).values)
 
 
 def test_a_folder_whose_weights_are_of_another_network_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def test_it_is_what_pasting_and_resizing_give(seed: int, grid: tuple[int, int], 
     height, width = 40, 61
     masks = torch.rand(5, 28, 28, generator=random)
     corner = torch.rand(5, 2, generator=random) * torch.tensor([width, height])
-    # Some touch the picture's edges, and some are of no size.
+    # Some touch the image's edges, and some are of no size.
     boxes = torch.cat([corner, corner + torch.rand(5, 2, generator=random) * largest], 1)
     boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]).float())
     pasted = paste_masks_in_image(masks[:, None], boxes, (height, width))

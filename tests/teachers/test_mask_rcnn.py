@@ -32,7 +32,7 @@ def mask_card(config: MaskRcnnConfig) -> TeacherCard:
     """Return the card of a network of this configuration."""
     return TeacherCard(
         name="masks",
-        kind="classes",
+        kind="classification",
         architecture=ARCHITECTURE,
         options=config.to_options(),
         channels=4,
@@ -55,9 +55,9 @@ def slim_teacher(**changes: Any) -> MaskRcnnTeacher:
 
 
 class Scripted(nn.Module):
-    """The parts of a Mask R-CNN that always finds the same; it remembers the pictures.
+    """The parts of a Mask R-CNN that always finds the same; it remembers the images.
 
-    found: label, score, rows and columns; where these reach the picture's edge the box reaches a pixel beyond, for
+    found: label, score, rows and columns; where these reach the image's edge the box reaches a pixel beyond, for
         towards the edge of its box a mask fades
     """
 
@@ -66,11 +66,11 @@ class Scripted(nn.Module):
         self.anchor = nn.Parameter(torch.zeros(1))
         self.transform = GeneralizedRCNNTransform(64, 96, [0.0] * 3, [1.0] * 3)
         self.rpn, self.roi_heads = Proposals(), Heads(found)
-        self.pictures = list[Tensor]()
+        self.images = list[Tensor]()
 
-    def backbone(self, pictures: Tensor) -> dict[str, Tensor]:
+    def backbone(self, images: Tensor) -> dict[str, Tensor]:
         """Return no features."""
-        self.pictures += pictures
+        self.images += images
         return {}
 
 
@@ -93,7 +93,7 @@ class Heads(nn.Module):
     def forward(
         self, _features: dict[str, Tensor], _proposals: list[Tensor], sizes: list[tuple[int, int]]
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Return labels, scores, boxes and masks for each picture."""
+        """Return labels, scores, boxes and masks for each image."""
         answers = []
         for height, width in sizes:
             boxes = [
@@ -130,11 +130,11 @@ def test_coco_labels_become_the_lakes_classes_where_they_are(drive_samples: list
             (DOG, 0.95, (lower, right)),
         ]
     )
-    target = teacher.look(drive_samples[:2], 4, 6)
+    target = teacher.predict(drive_samples[:2], 4, 6)
     names = [[MASK_CLASSES[number] for number in row] for row in target.values[0, 0].tolist()]
     assert names[0] == ["PEDESTRIAN"] * 2 + ["BACKGROUND"] * 2 + ["CYCLIST"] * 2
     assert names[3] == ["VEHICLE"] * 2 + ["BACKGROUND"] * 4
-    assert target.kind == "classes"
+    assert target.kind == "classification"
     assert target.valid.all()
     assert target.keys == (drive_samples[0].key, drive_samples[1].key)
     assert target.confidence is not None
@@ -142,28 +142,28 @@ def test_coco_labels_become_the_lakes_classes_where_they_are(drive_samples: list
     torch.testing.assert_close(target.confidence[0, 0, 3], torch.tensor([0.7, 0.7, 1, 1, 1, 1]))
 
 
-def test_the_network_sees_colours_between_0_and_1(drive_samples: list[Sample]) -> None:
+def test_the_network_sees_colors_between_0_and_1(drive_samples: list[Sample]) -> None:
     teacher = scripted_teacher([])
-    teacher.look(drive_samples[:1], 4, 6)
+    teacher.predict(drive_samples[:1], 4, 6)
     network: Any = teacher.network
-    torch.testing.assert_close(network.pictures[0] * 255, drive_samples[0].image.float())
+    torch.testing.assert_close(network.images[0] * 255, drive_samples[0].image.float())
 
 
-def test_a_cell_takes_the_pixel_at_its_centre(drive_samples: list[Sample]) -> None:
-    # Cells are 16 x 16 pixels, their centres at 8, 24 …: a mask up to column 25 has the second cell's, one to 24 not.
+def test_a_cell_takes_the_pixel_at_its_center(drive_samples: list[Sample]) -> None:
+    # Cells are 16 x 16 pixels, their centers at 8, 24 …: a mask up to column 25 has the second cell's, one to 24 not.
     for edge, cells in ((25, [1, 1, 0]), (24, [1, 0, 0])):
         teacher = scripted_teacher([(CAR, 0.9, (slice(None), slice(0, edge)))])
-        assert teacher.look(drive_samples[:1], 4, 6).values[0, 0, 0, :3].tolist() == cells
+        assert teacher.predict(drive_samples[:1], 4, 6).values[0, 0, 0, :3].tolist() == cells
 
 
-def _by_torchvision(network: MaskRCNN, pictures: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return classes and confidence [B, height, width]: torchvision's masks as large as the pictures, then resized.
+def _by_torchvision(network: MaskRCNN, images: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return classes and confidence [B, height, width]: torchvision's masks as large as the images, then resized.
 
     SMALL's network names the classes by their own numbers.
     """
     maps = []
     with torch.no_grad():
-        for found in network.eval()([picture.float() / 255 for picture in pictures]):
+        for found in network.eval()([image.float() / 255 for image in images]):
             maps.append(class_map(found["labels"], found["scores"], found["masks"][:, 0]))
     classes, confidence = (
         torch.stack(
@@ -175,12 +175,10 @@ def _by_torchvision(network: MaskRCNN, pictures: list[Tensor], height: int, widt
 
 
 @pytest.mark.parametrize("grid", [(16, 24), (11, 25)])
-def test_cells_are_those_of_masks_pasted_into_whole_pictures(
-    drive_samples: list[Sample], grid: tuple[int, int]
-) -> None:
-    # The pictures are scaled up and padded; nine detections overlap in each.
+def test_cells_are_those_of_masks_pasted_into_whole_images(drive_samples: list[Sample], grid: tuple[int, int]) -> None:
+    # The images are scaled up and padded; nine detections overlap in each.
     teacher = slim_teacher(min_size=70, max_size=100, detections=9)
-    target = teacher.look(drive_samples[:3], *grid)
+    target = teacher.predict(drive_samples[:3], *grid)
     classes, confidence = _by_torchvision(teacher.network, [sample.image for sample in drive_samples[:3]], *grid)
     assert len(classes.unique()) > 1
     assert torch.equal(target.values[:, 0], classes)
@@ -188,10 +186,10 @@ def test_cells_are_those_of_masks_pasted_into_whole_pictures(
     torch.testing.assert_close(target.confidence[:, 0], confidence)
 
 
-def test_cells_of_pictures_of_several_sizes_are_each_of_their_own(drive_samples: list[Sample]) -> None:
+def test_cells_of_images_of_several_sizes_are_each_of_their_own(drive_samples: list[Sample]) -> None:
     samples = [drive_samples[0], replace(drive_samples[1], image=drive_samples[1].image[:, :48]), drive_samples[2]]
     teacher = slim_teacher()
-    target = teacher.look(samples, 16, 24)
+    target = teacher.predict(samples, 16, 24)
     classes, confidence = _by_torchvision(teacher.network, [sample.image for sample in samples], 16, 24)
     assert torch.equal(target.values[:, 0], classes)
     assert target.confidence is not None
@@ -208,7 +206,7 @@ def test_boxes_stay_float32_where_layers_are_bfloat16(
         teacher.network.get_submodule(name).register_forward_hook(
             lambda _module, _inputs, output, name=name: heard.__setitem__(name, _first_of(output).dtype)
         )
-    target = teacher.look(drive_samples[:2], 16, 24)
+    target = teacher.predict(drive_samples[:2], 16, 24)
     assert heard == {"backbone.body.layer1": torch.bfloat16, "rpn": torch.float32, "roi_heads": torch.float32}
     assert target.confidence is not None
     assert target.confidence.dtype == torch.float32
@@ -272,7 +270,7 @@ def test_a_file_of_torch_save_makes_a_teacher(tmp_path: Path, drive_samples: lis
     assert MaskRcnnConfig.from_options(teacher.card.options) == SMALL
     ours, theirs = (each.state_dict() for each in (teacher.network, network))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert teacher.look(drive_samples[:1], 4, 6).values.shape == (1, 1, 4, 6)
+    assert teacher.predict(drive_samples[:1], 4, 6).values.shape == (1, 1, 4, 6)
 
 
 @pytest.mark.parametrize(("variant", "official"), [("v1", maskrcnn_resnet50_fpn), ("v2", maskrcnn_resnet50_fpn_v2)])

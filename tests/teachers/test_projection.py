@@ -35,7 +35,7 @@ def everything(lidar: Lidar) -> torch.Tensor:
 def shown_by(
     lidar: Lidar, image: tuple[int, int], grid: tuple[int, int], *, seen: torch.Tensor, dilate: bool = False
 ) -> torch.Tensor:
-    """Return int64 [h, w], the point that each cell of one picture shows, of those that are `seen`."""
+    """Return int64 [h, w], the point that each cell of one image shows, of those that are `seen`."""
     kept = seen[lidar.pixel_point.long()]
     lidar = Lidar(
         lidar.points, lidar.laser, None, lidar.pixel_point[kept], lidar.pixel_uv[:, kept], lidar.pixel_depth_m[kept]
@@ -189,9 +189,9 @@ def test_placed_features_are_their_points() -> None:
 
 
 @pytest.mark.parametrize("dilate", [False, True])
-def test_pictures_of_a_batch_do_not_mix(dilate: bool) -> None:
+def test_images_of_a_batch_do_not_mix(dilate: bool) -> None:
     lidars = [random_lidar(seed, seen=count) for seed, count in enumerate((60, 0, 90, 5))]
-    # Two pictures of one frame, another size, and frames whose points are counted on.
+    # Two images of one frame, another size, and frames whose points are counted on.
     sizes, starts = [IMAGE, IMAGE, (80, 120), IMAGE], [0, 100, 100, 200]
     together = cell_points(Projections.of(lidars, starts, sizes, torch.device("cpu")), GRID, dilate=dilate)
     for lidar, size, start, shown in zip(lidars, sizes, starts, together, strict=True):

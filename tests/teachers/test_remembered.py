@@ -21,7 +21,7 @@ from tests.teachers.training.samples import sample
 
 CARD = TeacherCard(
     name="patchy",
-    kind="continuous",
+    kind="regression",
     architecture="patchy",
     options={},
     channels=3,
@@ -32,7 +32,7 @@ CARD = TeacherCard(
 
 @dataclass(frozen=True)
 class PatchyTeacher:
-    """Says something else of every picture, and of half of the cells nothing; keeps what it was asked about.
+    """Says something else of every image, and of half of the cells nothing; keeps what it was asked about.
 
     told: whether it says how sure it is
     whole: whether it has an answer for every cell
@@ -43,14 +43,14 @@ class PatchyTeacher:
     whole: bool = False
     asked: list[int] = field(default_factory=list)
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-        """Return what only the picture's key decides."""
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+        """Return what only the image's key decides."""
         self.asked.extend(one.key.timestamp_us for one in samples)
         valid, values = [], []
         for one in samples:
             random = torch.Generator().manual_seed(zlib.crc32(repr(one.key).encode()))
             valid.append((torch.rand(1, height, width, generator=random) > 0.5) | self.whole)
-            if self.card.kind == "classes":
+            if self.card.kind == "classification":
                 values.append(torch.randint(1, 3, (1, height, width), generator=random) * valid[-1])
             else:
                 values.append(torch.randn(3, height, width, generator=random) * valid[-1])
@@ -73,7 +73,7 @@ def assert_equal(found: Target, expected: Target) -> None:
         assert torch.equal(found.confidence, expected.confidence)
 
 
-CLASSES = replace(CARD, kind="classes", class_names=("a", "b", "c"))
+CLASSES = replace(CARD, kind="classification", class_names=("a", "b", "c"))
 
 
 @pytest.mark.parametrize(
@@ -83,36 +83,36 @@ CLASSES = replace(CARD, kind="classes", class_names=("a", "b", "c"))
 )
 def test_what_is_remembered_is_what_travels(tmp_path: Path, teacher: PatchyTeacher) -> None:
     some = [sample(number) for number in range(3)]
-    expected = teacher.look(some, 4, 6).to_sparse().to_dense()
+    expected = teacher.predict(some, 4, 6).to_sparse().to_dense()
     for _ in range(2):
-        assert_equal(RememberedTeacher(teacher, tmp_path).look(some, 4, 6), expected)
+        assert_equal(RememberedTeacher(teacher, tmp_path).predict(some, 4, 6), expected)
 
 
 def test_a_real_teacher_says_the_same(tmp_path: Path, drive_samples: list[Sample]) -> None:
     teacher = lidar_teacher()
     remembered = RememberedTeacher(teacher, tmp_path)
-    expected = teacher.look(drive_samples[:2], 16, 24).to_sparse().to_dense()
-    assert_equal(remembered.look(drive_samples[:2], 16, 24), expected)
+    expected = teacher.predict(drive_samples[:2], 16, 24).to_sparse().to_dense()
+    assert_equal(remembered.predict(drive_samples[:2], 16, 24), expected)
     # Now even without the points.
     blind = [replace(one, lidar=None) for one in drive_samples[:2]]
     assert all(remembered.remembers(one, 16, 24) for one in blind)
-    assert_equal(remembered.look(blind, 16, 24), expected)
+    assert_equal(remembered.predict(blind, 16, 24), expected)
 
 
-def test_only_new_pictures_are_looked_at_and_answers_keep_their_places(tmp_path: Path) -> None:
+def test_only_new_images_are_looked_at_and_answers_keep_their_places(tmp_path: Path) -> None:
     teacher = PatchyTeacher()
     remembered = RememberedTeacher(teacher, tmp_path)
-    remembered.look([sample(1), sample(3)], 4, 6)
+    remembered.predict([sample(1), sample(3)], 4, 6)
     assert [remembered.remembers(sample(number), 4, 6) for number in range(4)] == [False, True, False, True]
     mixed = [sample(number) for number in (3, 2, 1, 0)]
-    found = remembered.look(mixed, 4, 6)
+    found = remembered.predict(mixed, 4, 6)
     assert teacher.asked == [1, 3, 2, 0]
-    assert_equal(found, PatchyTeacher().look(mixed, 4, 6).to_sparse().to_dense())
+    assert_equal(found, PatchyTeacher().predict(mixed, 4, 6).to_sparse().to_dense())
 
 
-def test_another_grid_picture_or_teacher_is_another_question(tmp_path: Path) -> None:
+def test_another_grid_image_or_teacher_is_another_question(tmp_path: Path) -> None:
     teacher = PatchyTeacher()
-    RememberedTeacher(teacher, tmp_path).look([sample(1)], 4, 6)
+    RememberedTeacher(teacher, tmp_path).predict([sample(1)], 4, 6)
     # What the student calls it makes no difference.
     assert RememberedTeacher(PatchyTeacher(replace(CARD, name="other")), tmp_path).remembers(sample(1), 4, 6)
     others = [
@@ -128,7 +128,7 @@ def test_another_grid_picture_or_teacher_is_another_question(tmp_path: Path) -> 
 
 def test_answers_are_counted_by_camera(tmp_path: Path) -> None:
     some = [sample(1), replace(sample(1), key=SampleKey("segment_1", 1, "FRONT_LEFT"))]
-    RememberedTeacher(PatchyTeacher(), tmp_path).look([*some, sample(2)], 4, 6)
+    RememberedTeacher(PatchyTeacher(), tmp_path).predict([*some, sample(2)], 4, 6)
     answers = remembered_folder(tmp_path, CARD, (4, 6), (8, 12)) / "segment_1"
     (answers / "2-FRONT.unfinished").touch()
     assert remembered_count(answers, ("FRONT", "FRONT_LEFT")) == 2
@@ -141,7 +141,7 @@ def _look_at_all(folder: Path, start: int) -> None:
     remembered = RememberedTeacher(PatchyTeacher(), folder)
     for _ in range(5):
         for number in range(20):
-            remembered.look([sample((start + number) % 20), sample((start + number + 7) % 20)], 4, 6)
+            remembered.predict([sample((start + number) % 20), sample((start + number + 7) % 20)], 4, 6)
 
 
 def test_several_processes_share_a_folder(tmp_path: Path) -> None:
@@ -158,7 +158,8 @@ def test_several_processes_share_a_folder(tmp_path: Path) -> None:
     some = [sample(number) for number in range(20)]
     silent = PatchyTeacher()
     assert_equal(
-        RememberedTeacher(silent, tmp_path).look(some, 4, 6), PatchyTeacher().look(some, 4, 6).to_sparse().to_dense()
+        RememberedTeacher(silent, tmp_path).predict(some, 4, 6),
+        PatchyTeacher().predict(some, 4, 6).to_sparse().to_dense(),
     )
     assert silent.asked == []
 
@@ -178,21 +179,21 @@ def test_several_processes_share_a_folder(tmp_path: Path) -> None:
 )
 def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, damage: object) -> None:
     remembered = RememberedTeacher(PatchyTeacher(), tmp_path)
-    remembered.look([sample(1), sample(2)], 4, 6)
+    remembered.predict([sample(1), sample(2)], 4, 6)
     path = files(tmp_path)[0]
     assert callable(damage)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(TeacherError, match=r"1-FRONT\.safetensors: not a remembered answer: .*; delete it$") as refused:
-        remembered.look([sample(1), sample(2)], 4, 6)
+        remembered.predict([sample(1), sample(2)], 4, 6)
     assert "\n" not in str(refused.value)
 
 
 def test_an_answer_that_cannot_travel_is_not_remembered(tmp_path: Path) -> None:
     class Shouting(PatchyTeacher):
-        def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-            target = super().look(samples, height, width)
+        def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+            target = super().predict(samples, height, width)
             return replace(target, values=target.values * 1e6)
 
     with pytest.raises(TeacherError, match="beyond what float16 holds"):
-        RememberedTeacher(Shouting(), tmp_path).look([sample(1)], 4, 6)
+        RememberedTeacher(Shouting(), tmp_path).predict([sample(1)], 4, 6)
     assert files(tmp_path) == []

@@ -33,41 +33,41 @@ def says_background(classes: Tensor) -> Tensor:
 
 
 def mirrored(classes: Tensor) -> Tensor:
-    """Return the labels on the wrong side of the picture."""
+    """Return the labels on the wrong side of the image."""
     return classes.flip(1)
 
 
 @dataclass
 class LabelReader:
-    """A mask teacher that reads the labels, and then says what `answer` makes of them."""
+    """A mask teacher that reads the labels, and then says what `read` makes of them."""
 
     card: TeacherCard
-    answer: Answer
+    read: Answer
     network: nn.Module
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-        """Return classes of the top left of each picture: which pixels does not matter here."""
-        maps = [self.answer(truth_of(sample))[:height, :width] for sample in samples]
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+        """Return classes of the top left of each image: which pixels does not matter here."""
+        maps = [self.read(truth_of(sample))[:height, :width] for sample in samples]
         classes = torch.stack(maps)[:, None]
         return Target(tuple(sample.key for sample in samples), classes, torch.ones_like(classes, dtype=torch.bool))
 
     def confusion(self, samples: Sequence[Sample]) -> Confusion:
         """Return labels against answers."""
         truth = [truth_of(sample) for sample in samples]
-        return Confusion.of(torch.stack(truth), torch.stack([self.answer(each) for each in truth]), 4)
+        return Confusion.of(torch.stack(truth), torch.stack([self.read(each) for each in truth]), 4)
 
 
 def truth_of(sample: Sample) -> Tensor:
-    """Return the mask class of each pixel, the lower half of the picture first."""
+    """Return the mask class of each pixel, the lower half of the image first."""
     assert sample.panoptic is not None
     classes = torch.tensor(CAMERA_TO_MASK)[sample.panoptic.semantic_class.long()].roll(32, 0)
     return classes.where(classes != IGNORED, torch.zeros_like(classes))
 
 
-def reader(answer: Answer, figures: dict[str, float] | None = None) -> LabelReader:
-    """Return a frozen teacher with these figures on its card."""
+def reader(answer: Answer, metrics: dict[str, float] | None = None) -> LabelReader:
+    """Return a frozen teacher with these metrics on its card."""
     network = nn.Linear(1, 1).eval().requires_grad_(False)
-    return LabelReader(replace(mask_card(SMALL), figures=figures or {}), answer, network)
+    return LabelReader(replace(mask_card(SMALL), metrics=metrics or {}), answer, network)
 
 
 def test_a_sound_teacher_passes_and_is_described(drive_samples: list[Sample]) -> None:
@@ -75,16 +75,16 @@ def test_a_sound_teacher_passes_and_is_described(drive_samples: list[Sample]) ->
     assert report.samples == 6
     assert report.valid_share == 1
     assert report.labels == 6 * 64 * 96
-    assert report.figures["mIoU"] == 1
-    assert report.figures["trivial/accuracy"] > 0.5
+    assert report.metrics["mIoU"] == 1
+    assert report.metrics["trivial/accuracy"] > 0.5
 
 
 def test_a_real_lidar_teacher_is_described(drive_samples: list[Sample]) -> None:
     teacher = lidar_teacher()
-    figures = teacher.confusion(drive_samples).figures(teacher.card.class_names)
-    teacher.card = replace(teacher.card, figures=figures)
+    metrics = teacher.confusion(drive_samples).metrics(teacher.card.class_names)
+    teacher.card = replace(teacher.card, metrics=metrics)
     report = check_teacher(teacher, [drive_samples], *GRID)
-    assert report.figures == figures
+    assert report.metrics == metrics
     assert 0.1 < report.valid_share < 1
     assert report.constant_channels < teacher.card.channels / 2
 
@@ -102,7 +102,7 @@ def test_a_margin_below_the_card_is_allowed(drive_samples: list[Sample]) -> None
         check_teacher(reader(mirrored, {"mIoU": found + 0.16}), [drive_samples], *GRID)
 
 
-def test_without_figures_a_teacher_has_to_beat_the_commonest_class(drive_samples: list[Sample]) -> None:
+def test_without_metrics_a_teacher_has_to_beat_the_commonest_class(drive_samples: list[Sample]) -> None:
     with pytest.raises(TeacherError, match="no better than always saying the commonest class"):
         check_teacher(lidar_teacher(), [drive_samples], *GRID)
     check_teacher(reader(knows), [drive_samples], *GRID)
@@ -135,9 +135,9 @@ class Spoiled:
         self._teacher, self._change = lidar_teacher(), change
         self.card, self.network = lidar_card(), self._teacher.network
 
-    def look(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
         """Return the changed answer."""
-        return self._change(self._teacher.look(samples, height, width))
+        return self._change(self._teacher.predict(samples, height, width))
 
     def confusion(self, samples: Sequence[Sample]) -> Confusion:
         """Return the teacher's own."""
@@ -162,9 +162,9 @@ def test_an_answer_of_no_use_is_refused(
         check_teacher(Spoiled(change), [drive_samples[:2]], *GRID)
 
 
-def test_labels_of_nothing_leave_the_figures_unknown(drive_samples: list[Sample]) -> None:
+def test_labels_of_nothing_leave_the_metrics_unknown(drive_samples: list[Sample]) -> None:
     assert drive_samples[0].lidar is not None
     unlabelled = replace(drive_samples[0], lidar=replace(drive_samples[0].lidar, semantic_class=None))
     report = check_teacher(lidar_teacher(), [[unlabelled]], *GRID)
     assert report.labels == 0
-    assert report.figures == {}
+    assert report.metrics == {}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teachers.card import ChannelStatistics, TeacherError
-from teachers.statistics import Moments, standardise
+from teachers.statistics import Moments, standardize
 from teachers.target import Target
 from tests.teachers.test_target import random_target
 
@@ -65,10 +65,10 @@ def test_classes_have_no_statistics() -> None:
         Moments.of_target(random_target(0, classes=True))
 
 
-def test_standardised_channels_have_mean_0_and_variance_1() -> None:
+def test_standardized_channels_have_mean_0_and_variance_1() -> None:
     target = random_target(1, classes=False)
     moved = Target(target.keys, (target.values * 7 - 300) * target.valid, target.valid)
-    standard = standardise(moved, Moments.of_target(moved).statistics())
+    standard = standardize(moved, Moments.of_target(moved).statistics())
     after = Moments.of_target(standard).statistics()
     np.testing.assert_allclose(after.mean, 0, atol=1e-4)
     np.testing.assert_allclose(after.variance, 1, rtol=1e-4)
@@ -79,9 +79,9 @@ def test_a_constant_channel_is_not_blown_up() -> None:
     target = random_target(1, classes=False)
     statistics = ChannelStatistics(mean=(5.0, 0.0, 0.0), variance=(0.0, 1.0, 1.0))
     flat = Target(target.keys, torch.full_like(target.values, 5), target.valid)
-    assert standardise(flat, statistics).values[:, 0].abs().max() == 0
+    assert standardize(flat, statistics).values[:, 0].abs().max() == 0
 
 
 def test_statistics_of_another_network_are_refused() -> None:
-    with pytest.raises(TeacherError, match="2 channels cannot standardise 3"):
-        standardise(random_target(1, classes=False), ChannelStatistics(mean=(0.0, 0.0), variance=(1.0, 1.0)))
+    with pytest.raises(TeacherError, match="2 channels cannot standardize 3"):
+        standardize(random_target(1, classes=False), ChannelStatistics(mean=(0.0, 0.0), variance=(1.0, 1.0)))

@@ -76,13 +76,13 @@ def test_cells_that_are_not_valid_travel_as_nothing() -> None:
 def test_one_hot_marks_the_class_of_valid_cells() -> None:
     target = random_target(4, classes=True)
     hot = target.one_hot(4)
-    assert hot.kind == "continuous"
+    assert hot.kind == "regression"
     assert hot.values.shape == (2, 4, 4, 5)
     assert torch.equal(hot.values.sum(1, keepdim=True), target.valid.float())
     assert torch.equal(hot.values.argmax(1, keepdim=True) * target.valid, target.values)
     with pytest.raises(TeacherError, match="Expected classes below 2"):
         target.one_hot(2)
-    with pytest.raises(TeacherError, match="this target is continuous"):
+    with pytest.raises(TeacherError, match="this target is one of regression"):
         random_target(4, classes=False).one_hot(4)
 
 

@@ -56,11 +56,11 @@ def test_the_student_in_it_answers_as_the_one_that_was_saved(tmp_path: Path) -> 
     assert checkpoint.step == 7
     assert not student.training
     assert student.config == TAUGHT
-    pictures = torch.stack([one.image for one in samples(1)])
-    expected = build(TAUGHT).eval().answer(pictures)
-    found = student.answer(pictures)
+    images = torch.stack([one.image for one in samples(1)])
+    expected = build(TAUGHT).eval().predict(images)
+    found = student.predict(images)
     assert torch.equal(found.detections[0].boxes, expected.detections[0].boxes)
-    assert torch.equal(found.said["colours"], expected.said["colours"])
+    assert torch.equal(found.branch_outputs["colors"], expected.branch_outputs["colors"])
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 nor this", None])

@@ -10,10 +10,10 @@ from training.errors import TrainingError
 
 
 def test_work_is_cut_evenly_or_not_at_all() -> None:
-    assert Distributed(1, 3).share(6, "pictures") == 2
-    assert Distributed(0, 3).share(0, "pictures") == 0
-    with pytest.raises(TrainingError, match="7 labelled pictures cannot be cut among 3 workers; give a multiple of 3"):
-        Distributed(1, 3).share(7, "labelled pictures")
+    assert Distributed(1, 3).share(6, "images") == 2
+    assert Distributed(0, 3).share(0, "images") == 0
+    with pytest.raises(TrainingError, match="7 labelled images cannot be cut among 3 workers; give a multiple of 3"):
+        Distributed(1, 3).share(7, "labelled images")
 
 
 def test_alone_nothing_has_to_be_exchanged() -> None:

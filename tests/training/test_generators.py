@@ -26,7 +26,7 @@ def test_every_purpose_draws_its_own() -> None:
     assert len({drawn(3, 5, 7, purpose) for purpose in ("", "one", "two", "three")}) == 4
 
 
-def test_what_is_drawn_for_neighbours_is_not_alike() -> None:
+def test_what_is_drawn_for_neighbors_is_not_alike() -> None:
     numbers = torch.tensor([drawn(0, step, place) for step in range(50) for place in range(10)])
     assert bool(((numbers.mean(0) - 0.5).abs() < 0.06).all())
     together = torch.corrcoef(torch.stack([numbers[:-1, 0], numbers[1:, 0]]))

@@ -19,8 +19,8 @@ import torch
 
 from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.objective import DetectionObjective, LossWeights
-from teachers.classroom import LocalClassroom
-from tests.student.students import COLOURS, HEIGHT, SHADES, TAUGHT, WIDTH, ColourTeacher, build, cycled, samples
+from teachers.pool import LocalPool
+from tests.student.students import COLORS, HEIGHT, SHADES, TAUGHT, WIDTH, ColorTeacher, build, cycled, samples
 from training.loop import LoopConfig, TrainInputs, train
 from training.metrics_log import read_history
 from training.optimizer import OptimizerConfig
@@ -38,7 +38,7 @@ def loss_curve(folder: str) -> list[dict[str, float]]:
     try:
         imitation = Imitation(ImitationConfig(), {"shades": torch.tensor([1.0, 2.0, 3.0])})
         objective = DetectionObjective(build(TAUGHT, seed=1), LossWeights(), {"imitation": imitation})
-        pool = LocalClassroom([ColourTeacher(COLOURS, blind=2), ColourTeacher(SHADES)], TAUGHT.grid(HEIGHT, WIDTH))
+        pool = LocalPool([ColorTeacher(COLORS, blind=2), ColorTeacher(SHADES)], TAUGHT.grid(HEIGHT, WIDTH))
         inputs = TrainInputs(
             batches=cycled(samples(6), 2, 2),
             labelled=2,

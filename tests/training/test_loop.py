@@ -214,9 +214,9 @@ def test_the_objective_is_told_of_every_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["student", "teacher"])
 def test_a_run_of_version_0_1_is_not_continued(tmp_path: Path, form: str) -> None:
     if form == "student":
-        old: dict[str, Any] = {"identity": {}, "config": "{}", "step": 3, "seconds": 1.0, "lesson": {}, "optimiser": {}}
+        old: dict[str, Any] = {"identity": {}, "config": "{}", "step": 3, "seconds": 1.0, "lesson": {}, "optimizer": {}}
     else:
-        old = {"identity": {}, "step": 3, "samples_read": 9, "seconds": 1.0, "model": {}, "optimiser": {}}
+        old = {"identity": {}, "step": 3, "samples_read": 9, "seconds": 1.0, "model": {}, "optimizer": {}}
         old |= {"rng": torch.get_rng_state(), "rng_cuda": []}
     torch.save(old, tmp_path / CHECKPOINT_FILE)
     with pytest.raises(TrainingError, match=r"checkpoint\.pt: a run of version 0\.1.* cannot be continued; give") as no:

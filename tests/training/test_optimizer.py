@@ -33,12 +33,12 @@ def optimizer_of(
 
 
 def descend(network: nn.Sequential, step: Callable[[], object], steps: int, first: int = 0) -> None:
-    """Take steps, each on pictures of its own."""
+    """Take steps, each on images of its own."""
     for number in range(first, first + steps):
-        pictures = torch.randn(5, 4, 6, 6, generator=torch.Generator().manual_seed(number))
+        images = torch.randn(5, 4, 6, 6, generator=torch.Generator().manual_seed(number))
         for parameter in network.parameters():
             parameter.grad = None
-        network(pictures).square().mean().backward()
+        network(images).square().mean().backward()
         step()
 
 

@@ -69,6 +69,6 @@ def cloud(frame: dataset_pb2.Frame, index: int = 0) -> Cloud:
 
 
 def panoptic(frame: dataset_pb2.Frame, camera: int = 0) -> np.ndarray:
-    """Return the panoptic picture of the frame's image number `camera`, int [H, W]."""
+    """Return the panoptic image of the frame's image number `camera`, int [H, W]."""
     label = frame.images[camera].camera_segmentation_label
     return np.array(Image.open(io.BytesIO(label.panoptic_label))).astype(int)

@@ -17,12 +17,12 @@ def test_a_pixels_ray_projects_back_to_its_middle(name: str) -> None:
     assert np.abs(found_v - v.ravel()).max() < 0.01
 
 
-def test_points_far_outside_do_not_fold_into_the_picture() -> None:
+def test_points_far_outside_do_not_fold_into_the_image() -> None:
     camera = Camera.mount("FRONT", 96, 64)
     outside = np.random.default_rng(0).normal(size=(3, 5000))
     outside[1] = np.sign(outside[1]) * (np.abs(outside[0]) * 0.7 + 0.5)
     assert not camera.project(outside)[2].any()
 
 
-def test_side_pictures_are_less_high() -> None:
+def test_side_images_are_less_high() -> None:
     assert Camera.mount("SIDE_LEFT", 1920, 1280).height == 886

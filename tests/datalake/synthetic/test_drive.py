@@ -32,11 +32,11 @@ def test_seeds_and_indices_give_different_drives() -> None:
     firsts = [next(simulate_segment(TINY, seed, index, 1)) for seed, index in ((1, 0), (1, 1), (2, 0))]
     names = [dataset_pb2.Frame.FromString(first).context.name for first in firsts]
     assert len(set(names)) == 3
-    pictures = [dataset_pb2.Frame.FromString(first).images[0].image for first in firsts]
-    assert len(set(pictures)) == 3
+    images = [dataset_pb2.Frame.FromString(first).images[0].image for first in firsts]
+    assert len(set(images)) == 3
 
 
-def test_pictures_have_their_calibrations_size(frames: list[dataset_pb2.Frame]) -> None:
+def test_images_have_their_calibrations_size(frames: list[dataset_pb2.Frame]) -> None:
     for frame in frames[:2]:
         sizes = {c.name: (c.width, c.height) for c in frame.context.camera_calibrations}
         for image in frame.images:

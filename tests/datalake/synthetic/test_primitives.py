@@ -91,17 +91,17 @@ def test_small_far_spheres_are_met_where_they_are() -> None:
     radius, away = 0.1, 150.0
     sphere = Primitives(
         shape=np.array([Shape.SPHERE], np.int8),
-        centre=np.array([[away, 0.0, 0.0]]),
+        center=np.array([[away, 0.0, 0.0]]),
         rotation=np.eye(3)[None],
         half_size=np.full((1, 3), radius),
         material=np.zeros(1, np.int16),
         kind=np.zeros(1, np.int16),
-        colour=np.zeros((1, 3), np.float32),
+        color=np.zeros((1, 3), np.float32),
         instance=np.zeros(1, np.int32),
         salt=np.zeros(1, np.int32),
     )
     direction = np.array([[1.0], [0.0], [0.0]], np.float32)
-    origin = (sphere.to_unit[0] @ -sphere.centre[0][:, None]).astype(np.float32)
+    origin = (sphere.to_unit[0] @ -sphere.center[0][:, None]).astype(np.float32)
     t = entry_distance(Shape.SPHERE, origin, sphere.to_unit[0].astype(np.float32) @ direction)
     assert t[0] == pytest.approx(away - radius, abs=1e-3)
     normal, _ = surface(sphere, np.zeros(1, int), np.zeros((3, 1)), direction, t)

@@ -11,8 +11,8 @@ def test_what_stands_still_looks_the_same_in_every_frame() -> None:
     for t in (0.0, 3.0):
         solids = world.at(t).primitives
         rows = np.flatnonzero(solids.instance == 0)
-        centres = map(tuple, solids.centre[rows].tolist())
-        looks.append(dict(zip(centres, solids.salt[rows].tolist(), strict=True)))
+        centers = map(tuple, solids.center[rows].tolist())
+        looks.append(dict(zip(centers, solids.salt[rows].tolist(), strict=True)))
     shared = looks[0].keys() & looks[1].keys()
     assert len(shared) > 100
     assert all(looks[0][place] == looks[1][place] for place in shared)

@@ -1,4 +1,4 @@
-"""Compressed matrices, against protobuf's own serialisation of the official messages."""
+"""Compressed matrices, against protobuf's own serialization of the official messages."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_noise_is_as_many_integers_as_it_has_last_bytes_or_refused(noise: bytes)
 
 
 def test_shape_written_unpacked_is_understood() -> None:
-    # proto2's plain `repeated int32 dims`, as other writers serialise it.
+    # proto2's plain `repeated int32 dims`, as other writers serialize it.
     raw = b"\x0a\x08" + np.array([1.5, -2.0], "<f4").tobytes() + b"\x12\x04\x08\x02\x08\x01"
     assert decode_float_matrix(zlib.compress(raw)).tolist() == [[1.5], [-2.0]]
 

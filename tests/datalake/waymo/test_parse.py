@@ -197,7 +197,7 @@ def test_broken_jpeg_costs_its_image_alone(broken: bytes, reason: str) -> None:
     assert reason in message
 
 
-def test_jpeg_that_claims_a_giant_picture_is_left_out() -> None:
+def test_jpeg_that_claims_a_giant_image_is_left_out() -> None:
     record = make_frame()
     broken = bytearray(record.images[0].image)
     start = broken.index(b"\xff\xc0") + 5  # height and width behind length and precision of SOF0

@@ -104,7 +104,7 @@ def test_columns_turn_clockwise_seen_from_above() -> None:
     assert (np.diff(azimuth) < 0).all()
 
 
-def test_uniform_beams_lie_at_the_centres_of_equal_cells() -> None:
+def test_uniform_beams_lie_at_the_centers_of_equal_cells() -> None:
     found = beam_inclinations(np.zeros(0), -0.4, 0.4, 4)
     assert found == pytest.approx([0.3, 0.1, -0.1, -0.3])
 

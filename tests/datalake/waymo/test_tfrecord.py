@@ -130,8 +130,8 @@ def test_whatever_is_damaged_intact_records_are_found(
     data, intact = _damage(payloads, edits)
     found = _walk(tmp_path / "damaged.tfrecord", data)
     read = {part.offset: payload for part, payload in found if payload is not None}
-    # One exception: a slot that is cut by exactly the size of its neighbours ends where a record starts, so
-    # nothing but its checksum tells; its extent, with the neighbours in it, is then reported as unreadable.
+    # One exception: a slot that is cut by exactly the size of its neighbors ends where a record starts, so
+    # nothing but its checksum tells; its extent, with the neighbors in it, is then reported as unreadable.
     unreadable = [range(part.offset, part.end) for part, payload in found if isinstance(part, Slot) and payload is None]
     for offset, payload in intact.items():
         assert read.get(offset) == payload or any(offset in extent for extent in unreadable)

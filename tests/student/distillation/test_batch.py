@@ -19,7 +19,7 @@ def chance(count: int) -> Chance:
 STILL = Augmentation(mirror=0, light=0)
 
 
-def test_without_augmentation_pictures_labels_and_targets_are_as_they_were() -> None:
+def test_without_augmentation_images_labels_and_targets_are_as_they_were() -> None:
     some = samples(3)
     targets = targets_of(some)
     batch = collate(some, 2, targets, chance(3), STILL, CPU)
@@ -50,7 +50,7 @@ def test_what_is_mirrored_is_mirrored_throughout() -> None:
     assert 0 < sum(flipped) < 8
 
 
-def test_a_pictures_augmentation_does_not_depend_on_the_others() -> None:
+def test_a_images_augmentation_does_not_depend_on_the_others() -> None:
     some = samples(4)
     together = collate(some, 4, {}, chance(4), Augmentation(), CPU)
     alone = collate(some[2:], 2, {}, chance(4).subset([2, 3]), Augmentation(), CPU)

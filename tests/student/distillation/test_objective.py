@@ -1,4 +1,4 @@
-"""The losses that a student minimises, and what they are made of."""
+"""The losses that a student minimizes, and what they are made of."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.generators import Chance
 from training.objective import Batch, Loss
 
 DETECTION = {"objectness", "rpn_box", "classification", "box", "depth"}
-IMITATION = {"imitation/colours", "imitation/shades"}
+IMITATION = {"imitation/colors", "imitation/shades"}
 CLASS_WEIGHTS = {"shades": torch.tensor([0.5, 2.0, 3.0])}
 
 
@@ -61,7 +61,7 @@ def gradients(module: nn.Module, losses: Mapping[str, Loss]) -> list[Tensor | No
 def test_every_loss_of_a_batch_is_the_mean_of_its_parts() -> None:
     taught = objective()
     whole = taught(batch([0, 1, 2, 3], 2), 0.0)
-    # As two workers cut it: each gets labelled and unlabelled pictures.
+    # As two workers cut it: each gets labelled and unlabelled images.
     first, second = taught(batch([0, 2], 1), 0.0), taught(batch([1, 3], 1), 0.0)
     assert set(whole) == DETECTION | IMITATION
     for name, value in values(whole).items():
@@ -73,7 +73,7 @@ def test_each_loss_has_its_own_weight() -> None:
     weights = LossWeights(objectness=2, rpn_box=3, classification=4, box=5, depth=6)
     losses = objective(weights, ImitationConfig(regression=7, classification=8))(batch([0, 1], 2), 0.0)
     expected = {name: getattr(weights, name) for name in DETECTION}
-    assert weights_of(losses) == {**expected, "imitation/colours": 7, "imitation/shades": 8}
+    assert weights_of(losses) == {**expected, "imitation/colors": 7, "imitation/shades": 8}
 
 
 def test_imitation_fades_along_a_cosine_and_detection_does_not() -> None:
@@ -82,7 +82,7 @@ def test_imitation_fades_along_a_cosine_and_detection_does_not() -> None:
         batch([0], 1),
     )
     found = [weights_of(taught(some, progress)) for progress in (0, 0.5, 1)]
-    assert [weights["imitation/colours"] for weights in found] == pytest.approx([4, 2.5, 1])
+    assert [weights["imitation/colors"] for weights in found] == pytest.approx([4, 2.5, 1])
     assert [weights["imitation/shades"] for weights in found] == pytest.approx([2, 1.25, 0.5])
     assert [weights["depth"] for weights in found] == [1, 1, 1]
 
@@ -179,19 +179,19 @@ def test_class_weights_are_part_of_the_state() -> None:
 
 def test_a_teacher_without_a_branch_is_named() -> None:
     untaught = objective(config=replace(TAUGHT, branches=(SHADES,)))
-    with pytest.raises(StudentError, match=r"teacher colours: this student has no branch for it; it has \['shades'\]"):
+    with pytest.raises(StudentError, match=r"teacher colors: this student has no branch for it; it has \['shades'\]"):
         untaught(batch([0, 1], 2), 0.0)
 
 
 def test_a_target_of_another_shape_is_refused() -> None:
     some = batch([0, 1], 2)
-    colours = some.targets["colours"]
-    narrow = replace(colours, values=colours.values[:, :2])
-    with pytest.raises(StudentError, match=r"teacher colours: expected .*\[2, 3, 16, 24\], got: \[2, 2, 16, 24\]"):
-        objective()(replace(some, targets={"colours": narrow}), 0.0)
+    colors = some.targets["colors"]
+    narrow = replace(colors, values=colors.values[:, :2])
+    with pytest.raises(StudentError, match=r"teacher colors: expected .*\[2, 3, 16, 24\], got: \[2, 2, 16, 24\]"):
+        objective()(replace(some, targets={"colors": narrow}), 0.0)
 
 
-def test_no_loss_is_nan_where_pictures_show_nothing() -> None:
+def test_no_loss_is_nan_where_images_show_nothing() -> None:
     taught, some = objective(), batch([0, 1], 2)
     nothing = replace(some, labels=[objects_of(), objects_of()], targets=targets_of(samples(2), blind=16))
     losses = taught(nothing, 0.0)

@@ -23,14 +23,14 @@ from student.distillation.controls import Targets
 from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.objective import DetectionObjective, LossWeights
 from student.evaluation.detection import DetectionScores
-from teachers.classroom import LocalClassroom
+from teachers.pool import LocalPool
 from tests.student.students import (
-    COLOURS,
+    COLORS,
     HEIGHT,
     SHADES,
     TAUGHT,
     WIDTH,
-    ColourTeacher,
+    ColorTeacher,
     build,
     cycled,
     objects_of,
@@ -84,9 +84,7 @@ class Run:
         objective = DetectionObjective(
             build(self.student, self.seed), LossWeights(), methods, self.augmentation, self.targets
         )
-        pool = LocalClassroom(
-            [ColourTeacher(COLOURS, blind=2), ColourTeacher(SHADES)], self.student.grid(HEIGHT, WIDTH)
-        )
+        pool = LocalPool([ColorTeacher(COLORS, blind=2), ColorTeacher(SHADES)], self.student.grid(HEIGHT, WIDTH))
         inputs = TrainInputs(
             batches=cycled(self.some or samples(6), self.labelled, self.unlabelled, distributed.rank, distributed.size),
             labelled=self.labelled,
@@ -133,7 +131,7 @@ def test_every_step_is_logged_with_its_losses_rate_and_waiting(whole: tuple[Path
     folder, objective = whole
     lines = read_history(RunDir(str(folder)))
     assert [line["step"] for line in lines] == list(range(8))
-    losses = {"objectness", "rpn_box", "classification", "box", "depth", "imitation/colours", "imitation/shades"}
+    losses = {"objectness", "rpn_box", "classification", "box", "depth", "imitation/colors", "imitation/shades"}
     expected = {"step", "learning_rate", "gradient_norm", *CLOCK, *(f"loss/{name}" for name in losses)}
     assert all(set(line) == expected for line in lines)
     assert all(0 <= line["wait/data"] + line["wait/teachers"] <= 1 for line in lines)
@@ -207,7 +205,7 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def overfitted(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run that sees the same two pictures again and again."""
+    """A run that sees the same two images again and again."""
     folder = str(tmp_path_factory.mktemp("overfitted"))
     still = Augmentation(mirror=0, light=0)
     config = replace(LOOP, steps=150, checkpoint_every=150, warmup=0.05)
@@ -218,7 +216,7 @@ def overfitted(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_it_learns(overfitted: str) -> None:
     lines = log(overfitted)
-    for name in ("objectness", "classification", "depth", "imitation/colours", "imitation/shades"):
+    for name in ("objectness", "classification", "depth", "imitation/colors", "imitation/shades"):
         before = sum(line[f"loss/{name}"] for line in lines[:5]) / 5
         early = sum(line[f"loss/{name}"] for line in lines[35:40]) / 5
         after = sum(line[f"loss/{name}"] for line in lines[-5:]) / 5
@@ -232,7 +230,7 @@ def test_what_it_learned_by_heart_it_finds(overfitted: str) -> None:
     answers = student(torch.stack([one.image for one in some]))
     for found, one in zip(answers, some, strict=True):
         scores.add(found, one.objects)
-    assert scores.figures()["AP50"] > 0.9
+    assert scores.metrics()["AP50"] > 0.9
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_name_and_sample(tmp_path: Path) -> None:
@@ -247,7 +245,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_and_sample(tmp_path: Path
     assert not (tmp_path / CHECKPOINT_FILE).exists()
 
 
-def test_the_picture_without_labels_that_spoils_a_loss_is_named(tmp_path: Path) -> None:
+def test_the_image_without_labels_that_spoils_a_loss_is_named(tmp_path: Path) -> None:
     # Only a cyclist is of the brightest shade, and that shade's weight is no number.
     dark, bright = objects_of((10, 10, 40, 30, 1, 5.0)), objects_of((10, 10, 40, 30, 4, 5.0))
     some = [sample(number, bright if number == 4 else dark) for number in range(6)]
@@ -280,7 +278,7 @@ def test_shuffled_targets_change_what_is_imitated_alone(whole: tuple[Path, Detec
     Run(folder=str(tmp_path), targets="shuffled", config=replace(LOOP, steps=8)).train()
     real, shuffled = log(whole[0])[0], log(tmp_path)[0]
     differing = {name for name in real if real[name] != shuffled[name]}
-    assert differing == {"loss/imitation/colours", "loss/imitation/shades", "gradient_norm"}
+    assert differing == {"loss/imitation/colors", "loss/imitation/shades", "gradient_norm"}
 
 
 def test_every_worker_names_the_sample_of_the_worker_that_has_it(tmp_path: Path) -> None:
@@ -290,17 +288,17 @@ def test_every_worker_names_the_sample_of_the_worker_that_has_it(tmp_path: Path)
     run = Run(folder=str(tmp_path / "two"), some=some)
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(_stop, (run, f"{folder}/meeting", str(tmp_path)), nprocs=2)
-    told = [(tmp_path / f"told-{rank}").read_text() for rank in range(2)]
-    assert told[0] == told[1]
-    assert told[0].endswith("at segment_1 1 FRONT; look at that sample, or lower the learning rate")
+    predicted = [(tmp_path / f"told-{rank}").read_text() for rank in range(2)]
+    assert predicted[0] == predicted[1]
+    assert predicted[0].endswith("at segment_1 1 FRONT; look at that sample, or lower the learning rate")
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="3 pictures without labels cannot be cut among 2 workers"):
+    with pytest.raises(TrainingError, match="3 images without labels cannot be cut among 2 workers"):
         Run(folder=str(tmp_path), unlabelled=3).train(Distributed(size=2))
 
 
-def _work(rank: int, run: Run, meeting: str) -> None:
+def _ray_worker(rank: int, run: Run, meeting: str) -> None:
     """One of two workers."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
@@ -313,7 +311,7 @@ def _work(rank: int, run: Run, meeting: str) -> None:
 def _stop(rank: int, run: Run, meeting: str, folder: str) -> None:
     """One of two workers, whose training stops; writes down why."""
     with pytest.raises(TrainingError) as stopped:
-        _work(rank, run, meeting)
+        _ray_worker(rank, run, meeting)
     (Path(folder) / f"told-{rank}").write_text(str(stopped.value))
     # The error is still kept. A thread of the group's that lived on could abort the process at its end.
     names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
@@ -328,7 +326,7 @@ def test_two_workers_do_what_one_does(tmp_path: Path) -> None:
     Run(folder=str(tmp_path / "one"), config=config, optimizer=optimizer).train()
     run = Run(folder=str(tmp_path / "two"), config=config, optimizer=optimizer)
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_work, (run, f"{folder}/meeting"), nprocs=2)
+        multiprocessing.spawn(_ray_worker, (run, f"{folder}/meeting"), nprocs=2)
     one, two = log(tmp_path / "one"), log(tmp_path / "two")
     assert [line["step"] for line in two] == list(range(20))
     for first, second in zip(one, two, strict=True):

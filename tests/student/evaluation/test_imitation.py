@@ -44,10 +44,10 @@ def regression(
 ) -> dict[str, float]:
     scores = RegressionScores(target.values.shape[1], position_mean)
     scores.add(prediction, target, foreground)
-    return scores.figures()
+    return scores.metrics()
 
 
-def test_regression_figures_by_hand() -> None:
+def test_regression_metrics_by_hand() -> None:
     target = cells((3, 0), (1, 2), None, (2, 4))
     prediction = torch.tensor([(3, 0), (1, 0), (99, 99), (0, 4)], dtype=torch.float32).T.reshape(1, 2, 1, 4)
     # Means 2 and 2, deviations 1, 1, 0 and 4, 0, 4.
@@ -75,10 +75,10 @@ def test_batches_of_unknown_foreground_do_not_count_for_it() -> None:
     target = cells((0,), (10,), (14,))
     scores = RegressionScores(1)
     scores.add(target.values * 0, target)
-    assert "R2/foreground" not in scores.figures()
+    assert "R2/foreground" not in scores.metrics()
     scores.add(target.values, target, torch.ones_like(target.valid))
-    assert scores.figures()["R2/foreground"] == 1
-    assert scores.figures()["cells"] == 6
+    assert scores.metrics()["R2/foreground"] == 1
+    assert scores.metrics()["cells"] == 6
 
 
 def test_position_mean_is_judged_as_a_predictor() -> None:
@@ -95,7 +95,7 @@ def test_the_mean_is_that_of_the_whole_data_set() -> None:
     for value in (0.0, 4.0):
         scores.add(torch.full((1, 1, 1, 1), 1.0), cells((value,)))
     # About 2, not about each batch's own mean.
-    assert scores.figures()["R2"] == pytest.approx(1 - (1 + 9) / 8)
+    assert scores.metrics()["R2"] == pytest.approx(1 - (1 + 9) / 8)
 
 
 def test_constant_channels_have_no_share_and_constant_targets_no_figure() -> None:
@@ -107,7 +107,7 @@ def test_constant_channels_have_no_share_and_constant_targets_no_figure() -> Non
 
 
 def test_without_valid_cells_only_their_count_is_told() -> None:
-    assert RegressionScores(3).figures() == {"cells": 0}
+    assert RegressionScores(3).metrics() == {"cells": 0}
     target = random_target(0, classes=False, share=0.0)
     assert regression(target.values + 1, target, torch.ones_like(target.valid)) == {"cells": 0}
 
@@ -141,7 +141,7 @@ def test_the_perfect_prediction_has_one_and_the_mean_zero(seed: int, share: floa
 def test_many_batches_are_one_data_set(seed: int, batches: int, offset: float) -> None:
     random = torch.Generator().manual_seed(seed)
     scores = RegressionScores(3, position_mean := torch.randn(3, 4, 5, generator=random) + offset)
-    told, true, objects, position = [], [], [], []
+    predicted, true, objects, position = [], [], [], []
     for number in range(batches):
         target = random_target(seed + number, classes=False, share=0.7)
         # What is not valid must not matter, whatever it is.
@@ -149,15 +149,15 @@ def test_many_batches_are_one_data_set(seed: int, batches: int, offset: float) -
         prediction = (target.values + 0.5 * torch.randn(2, 3, 4, 5, generator=random)).where(target.valid, torch.inf)
         foreground = torch.rand(2, 1, 4, 5, generator=random) < 0.6
         scores.add(prediction, target, foreground)
-        told.append(rows_of(prediction, target.valid))
+        predicted.append(rows_of(prediction, target.valid))
         true.append(rows_of(target.values, target.valid))
         objects.append(foreground[target.valid].numpy())
         position.append(rows_of(position_mean.expand_as(prediction), target.valid))
-    p, t, on, at = (np.concatenate(parts) for parts in (told, true, objects, position))
+    p, t, on, at = (np.concatenate(parts) for parts in (predicted, true, objects, position))
     length = np.linalg.norm
     mean = t.mean(0)
     by_channel = 1 - ((p - t) ** 2).sum(0) / ((t - mean) ** 2).sum(0)
-    assert scores.figures() == pytest.approx(
+    assert scores.metrics() == pytest.approx(
         {
             "cells": len(t),
             "R2": 1 - ((p - t) ** 2).sum() / ((t - mean) ** 2).sum(),
@@ -191,7 +191,7 @@ def test_regression_of_other_shapes_is_refused() -> None:
         RegressionScores(3, torch.zeros(4, 4, 5))
     with pytest.raises(ValueError, match=r"position_mean \[3, 5, 4\], got: \[3, 4, 5\]"):
         RegressionScores(3, torch.zeros(3, 5, 4)).add(target.values, target)
-    assert scores.figures() == {"cells": 0}
+    assert scores.metrics() == {"cells": 0}
 
 
 def test_values_that_are_not_finite_are_refused() -> None:
@@ -205,11 +205,11 @@ def logits_of(numbers: Tensor, classes: int) -> Tensor:
     return torch.nn.functional.one_hot(numbers[:, 0], classes).permute(0, 3, 1, 2).float() - 3
 
 
-def test_class_figures_by_hand() -> None:
+def test_class_metrics_by_hand() -> None:
     scores = ClassScores(NAMES)
     answer = torch.tensor([0, 0, 0, 1, 1, 0, 2, 2]).reshape(1, 1, 1, -1)
     scores.add(logits_of(answer, 3), class_cells(0, 0, 0, 0, 1, 1, None, None))
-    assert scores.figures() == pytest.approx(
+    assert scores.metrics() == pytest.approx(
         {
             "accuracy": 4 / 6,
             "mIoU": (3 / 5 + 1 / 3) / 2,
@@ -225,9 +225,9 @@ def test_the_trivial_answer_is_background_even_where_another_class_is_commoner()
     scores = ClassScores(NAMES)
     target = class_cells(0, 1, 1, 2)
     scores.add(logits_of(target.values, 3), target)
-    figures = scores.figures()
-    assert (figures["trivial/accuracy"], figures["trivial/mIoU"]) == pytest.approx((1 / 4, 1 / 4 / 3))
-    assert figures["mIoU"] == figures["accuracy"] == 1
+    metrics = scores.metrics()
+    assert (metrics["trivial/accuracy"], metrics["trivial/mIoU"]) == pytest.approx((1 / 4, 1 / 4 / 3))
+    assert metrics["mIoU"] == metrics["accuracy"] == 1
 
 
 def test_saying_background_is_as_good_as_the_trivial_answer() -> None:
@@ -235,23 +235,23 @@ def test_saying_background_is_as_good_as_the_trivial_answer() -> None:
     for seed in range(3):
         target = random_target(seed, classes=True)
         scores.add(logits_of(torch.zeros_like(target.values), 4), target)
-    figures = scores.figures()
-    assert figures["mIoU"] == figures["trivial/mIoU"] > 0
-    assert figures["accuracy"] == figures["trivial/accuracy"] > 0
+    metrics = scores.metrics()
+    assert metrics["mIoU"] == metrics["trivial/mIoU"] > 0
+    assert metrics["accuracy"] == metrics["trivial/accuracy"] > 0
 
 
-def test_without_valid_cells_there_are_no_class_figures() -> None:
+def test_without_valid_cells_there_are_no_class_metrics() -> None:
     scores = ClassScores(NAMES)
-    assert scores.figures() == {}
+    assert scores.metrics() == {}
     scores.add(torch.zeros(1, 3, 1, 2), class_cells(None, None))
-    assert scores.figures() == {}
+    assert scores.metrics() == {}
 
 
 def test_what_is_not_valid_has_no_class() -> None:
     target = class_cells(0, 1, None)
     scores = ClassScores(NAMES)
     scores.add(logits_of(target.values, 3), dataclasses.replace(target, values=target.values + 99 * ~target.valid))
-    assert scores.figures()["accuracy"] == 1
+    assert scores.metrics()["accuracy"] == 1
 
 
 def test_classes_of_other_shapes_are_refused() -> None:
@@ -296,7 +296,7 @@ def test_on_its_own_data_the_position_mean_is_no_worse_than_the_channel_mean(see
     scores = RegressionScores(3, mean.values())
     for target in targets:
         scores.add(target.values, target)
-    assert scores.figures()["R2/position"] >= -1e-6
+    assert scores.metrics()["R2/position"] >= -1e-6
 
 
 def test_cell_means_that_do_not_fit_are_refused() -> None:

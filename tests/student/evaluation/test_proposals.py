@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from student.evaluation.proposals import ProposalRecall
-from tests.student.evaluation.pictures import (
+from tests.student.evaluation.images import (
     CAR,
     MAN,
     PEDESTRIAN,
@@ -18,7 +18,7 @@ from tests.student.evaluation.pictures import (
     VEHICLE,
     Box,
     moved,
-    random_pictures,
+    random_images,
     there,
 )
 
@@ -30,12 +30,12 @@ def boxes(*rows: Box) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
 
 
-def test_figures_by_hand() -> None:
+def test_metrics_by_hand() -> None:
     recall = ProposalRecall()
     objects = there((CAR, VEHICLE), (SMALL, VEHICLE), (LARGE, VEHICLE), (MAN, PEDESTRIAN))
     recall.add(boxes(moved(CAR, 5), SMALL, VAN), objects)
     recall.add(boxes(LARGE), there((VAN, SIGN)))
-    assert recall.figures() == pytest.approx(
+    assert recall.metrics() == pytest.approx(
         {
             "recall@100": 2 / 5,
             "recall@100/>16px": 1 / 4,
@@ -53,52 +53,52 @@ def test_half_overlap_is_enough_and_less_is_not() -> None:
     for bottom, share in ((40, 1), (41, 0)):
         recall = ProposalRecall()
         recall.add(boxes((0, 0, 20, bottom)), there(((0, 0, 20, 20), VEHICLE)))
-        assert recall.figures()["recall@100"] == share
+        assert recall.metrics()["recall@100"] == share
 
 
 def test_only_the_first_proposals_count() -> None:
     for limit, share in ((2, 0), (3, 1)):
         recall = ProposalRecall(limit)
         recall.add(boxes(VAN, MAN, CAR), there((CAR, VEHICLE)))
-        assert recall.figures()[f"recall@{limit}"] == share
+        assert recall.metrics()[f"recall@{limit}"] == share
 
 
 def test_two_proposals_of_one_object_do_not_make_two() -> None:
     recall = ProposalRecall()
     recall.add(boxes(CAR, moved(CAR, 1)), there((CAR, VEHICLE), (VAN, VEHICLE)))
-    assert recall.figures()["recall@100"] == 0.5
+    assert recall.metrics()["recall@100"] == 0.5
 
 
 def test_without_proposals_nothing_is_recalled_and_without_objects_there_is_no_figure() -> None:
     recall = ProposalRecall()
-    assert recall.figures() == {}
+    assert recall.metrics() == {}
     recall.add(boxes(CAR), there())
-    assert recall.figures() == {}
+    assert recall.metrics() == {}
     recall.add(boxes(), there((CAR, VEHICLE)))
-    assert recall.figures()["recall@100"] == 0
+    assert recall.metrics()["recall@100"] == 0
 
 
 @given(st.integers(0, 10_000), st.permutations(range(4)))
 @settings(deadline=None, max_examples=30)
 def test_order_does_not_matter_and_more_proposals_recall_no_less(seed: int, order: list[int]) -> None:
-    pictures = random_pictures(seed, 4)
+    images = random_images(seed, 4)
     one, other, few = ProposalRecall(), ProposalRecall(), ProposalRecall(5)
-    for detections, objects in pictures:
+    for detections, objects in images:
         one.add(detections.boxes, objects)
         few.add(detections.boxes, objects)
     for number in order:
-        other.add(pictures[number][0].boxes, pictures[number][1])
-    assert one.figures() == pytest.approx(other.figures())
-    assert few.figures()["recall@5"] <= one.figures()["recall@100"]
+        other.add(images[number][0].boxes, images[number][1])
+    assert one.metrics() == pytest.approx(other.metrics())
+    assert few.metrics()["recall@5"] <= one.metrics()["recall@100"]
 
 
 @given(st.integers(0, 10_000))
 @settings(deadline=None, max_examples=30)
 def test_the_objects_themselves_recall_all(seed: int) -> None:
     recall = ProposalRecall()
-    for _, objects in random_pictures(seed, 3):
+    for _, objects in random_images(seed, 3):
         recall.add(objects.boxes, objects)
-    assert set(recall.figures().values()) <= {1.0}
+    assert set(recall.metrics().values()) <= {1.0}
 
 
 def test_proposals_that_do_not_fit_are_refused() -> None:

@@ -7,14 +7,14 @@ import pytest
 from student.report.ablation import Results, gains, lines, markdown
 
 
-def figures(ap50: float) -> dict[str, float]:
-    """Return a student's figures with this AP50."""
-    training = {"steps": 2, "labelled_pictures": 1234, "learning_rate": 0.5, "labelled_segments": 1, "segments": 8}
+def metrics(ap50: float) -> dict[str, float]:
+    """Return a student's metrics with this AP50."""
+    training = {"steps": 2, "labelled_images": 1234, "learning_rate": 0.5, "labelled_segments": 1, "segments": 8}
     return {"AP50": ap50, **{f"training/{name}": value for name, value in training.items()}}
 
 
 RESULTS: Results = {
-    1.0: {"none": {0: figures(0.25), 1: figures(0.5)}, "classroom": {1: figures(0.75), 0: figures(0.375)}}
+    1.0: {"none": {0: metrics(0.25), 1: metrics(0.5)}, "classroom": {1: metrics(0.75), 0: metrics(0.375)}}
 }
 
 
@@ -23,7 +23,7 @@ def test_a_gain_is_over_the_same_seed_of_none() -> None:
 
 
 def test_a_seed_that_only_one_arm_has_keeps_its_place_among_the_gains() -> None:
-    results: Results = {1.0: {"none": {1: figures(0.25)}, "classroom": {0: figures(0.5), 1: figures(0.5)}}}
+    results: Results = {1.0: {"none": {1: metrics(0.25)}, "classroom": {0: metrics(0.5), 1: metrics(0.5)}}}
     assert gains(results, 1.0, "AP50") == {"classroom": {1: 0.25}}
     text = markdown(results)
     assert "AP50 above none, seeds 0 1 |" in text
@@ -31,13 +31,13 @@ def test_a_seed_that_only_one_arm_has_keeps_its_place_among_the_gains() -> None:
 
 
 def test_a_line_is_mean_and_sample_deviation() -> None:
-    none, classroom = lines(RESULTS, 1.0, "AP50")
+    none, pool = lines(RESULTS, 1.0, "AP50")
     assert (none.mean, none.spread) == pytest.approx((0.375, 0.25 / 2**0.5))
-    assert str(classroom) == "0.562 ± 0.265"
+    assert str(pool) == "0.562 ± 0.265"
 
 
 def test_the_table_shows_arms_that_lose_and_their_labelled_visits() -> None:
-    text = markdown({1.0: {**RESULTS[1.0], "masks": {0: figures(0.125)}}})
+    text = markdown({1.0: {**RESULTS[1.0], "masks": {0: metrics(0.125)}}})
     assert "| masks | 1,234 | 0.5 | 0.125 |" in text
     assert text.rstrip().endswith("| -0.125 - |")
 
@@ -47,13 +47,13 @@ def test_a_mean_over_some_of_the_seeds_says_so() -> None:
     assert str(arm) == "0.150 ± 0.071 (2 of 3 seeds)"
 
 
-def test_how_an_unheard_teacher_is_imitated_is_no_figure() -> None:
-    heard = {**figures(0.5), "imitation/masks/mIoU": 0.25, "imitation/points/R2": 0.75}
+def test_how_an_undistilled_teacher_is_imitated_is_no_figure() -> None:
+    heard = {**metrics(0.5), "imitation/masks/mIoU": 0.25, "imitation/points/R2": 0.75}
     text = markdown({1.0: {arm: {0: heard} for arm in ("none", "classroom", "masks")}})
-    none, classroom, masks = text.rstrip().splitlines()[-3:]
-    assert "| unheard | unheard |" in none
-    assert "| 0.250 | 0.750 |" in classroom
-    assert "| 0.250 | unheard |" in masks
+    none, pool, masks = text.rstrip().splitlines()[-3:]
+    assert "| undistilled | undistilled |" in none
+    assert "| 0.250 | 0.750 |" in pool
+    assert "| 0.250 | undistilled |" in masks
 
 
 def test_the_title_says_how_much_was_labelled_not_how_much_was_asked_for() -> None:

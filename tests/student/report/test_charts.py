@@ -1,4 +1,4 @@
-"""Charts are pictures of their data: they change with it and with nothing else."""
+"""Charts are images of their data: they change with it and with nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from student.report.charts import arms, depth_errors, precision_recall, training_curves
-from student.report.colours import CLASS_COLOURS, SERIES, rgb
+from student.report.colors import CLASS_COLORS, SERIES, rgb
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Curve:
 
 
 def pixels(png: bytes) -> NDArray[np.uint8]:
-    picture = Image.open(io.BytesIO(png))
-    assert picture.format == "PNG"
-    return np.asarray(picture.convert("RGB"))
+    image = Image.open(io.BytesIO(png))
+    assert image.format == "PNG"
+    return np.asarray(image.convert("RGB"))
 
 
-def count(png: bytes, colour: str) -> int:
-    return int((pixels(png) == rgb(colour)).all(-1).sum())
+def count(png: bytes, color: str) -> int:
+    return int((pixels(png) == rgb(color)).all(-1).sum())
 
 
 def history(end: float) -> list[dict[str, float]]:
@@ -121,25 +121,25 @@ def test_a_history_of_nothing_is_refused() -> None:
         training_curves([{"step": 1}])
 
 
-def test_a_curve_has_its_classs_colour() -> None:
+def test_a_curve_has_its_classs_color() -> None:
     png = precision_recall([curve(0.5, "VEHICLE"), curve(0.8, "CYCLIST")])
-    assert count(png, CLASS_COLOURS["VEHICLE"]) > 50
-    assert count(png, CLASS_COLOURS["CYCLIST"]) > 50
-    assert not count(png, CLASS_COLOURS["PEDESTRIAN"])
+    assert count(png, CLASS_COLORS["VEHICLE"]) > 50
+    assert count(png, CLASS_COLORS["CYCLIST"]) > 50
+    assert not count(png, CLASS_COLORS["PEDESTRIAN"])
 
 
 def test_a_curve_ends_where_the_recall_is_not_reached() -> None:
     def reach(best: float) -> int:
         axes = pixels(precision_recall([curve(best)]))
         lower = axes[len(axes) // 8 :]  # without the legend's line
-        return int(np.flatnonzero((lower == rgb(CLASS_COLOURS["VEHICLE"])).all(-1).any(0)).max())
+        return int(np.flatnonzero((lower == rgb(CLASS_COLORS["VEHICLE"])).all(-1).any(0)).max())
 
     assert reach(0.3) < reach(0.5) < reach(0.8)
 
 
 def test_a_class_never_found_is_named_and_without_a_line() -> None:
     png = precision_recall([curve(0.0)])
-    assert 0 < count(png, CLASS_COLOURS["VEHICLE"]) < 300
+    assert 0 < count(png, CLASS_COLORS["VEHICLE"]) < 300
 
 
 def test_pairs_without_a_distance_are_left_out() -> None:

@@ -14,11 +14,11 @@ import pytest
 from datalake.sample import Objects
 from student.evaluation.detection import PrecisionRecall
 from student.evaluation.imitation import CellMean
-from student.examination import Examination, examine
+from student.evaluation.run import EvaluationResult, evaluate_student
 from student.report.comparisons import comparisons, teachers_in
 from student.report.evaluation import FRAMES, LESSONS, Evaluation, best_scores, verdict, write_report
-from teachers.classroom import LocalClassroom
-from tests.student.students import COLOURS, HEIGHT, SHADES, TAUGHT, WIDTH, ColourTeacher, build, samples, targets_of
+from teachers.pool import LocalPool
+from tests.student.students import COLORS, HEIGHT, SHADES, TAUGHT, WIDTH, ColorTeacher, build, samples, targets_of
 
 HISTORY = [{"step": step, "loss/box": 1 / (step + 1), "learning_rate": 0.1, "wait/data": 0.0} for step in range(7)]
 FIGURES = {
@@ -38,22 +38,22 @@ FIGURES = {
 
 
 @pytest.fixture(scope="module")
-def examination() -> Examination:
-    """An untrained student on ten pictures, beside two teachers that are blind above."""
+def result() -> EvaluationResult:
+    """An untrained student on ten images, beside two teachers that are blind above."""
     grid = TAUGHT.grid(HEIGHT, WIDTH)
-    room = LocalClassroom([ColourTeacher(COLOURS, 3), ColourTeacher(SHADES, 3)], grid)
-    mean = CellMean(COLOURS.channels, *grid)
-    mean.add(targets_of(samples(4))["colours"])
-    pictures = samples(10)
-    batches = [pictures[:4], pictures[4:8], pictures[8:]]
+    room = LocalPool([ColorTeacher(COLORS, 3), ColorTeacher(SHADES, 3)], grid)
+    mean = CellMean(COLORS.channels, *grid)
+    mean.add(targets_of(samples(4))["colors"])
+    images = samples(10)
+    batches = [images[:4], images[4:8], images[8:]]
     student = build(TAUGHT).eval()
-    return examine(student, batches, room, cell_means={"colours": mean.values()}, example_every=1)
+    return evaluate_student(student, batches, room, cell_means={"colors": mean.values()}, example_every=1)
 
 
-def evaluation_of(examination: Examination, **more: object) -> Evaluation:
+def evaluation_of(result: EvaluationResult, **more: object) -> Evaluation:
     settings = {"steps trained": "7", "trained with <b>": "lake & split"}
-    known = {"figures": examination.figures, "settings": settings, "history": HISTORY}
-    return Evaluation(examination=examination, **{**known, **more})  # type: ignore[arg-type]
+    known = {"metrics": result.metrics, "settings": settings, "history": HISTORY}
+    return Evaluation(result=result, **{**known, **more})  # type: ignore[arg-type]
 
 
 def written(evaluation: Evaluation, name: str) -> str:
@@ -67,20 +67,20 @@ def headings(page: str) -> list[str]:
     return re.findall("<h2>([^<]*)</h2>", page)
 
 
-def test_the_page_goes_from_pictures_to_figures_to_settings(examination: Examination) -> None:
+def test_the_page_goes_from_images_to_metrics_to_settings(result: EvaluationResult) -> None:
     distances = (np.array([10.0, 20.0], np.float32), np.array([11.0, 19.0], np.float32))
-    page = written(evaluation_of(replace(examination, depths_m=distances)), "whole")
+    page = written(evaluation_of(replace(result, depths_m=distances)), "whole")
     assert headings(page) == [
         "What it sees",
         "What its teachers say, and what it says to them",
         "How it learned",
         "What it finds",
         "How far away it says things are",
-        "Beside answers that need no picture",
+        "Beside answers that need no image",
         "Every figure",
         "What the run was",
     ]
-    first = page.index(verdict(examination.figures, 10))
+    first = page.index(verdict(result.metrics, 10))
     assert page.index("<h1>") < first < page.index("<h2>")
     assert "Each of 7 steps" in page
     assert page.count("data:image/jpeg") == FRAMES + LESSONS
@@ -88,13 +88,13 @@ def test_the_page_goes_from_pictures_to_figures_to_settings(examination: Examina
     assert "trained with &lt;b&gt;  lake &amp; split" in page
 
 
-def test_the_page_needs_no_other_file(examination: Examination) -> None:
-    page = written(evaluation_of(examination), "alone")
+def test_the_page_needs_no_other_file(result: EvaluationResult) -> None:
+    page = written(evaluation_of(result), "alone")
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
 def test_without_teachers_and_log_their_sections_are_left_out() -> None:
-    alone = examine(build(TAUGHT).eval(), [samples(2)], None, example_every=1)
+    alone = evaluate_student(build(TAUGHT).eval(), [samples(2)], None, example_every=1)
     page = written(evaluation_of(alone, history=()), "poor")
     assert "What it sees" in headings(page)
     assert "How it learned" not in headings(page)
@@ -102,27 +102,27 @@ def test_without_teachers_and_log_their_sections_are_left_out() -> None:
     assert page.count("data:image/jpeg") == 2
 
 
-def test_teachers_of_any_classes_can_be_shown(examination: Examination) -> None:
-    own = evaluation_of(examination, class_names={"shades": ("dark", "grey", "bright")})
-    known = evaluation_of(examination, class_names={"shades": ("BACKGROUND", "VEHICLE", "CYCLIST")})
-    pictures = [re.findall('data:image/jpeg;base64,([^"]*)', written(one, "shades")) for one in (own, known)]
+def test_teachers_of_any_classes_can_be_shown(result: EvaluationResult) -> None:
+    own = evaluation_of(result, class_names={"shades": ("dark", "gray", "bright")})
+    known = evaluation_of(result, class_names={"shades": ("BACKGROUND", "VEHICLE", "CYCLIST")})
+    images = [re.findall('data:image/jpeg;base64,([^"]*)', written(one, "shades")) for one in (own, known)]
     # The same detections; the classes in two ways.
-    same = [one == other for one, other in zip(*pictures, strict=True)]
+    same = [one == other for one, other in zip(*images, strict=True)]
     assert same == [True] * FRAMES + [False] * LESSONS
 
 
-def test_more_can_be_added_at_the_end(examination: Examination) -> None:
+def test_more_can_be_added_at_the_end(result: EvaluationResult) -> None:
     url = "memory://evaluation/more.html"
-    write_report(url, "A student", evaluation_of(examination), lambda page: page.heading("The lake"))
+    write_report(url, "A student", evaluation_of(result), lambda page: page.heading("The lake"))
     assert headings(fsspec.filesystem("memory").cat_file(url).decode())[-2:] == ["What the run was", "The lake"]
 
 
-def test_frames_are_those_with_most_labels_of_even_stretches(examination: Examination) -> None:
+def test_frames_are_those_with_most_labels_of_even_stretches(result: EvaluationResult) -> None:
     examples = [
         replace(one, sample=replace(one.sample, objects=first_of(one.sample.objects, place % 4)))
-        for place, one in enumerate(examination.examples)
+        for place, one in enumerate(result.examples)
     ]
-    page = written(evaluation_of(replace(examination, examples=examples)), "few")
+    page = written(evaluation_of(replace(result, examples=examples)), "few")
     shown = re.findall(r"<figcaption>(segment_\d+)[^<]*, (\d+) labelled", page)
     assert len(shown) == FRAMES
     numbers = [int(name.removeprefix("segment_")) for name, _ in shown]
@@ -136,13 +136,13 @@ def first_of(objects: Objects, count: int) -> Objects:
     return Objects(objects.boxes[:count], objects.classes[:count], objects.depth_m[:count])
 
 
-def test_the_verdict_names_the_chief_figures_beside_the_trivial_ones() -> None:
+def test_the_verdict_names_the_chief_metrics_beside_the_trivial_ones() -> None:
     assert verdict(FIGURES, 1300) == (
-        "AP50 0.56 and distances off by 11% (the best single distance: 38%) on 1,300 pictures it was not trained on;"
+        "AP50 0.56 and distances off by 11% (the best single distance: 38%) on 1,300 images it was not trained on;"
         " 93% of the objects above 16 pixels are proposed."
         " It imitates lidar with R² 0.61 (the training mean of each cell: 0.28)"
         " and mask with mIoU 0.53 (background everywhere: 0.23)."
-        " Better than an answer that needs no picture in 4 of 4 figures."
+        " Better than an answer that needs no image in 4 of 4 metrics."
     )
 
 
@@ -150,26 +150,32 @@ def test_the_verdict_names_the_chief_figures_beside_the_trivial_ones() -> None:
     ("figure", "value"), [("depth/AbsRel", 0.38), ("imitation/lidar/R2", 0.2), ("imitation/mask/mIoU", 0.23)]
 )
 def test_the_verdict_says_where_a_trivial_answer_is_as_good(figure: str, value: float) -> None:
-    told = verdict({**FIGURES, figure: value}, 10)
-    assert told.endswith(f" Better than an answer that needs no picture in 3 of 4 figures, not in {figure}.")
+    predicted = verdict({**FIGURES, figure: value}, 10)
+    assert predicted.endswith(f" Better than an answer that needs no image in 3 of 4 metrics, not in {figure}.")
 
 
 def test_a_student_is_not_blamed_for_a_teacher_that_it_never_heard() -> None:
-    told = verdict({**FIGURES, "imitation/lidar/R2": -0.3}, 10, {"lidar"})
-    assert "It was trained without lidar." in told
-    assert "R²" not in told
-    assert told.endswith("Better than an answer that needs no picture in 2 of 2 figures.")
+    predicted = verdict({**FIGURES, "imitation/lidar/R2": -0.3}, 10, {"lidar"})
+    assert "It was trained without lidar." in predicted
+    assert "R²" not in predicted
+    assert predicted.endswith("Better than an answer that needs no image in 2 of 2 metrics.")
 
 
 def test_without_labels_the_verdict_speaks_of_imitation() -> None:
-    told = verdict({name: value for name, value in FIGURES.items() if name.startswith("im")}, 10)
-    assert told.startswith("Nothing was labelled on 10 pictures it was not trained on. It imitates lidar with R² 0.61")
+    predicted = verdict({name: value for name, value in FIGURES.items() if name.startswith("im")}, 10)
+    assert predicted.startswith(
+        "Nothing was labelled on 10 images it was not trained on. It imitates lidar with R² 0.61"
+    )
 
 
-def test_the_table_tells_worse_from_never_heard(examination: Examination) -> None:
-    for unheard, worse, never in ((frozenset[str](), 3, 0), (frozenset({"lidar"}), 1, 2), (frozenset({"mask"}), 2, 1)):
+def test_the_table_tells_worse_from_never_heard(result: EvaluationResult) -> None:
+    for undistilled, worse, never in (
+        (frozenset[str](), 3, 0),
+        (frozenset({"lidar"}), 1, 2),
+        (frozenset({"mask"}), 2, 1),
+    ):
         bad = {**FIGURES, "imitation/lidar/R2": 0.1, "imitation/lidar/cosine": 0.1, "imitation/mask/mIoU": 0.1}
-        page = written(evaluation_of(examination, figures=bad, unheard=unheard), "judged")
+        page = written(evaluation_of(result, metrics=bad, undistilled=undistilled), "judged")
         cells = re.findall("<td>(better|NOT BETTER|never heard)</td>", page)
         assert (cells.count("better"), cells.count("NOT BETTER"), cells.count("never heard")) == (1, worse, never)
 

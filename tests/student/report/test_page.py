@@ -64,11 +64,11 @@ def full() -> Page:
     page = Page(f"Run {NASTY}")
     page.heading(NASTY)
     page.text(NASTY)
-    page.picture(np.zeros((20, 30, 3), np.uint8), NASTY)
-    page.picture(depth_errors([10.0], [12.0]), NASTY)
+    page.image(np.zeros((20, 30, 3), np.uint8), NASTY)
+    page.image(depth_errors([10.0], [12.0]), NASTY)
     page.table([[NASTY, "1.5"]], ["name", NASTY])
     page.preformatted(NASTY)
-    page.figures({NASTY: 1.0, f"{NASTY}/{NASTY}": 2.0})
+    page.metrics({NASTY: 1.0, f"{NASTY}/{NASTY}": 2.0})
     return page
 
 
@@ -76,9 +76,9 @@ def test_everything_is_escaped_and_well_formed(tmp_path: Path) -> None:
     reader, text = read(full(), tmp_path)
     assert "<script" not in text
     assert "script" not in reader.tags
-    # title, h1, heading, text, two captions, table cell, header, preformatted, and the figures' three names
+    # title, h1, heading, text, two captions, table cell, header, preformatted, and the metrics' three names
     assert reader.words.count("<script>alert(") >= 10
-    assert [image["alt"] for image in reader.images] == [NASTY, NASTY]
+    assert [image["alt"] for one in reader.images] == [NASTY, NASTY]
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
@@ -90,25 +90,25 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
 
 
 def test_an_array_becomes_a_jpeg_that_shows_it_and_a_chart_stays_a_png(tmp_path: Path) -> None:
-    picture = np.zeros((40, 60, 3), np.uint8)
-    picture[:, 30:] = (230, 160, 20)
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:, 30:] = (230, 160, 20)
     chart = depth_errors([10.0, 20.0], [12.0, 18.0])
-    page = Page("Pictures")
-    page.picture(picture, "array")
-    page.picture(chart, "chart")
+    page = Page("Images")
+    page.image(image, "array")
+    page.image(chart, "chart")
     reader, _ = read(page, tmp_path)
-    jpeg, png = (str(image["src"]).split(",", 1) for image in reader.images)
+    jpeg, png = (str(one["src"]).split(",", 1) for one in reader.images)
     assert jpeg[0] == "data:image/jpeg;base64"
     assert png[0] == "data:image/png;base64"
     assert base64.b64decode(png[1]) == chart
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg[1]))))
-    assert np.abs(shown.astype(int) - picture).mean() < 3
+    assert np.abs(shown.astype(int) - image).mean() < 3
 
 
-@pytest.mark.parametrize("picture", [b"GIF89a", np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)])
-def test_what_is_no_picture_is_refused(picture: bytes | np.ndarray) -> None:
+@pytest.mark.parametrize("image", [b"GIF89a", np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)])
+def test_what_is_no_image_is_refused(image: bytes | np.ndarray) -> None:
     with pytest.raises(ValueError, match="Expected"):
-        Page("Pictures").picture(picture, "none")
+        Page("Images").image(image, "none")
 
 
 def test_a_table_has_its_cells_in_order_and_numbers_to_the_right(tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_a_row_of_another_length_is_refused() -> None:
         Page("Tables").table([["a", "b", "c"]], ["one", "two"])
 
 
-def test_figures_stand_in_groups_by_the_first_part_of_their_names(tmp_path: Path) -> None:
-    page = Page("Figures")
-    page.figures(
+def test_metrics_stand_in_groups_by_the_first_part_of_their_names(tmp_path: Path) -> None:
+    page = Page("Metrics")
+    page.metrics(
         {"AP": 0.31234, "time_s": 12000.0, "AP/VEHICLE": 0.5, "depth/AbsRel/near": 0.08, "AP/SIGN": float("nan")}
     )
     reader, _ = read(page, tmp_path)

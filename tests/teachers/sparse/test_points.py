@@ -41,7 +41,7 @@ def test_voxels_hold_the_mean_of_their_points(seed: int, stride: int) -> None:
     points = Points(positions, batch, PlainBackend())
     open_to_stride(points, stride)
 
-    voxels = points.voxelise(features, stride)
+    voxels = points.voxelize(features, stride)
 
     for voxel, mean in zip(voxels.coordinates, voxels.features, strict=True):
         inside = (batch == voxel[0]) & (torch.div(positions, stride).floor() * stride == voxel[1:]).all(1)
@@ -54,9 +54,9 @@ def test_nearest_gives_the_mean_back_and_the_mean_stays(seed: int, stride: int) 
     features, positions, batch = random_points(seed)
     points = Points(positions, batch, PlainBackend())
     open_to_stride(points, stride)
-    voxels = points.voxelise(features, stride)
+    voxels = points.voxelize(features, stride)
 
-    again = points.voxelise(points.devoxelise(voxels, "nearest"), stride)
+    again = points.voxelize(points.devoxelize(voxels, "nearest"), stride)
 
     torch.testing.assert_close(again.features, voxels.features)
 
@@ -69,7 +69,7 @@ def test_trilinear_weights_sum_to_one(seed: int, stride: int) -> None:
     open_to_stride(points, stride)
     ones = torch.ones(len(points.grid.level(stride)), 2, dtype=torch.float64)
 
-    felt = points.devoxelise(SparseTensor(ones, stride, points.grid))
+    felt = points.devoxelize(SparseTensor(ones, stride, points.grid))
 
     torch.testing.assert_close(felt, torch.ones(len(points), 2, dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
@@ -85,7 +85,7 @@ def test_trilinear_repeats_a_linear_field_among_full_voxels(seed: int, stride: i
     direction = torch.randn(3, generator=random, dtype=torch.float64)
     field = points.grid.level(stride).coordinates[:, 1:].double() @ direction
 
-    felt = points.devoxelise(SparseTensor(field[:, None], stride, points.grid))
+    felt = points.devoxelize(SparseTensor(field[:, None], stride, points.grid))
 
     torch.testing.assert_close(felt[-20:, 0], inner.double() @ direction, rtol=1e-5, atol=1e-5)
 
@@ -98,14 +98,14 @@ def test_permuting_the_points_permutes_what_they_feel(seed: int) -> None:
     felt = []
     for rows in (torch.arange(len(order)), order):
         points = Points(positions[rows], batch[rows], PlainBackend())
-        felt.append(points.devoxelise(points.voxelise(features[rows], 1)))
+        felt.append(points.devoxelize(points.voxelize(features[rows], 1)))
     torch.testing.assert_close(felt[1], felt[0][order])
 
 
 def test_clouds_do_not_feel_each_other() -> None:
     features, positions, _ = random_points(1)
     together = Points(positions.repeat(2, 1), torch.arange(2).repeat_interleave(len(positions)), PlainBackend())
-    felt = together.devoxelise(together.voxelise(torch.cat([features, features + 1]), 1))
+    felt = together.devoxelize(together.voxelize(torch.cat([features, features + 1]), 1))
     torch.testing.assert_close(felt[len(positions) :], felt[: len(positions)] + 1)
 
 
@@ -114,21 +114,21 @@ def test_gradients_agree_with_finite_differences() -> None:
     points = Points(positions, batch, PlainBackend())
 
     def there_and_back(features: Tensor) -> Tensor:
-        return points.devoxelise(points.voxelise(features, 1))
+        return points.devoxelize(points.voxelize(features, 1))
 
     assert torch.autograd.gradcheck(there_and_back, (features.requires_grad_(),))
 
 
 def test_a_crowded_voxels_mean_survives_float16() -> None:
     points = Points(torch.zeros(5000, 3), torch.zeros(5000), PlainBackend())
-    mean = points.voxelise(torch.full((5000, 1), 100, dtype=torch.float16), 1).features
+    mean = points.voxelize(torch.full((5000, 1), 100, dtype=torch.float16), 1).features
     assert mean.dtype == torch.float16
     assert mean.tolist() == [[100.0]]
 
 
 def test_a_point_a_hair_below_its_voxels_border_still_feels_its_voxel() -> None:
     points = Points(torch.tensor([[-1e-9, -1e-9, -1e-9]]), torch.zeros(1), PlainBackend())
-    felt = points.devoxelise(points.voxelise(torch.tensor([[3.0]]), 1))
+    felt = points.devoxelize(points.voxelize(torch.tensor([[3.0]]), 1))
     assert felt.tolist() == [[3.0]]
 
 
@@ -142,11 +142,11 @@ def test_tensors_of_another_pass_are_refused() -> None:
     features, positions, batch = random_points(1)
     one, two = Points(positions, batch, PlainBackend()), Points(positions, batch, PlainBackend())
     with pytest.raises(ValueError, match="another pass"):
-        one.devoxelise(two.voxelise(features, 1))
+        one.devoxelize(two.voxelize(features, 1))
 
 
 def test_no_points_feel_nothing() -> None:
     points = Points(torch.zeros(0, 3), torch.zeros(0), PlainBackend())
-    voxels = points.voxelise(torch.zeros(0, 2), 1)
-    assert points.devoxelise(voxels).shape == (0, 2)
-    assert points.devoxelise(voxels, "nearest").shape == (0, 2)
+    voxels = points.voxelize(torch.zeros(0, 2), 1)
+    assert points.devoxelize(voxels).shape == (0, 2)
+    assert points.devoxelize(voxels, "nearest").shape == (0, 2)

@@ -99,7 +99,7 @@ def test_the_conventions_of_2_1_are_translated(seed: int) -> None:
 
 
 @pytest.mark.parametrize("end", [63, 62, 1023])
-def test_voxels_at_the_border_keep_their_neighbours(end: int) -> None:
+def test_voxels_at_the_border_keep_their_neighbors(end: int) -> None:
     features, coordinates, kernels = arguments(0, torch.device("cpu"))
     coordinates[:, 1:] += end - coordinates[:, 1:].amax(0)
     theirs, ours = open_grid(fake_torchsparse, coordinates), PlainBackend().open(coordinates)

@@ -20,7 +20,7 @@ from teachers.sparse.triton_backend import TritonBackend
 from teachers.sparse.window import Window
 from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN
-from teachers.spvnas.voxels import voxelise_scans
+from teachers.spvnas.voxels import voxelize_scans
 from tests.teachers.sparse import dense
 from tests.teachers.sparse.test_torchsparse_backend import arguments, by_position, small_unet
 from tests.teachers.spvnas.clouds import small_scan
@@ -123,7 +123,7 @@ def test_a_whole_network_answers_as_on_plain() -> None:
     config = NetworkConfig.spvcnn(0.1, classes=5)
     networks = [SPVCNN(config, backend).eval().to(DEVICE) for backend in ("triton", "plain")]
     networks[1].load_state_dict(networks[0].state_dict())
-    voxels = voxelise_scans([small_scan(1, points=30), small_scan(2, points=20)], 5.0, DEVICE)
+    voxels = voxelize_scans([small_scan(1, points=30), small_scan(2, points=20)], 5.0, DEVICE)
     with torch.no_grad():
         ours, theirs = (each(voxels.features, voxels.positions, voxels.batch) for each in networks)
     assert_same([ours.logits, ours.features], [theirs.logits, theirs.features], 1e-4)

@@ -8,7 +8,7 @@ import torch
 from teachers.sparse.window import Window, kernel_index, kernel_offsets
 
 
-def test_odd_kernels_run_x_fastest_around_the_centre() -> None:
+def test_odd_kernels_run_x_fastest_around_the_center() -> None:
     offsets = kernel_offsets(3).tolist()
     assert offsets[:4] == [[-1, -1, -1], [0, -1, -1], [1, -1, -1], [-1, 0, -1]]
     assert offsets[13] == [0, 0, 0]

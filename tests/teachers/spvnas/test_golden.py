@@ -15,7 +15,7 @@ from teachers.spvnas.network import SPVCNN
 from teachers.spvnas.scan import Scan
 from teachers.spvnas.state_dict_adapter import adapt, load_strictly
 from teachers.spvnas.teacher import LidarTeacher
-from teachers.spvnas.voxels import voxelise_scans
+from teachers.spvnas.voxels import voxelize_scans
 
 Golden = dict[str, NDArray[np.generic]]
 
@@ -27,7 +27,7 @@ def golden(real_data: Path) -> Golden:
 
 
 def test_the_same_voxels_and_the_same_point_in_each(scan: Scan, golden: Golden) -> None:
-    voxels = voxelise_scans([scan], 0.05, torch.device("cpu"))
+    voxels = voxelize_scans([scan], 0.05, torch.device("cpu"))
     assert np.array_equal(voxels.positions.numpy(), golden["voxel_coords"])
     assert np.array_equal(voxels.taken.numpy(), golden["point_index"])
     assert np.array_equal(voxels.features[:, :3].numpy(), scan.xyz_m[golden["point_index"]])

@@ -6,14 +6,14 @@ import torch
 
 from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN
-from teachers.spvnas.voxels import VoxelBatch, voxelise_scans
+from teachers.spvnas.voxels import VoxelBatch, voxelize_scans
 from tests.teachers.spvnas.clouds import SMALL, small_network, small_scan
 
 CPU = torch.device("cpu")
 
 
 def voxels(*seeds: int) -> VoxelBatch:
-    return voxelise_scans([small_scan(seed) for seed in seeds], SMALL.voxel_m, CPU)
+    return voxelize_scans([small_scan(seed) for seed in seeds], SMALL.voxel_m, CPU)
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def test_moving_a_cloud_by_whole_coarse_voxels_changes_nothing() -> None:
 
 
 @torch.no_grad()
-def test_points_between_voxel_centres_are_welcome() -> None:
+def test_points_between_voxel_centers_are_welcome() -> None:
     network, cloud = small_network(), voxels(1)
     shift = torch.rand(cloud.positions.shape, generator=torch.Generator().manual_seed(3))
     answer = network(cloud.features, cloud.positions + shift, cloud.batch)

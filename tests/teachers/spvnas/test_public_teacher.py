@@ -20,7 +20,7 @@ def test_a_public_checkpoint_is_a_teacher_too(
     teacher = SpvnasTeacher.load_public(
         str(tmp_path / "init"), str(real_data / "spvnas_65gmacs_net_config.json"), statistics=statistics
     )
-    target = teacher.look(drive_samples[:1], 16, 24)
+    target = teacher.predict(drive_samples[:1], 16, 24)
     assert target.values.shape == (1, 76, 16, 24)
     assert target.valid.any()
     assert teacher.card.class_names[0] == "car"

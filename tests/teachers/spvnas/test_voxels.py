@@ -8,7 +8,7 @@ import torch
 
 from teachers.sparse.level import CoordinateError
 from teachers.spvnas.scan import Scan
-from teachers.spvnas.voxels import voxelise_scans
+from teachers.spvnas.voxels import voxelize_scans
 from tests.teachers.spvnas.clouds import small_scan
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ def scan_of(xyz: list[list[float]]) -> Scan:
 
 
 def test_the_first_point_of_a_voxel_stands_for_it() -> None:
-    voxels = voxelise_scans([scan_of([[0.1, 0, 0], [-1, 0, 0], [0.11, 0.01, 0]])], 0.05, CPU)
+    voxels = voxelize_scans([scan_of([[0.1, 0, 0], [-1, 0, 0], [0.11, 0.01, 0]])], 0.05, CPU)
     assert voxels.positions.tolist() == [[0, 0, 0], [22, 0, 0]]
     assert voxels.taken.tolist() == [1, 0]
     assert voxels.voxel.tolist() == [1, 0, 1]
@@ -28,7 +28,7 @@ def test_the_first_point_of_a_voxel_stands_for_it() -> None:
 
 def test_each_point_knows_its_voxel_and_each_scan_its_corner() -> None:
     scans = [small_scan(1), small_scan(2, points=300)]
-    voxels = voxelise_scans(scans, 0.05, CPU)
+    voxels = voxelize_scans(scans, 0.05, CPU)
     xyz = np.concatenate([scan.xyz_m for scan in scans])
     batch = np.repeat([0, 1], [400, 300])
     assert voxels.points == (400, 300)
@@ -41,11 +41,11 @@ def test_each_point_knows_its_voxel_and_each_scan_its_corner() -> None:
 
 
 def test_an_empty_scan_takes_no_voxels() -> None:
-    voxels = voxelise_scans([scan_of([]), small_scan(1)], 0.05, CPU)
+    voxels = voxelize_scans([scan_of([]), small_scan(1)], 0.05, CPU)
     assert voxels.points == (0, 400)
     assert set(voxels.batch.tolist()) == {1}
 
 
 def test_a_scan_wider_than_coordinates_can_say_is_refused() -> None:
     with pytest.raises(CoordinateError, match="Expected voxels within"):
-        voxelise_scans([scan_of([[0, 0, 0], [9000, 0, 0]])], 0.05, CPU)
+        voxelize_scans([scan_of([[0, 0, 0], [9000, 0, 0]])], 0.05, CPU)

@@ -1,4 +1,4 @@
-"""Figures and statistics of a teacher."""
+"""Metrics and statistics of a teacher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from teachers.lidar import SpvnasTeacher, network_options, scan_of
 from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN
 from teachers.training.evaluation import compare_with_labels, measure_statistics
-from teachers.training.lidar import POINT_CLASSES
+from teachers.training.spvcnn_objective import POINT_CLASSES
 from tests.teachers.training.samples import sample
 from training.errors import TrainingError
 
@@ -24,7 +24,7 @@ def teacher() -> SpvnasTeacher:
     torch.manual_seed(0)
     card = TeacherCard(
         name="spvcnn",
-        kind="continuous",
+        kind="regression",
         architecture="spvcnn",
         options=network_options(CONFIG),
         channels=CONFIG.feature_width,
@@ -35,7 +35,7 @@ def teacher() -> SpvnasTeacher:
 
 
 def scene(number: int, labels: bool = True) -> Sample:
-    """Return a picture of 12 x 8 pixels in which 50 of 60 TOP points have a pixel of their own."""
+    """Return an image of 12 x 8 pixels in which 50 of 60 TOP points have a pixel of their own."""
     random = torch.Generator().manual_seed(number)
     points = torch.rand(4, 60, generator=random) * torch.tensor([[20.0], [20.0], [3.0], [1.0]])
     pixel = torch.arange(50)
@@ -66,7 +66,7 @@ def test_statistics_are_those_of_the_points_that_pixels_show(teacher: SpvnasTeac
 def test_every_labelled_point_is_compared_once(teacher: SpvnasTeacher) -> None:
     confusion = compare_with_labels(teacher, [scene(number) for number in range(5)])
     assert confusion.counts.sum(1).tolist() == [75, 75, 75, *[0] * 19]
-    assert confusion.figures(POINT_CLASSES)["trivial/accuracy"] == pytest.approx(1 / 3)
+    assert confusion.metrics(POINT_CLASSES)["trivial/accuracy"] == pytest.approx(1 / 3)
 
 
 def test_without_labels_there_is_nothing_to_say(teacher: SpvnasTeacher) -> None:

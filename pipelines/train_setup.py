@@ -1,0 +1,198 @@
+"""What is found out of lake and teachers before a student's first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from torch import Tensor
+
+from datalake.lake import Lake
+from datalake.sample import Sample
+from pipelines.data import check_no_leakage, read_boxes
+from pipelines.device import device_of
+from pipelines.paths import absolute
+from pipelines.teacher_loading import (
+    class_shares,
+    evaluate_teachers,
+    needs_points,
+    open_cached,
+    open_pool,
+    parse_teachers,
+    read_cards,
+)
+from pipelines.train_config import TrainConfig
+from student.anchors import AnchorReport, anchor_recall, fit_anchors
+from student.config import AnchorShapes, BranchSpec, StudentConfig, StudentError
+from student.distillation.imitation import balanced_weights
+from teachers.card import TeacherError
+from training.distributed import Distributed
+
+# torchvision's own, which the paper took: made for images of 1333 pixels.
+_PAPER_ANCHORS = AnchorShapes(sizes=((32,), (64,), (128,), (256,)), ratios=(0.5, 1.0, 2.0))
+_LEVELS = 4
+# Images that each teacher looks at before the training.
+_CHECKED_SAMPLES = 48
+_TOLD = ("accuracy", "mIoU")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPlan:
+    """All that a worker needs to know; found out once, before the first step.
+
+    teachers: name -> folder of those who are asked
+    methods: names of the distillation methods that are on
+    class_weights: of each teacher of classes
+    labelled, unlabelled: images per step over all workers; segments of either kind
+    """
+
+    config: TrainConfig
+    snapshot: int
+    student: StudentConfig
+    teachers: dict[str, str]
+    methods: tuple[str, ...]
+    class_weights: dict[str, Tensor]
+    labelled: int
+    unlabelled: int
+    labelled_segments: frozenset[str]
+    unlabelled_segments: frozenset[str]
+
+
+def prepare_training(
+    config: TrainConfig, console: Console, progress: Callable[[str, int, int, str], None]
+) -> TrainPlan:
+    """Look at lake and teachers, print what was found, and return what the workers need.
+
+    Raises LakeError, TeacherError, StudentError or TrainingError where the training would be in vain.
+    """
+    config = config.located
+    lake = config.open_lake(config.snapshot)
+    named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
+    cards = read_cards(named)
+    check_no_leakage(cards, lake, [config.split])
+    if unknown := sorted(set(config.mute) - named.keys()):
+        raise TeacherError(f"--mute {unknown[0]}: expected one of the teachers {', '.join(named) or '(there is none)'}")
+    if config.targets != "real" and not config.active_teachers:
+        raise StudentError(f"--targets {config.targets}: expected teachers whose targets are replaced")
+    with_labels, without = config.segments(lake)
+    unlabelled = config.unlabelled_in_batch(lake)
+    _check_batch(config, lake, unlabelled, with_labels, without)
+
+    boxes = read_boxes(config.frames(lake, points=False, segments=with_labels))
+    shapes = fit_anchors(boxes, levels=_LEVELS) if config.anchors == "fitted" else _PAPER_ANCHORS
+    student = _student_config(config, tuple(BranchSpec.of(name, card) for name, card in cards.items()), shapes)
+    width, height = config.image_size
+    grid = student.grid(height, width)
+    _check_teachers_in(config, lake, grid)
+    _check_anchors(config, anchor_recall(student, boxes, (height, width)), console)
+    console.print(
+        f"{len(with_labels):,} segments with labels, {len(without):,} without;"
+        f" {config.batch - unlabelled} and {unlabelled} images of a batch",
+        highlight=False,
+    )
+    return TrainPlan(
+        config=config,
+        snapshot=lake.snapshot,
+        student=student,
+        teachers=config.active_teachers,
+        methods=config.methods,
+        class_weights=_check_teachers(config, lake, grid, console, progress) if config.active_teachers else {},
+        labelled=config.batch - unlabelled,
+        unlabelled=unlabelled,
+        labelled_segments=with_labels,
+        unlabelled_segments=without,
+    )
+
+
+def _check_batch(
+    config: TrainConfig, lake: Lake, unlabelled: int, with_labels: frozenset[str], without: frozenset[str]
+) -> None:
+    """Raise now for what a worker would find out in its first step."""
+    if not 0 <= unlabelled < config.batch:
+        raise StudentError(f"--unlabelled {unlabelled}: expected fewer than the {config.batch} images of a batch")
+    for share, what, segments in (
+        (config.batch - unlabelled, "labelled images (--batch less --unlabelled)", with_labels),
+        (unlabelled, "images without labels (--unlabelled)", without),
+    ):
+        Distributed(size=max(1, config.workers)).share(share, what)
+        if share:
+            config.frames(lake, points=False, segments=segments).stream(share, shuffle=True)
+    if config.targets == "shuffled" and config.batch // max(1, config.workers) < 2:
+        raise StudentError("--targets shuffled: a worker needs two images, to give one the targets of the other")
+
+
+def _check_teachers_in(config: TrainConfig, lake: Lake, grid: tuple[int, int]) -> None:
+    """Raise where the teachers cannot be where the configuration has them."""
+    if config.teachers_in == "actors" and not config.workers:
+        raise TeacherError("--teachers-in actors: expected --workers 1 or more, which ask them; alone, leave it out")
+    if config.teacher_gpus and config.teachers_in != "actors":
+        raise TeacherError("--teacher-gpus: only with --teachers-in actors; in its process a teacher shares the GPU")
+    height, width = grid
+    for name, cached_as in config.tables.items():
+        if name not in config.active_teachers:
+            raise TeacherError(
+                f"--cached {name}: expected one of the teachers who are asked,"
+                f" {', '.join(config.active_teachers) or '(nobody)'}"
+            )
+        cached = open_cached(config.active_teachers[name], cached_as, lake, config.split)
+        if (cached.grid, cached.image_size) != (grid, config.image_size):
+            raise TeacherError(
+                f"--cached {name}: the lake has its answers for images of {_by(cached.image_size)} pixels on a grid"
+                f" of {_by(cached.grid)} cells, not {_by(config.image_size)} and {_by(grid)}; run cache_targets.py with"
+                f" --grid {height} {width} --image-size {_by(config.image_size, ' ')} and another --name"
+            )
+
+
+def _by(sides: tuple[int, int], between: str = " x ") -> str:
+    return between.join(map(str, sides))
+
+
+def _student_config(config: TrainConfig, branches: tuple[BranchSpec, ...], anchors: AnchorShapes) -> StudentConfig:
+    if config.preset == "paper":
+        if (config.stride, config.feed) != (TrainConfig.stride, TrainConfig.feed):
+            raise StudentError("--preset paper: stride and feed are the paper's, leave --stride and --feed out")
+        return StudentConfig.paper(branches, anchors)
+    return StudentConfig(branches=branches, anchors=anchors, stride=config.stride, feed=config.feed)
+
+
+def _check_anchors(config: TrainConfig, report: AnchorReport, console: Console) -> None:
+    console.print(str(report), soft_wrap=True, highlight=False)
+    if report.recall[0.5] < config.min_anchor_recall:
+        raise StudentError(
+            f"anchors overlap only {report.recall[0.5]:.0%} of the boxes by IoU 0.5, --min-anchor-recall asks for"
+            f" {config.min_anchor_recall:.0%}: most objects would never be proposed; use --anchors fitted, a finer"
+            " stride, or lower the limit"
+        )
+
+
+def _check_teachers(
+    config: TrainConfig,
+    lake: Lake,
+    grid: tuple[int, int],
+    console: Console,
+    progress: Callable[[str, int, int, str], None],
+) -> dict[str, Tensor]:
+    """Check each teacher on a few images and say how well it does; return the class weights of those of classes."""
+    device = device_of(config.device)
+    frames = config.frames(lake, points=needs_points(read_cards(config.active_teachers).values()))
+    stream = frames.stream(config.batch, shuffle=True, panoptic=True)
+    wanted = min(_CHECKED_SAMPLES, stream.epoch_samples)
+    batches: list[list[Sample]] = []
+    for batch in stream.loader():
+        batches.append(batch)
+        progress("check teachers", min(len(batches) * config.batch, wanted), wanted, "images")
+        if len(batches) * config.batch >= wanted:
+            break
+    for name, seen in evaluate_teachers(config.active_teachers, batches, grid, device).items():
+        metrics = ", ".join(f"{figure} {seen.metrics[figure]:.2f}" for figure in _TOLD if figure in seen.metrics)
+        answers = f"answers for {seen.valid_share:.0%} of the cells"
+        console.print(
+            f"teacher {name}: {answers}; {metrics or 'nothing to compare with'}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    remember = Path(config.remember) if config.remember else None
+    shares = class_shares(open_pool(config.active_teachers, grid, device, remember), batches)
+    return {name: balanced_weights(share) for name, share in shares.items()}

@@ -1,0 +1,233 @@
+"""What it is, where exactly, and how far: RoI heads with a depth head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, smooth_l1_loss
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import clip_boxes_to_image
+
+from student.boxes import Weights, decode_boxes, encode_boxes, shorter_sides
+from student.config import StudentConfig
+from student.depth import decode_depth, encode_depth
+from student.detections import Detections
+from student.labels import Labels
+from student.matching import match_boxes
+from student.pooling import LevelPool, rois_of
+from student.rpn import Proposals
+from student.sampling import sample
+from student.suppression import NOTHING, suppressed
+
+_POSITIVE_SHARE = 0.25
+_OBJECT_IOU = 0.5
+_BOX_BETA = 1 / 9
+_WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)
+_SUPPRESSING_IOU = 0.5
+_SHORTEST_PX = 1e-2
+_GEOMETRY = 6
+
+
+class BoxPredictor(FastRCNNPredictor):
+    """torchvision's classifier and box regression; the answers are float32 whatever they are computed in."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class logits [N, M] and box deltas [N, 4M] for features [N, C]."""
+        logits, deltas = super().forward(x)
+        return logits.float(), deltas.float()
+
+
+class DepthHead(nn.Module):
+    """Tells a depth for each class (paper, section 3.2: one depth per class and detection).
+
+    The default student also gets the box: pooled features have lost where in the image, and how large, an object
+    is, which on a road says most about its distance. The paper's does not. All of this is float32 under autocast as
+    well: bfloat16 would round a box's lower edge, and with it the distance, to whole pixels.
+    """
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self._sees_box = config.preset == "classroom"
+        inputs = config.head_width + (_GEOMETRY if self._sees_box else 0)
+        self.hidden = nn.Linear(inputs, config.head_width // 2)
+        self.predictor = nn.Linear(config.head_width // 2, config.classes)
+        # Starts in the middle of the road rather than at the bumper.
+        nn.init.constant_(self.predictor.bias, 0.7)
+
+    def forward(self, features: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Return encoded depths float32 [N, M] of boxes [N, 4], whose pooled features are [N, C]."""
+        features = features.float()
+        if self._sees_box:
+            features = torch.cat([features, _geometry(boxes, image_size)], 1)
+        with torch.autocast(features.device.type, enabled=False):
+            predicted: Tensor = self.predictor(self.hidden(features).relu())
+        return predicted
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoIs:
+    """S of the proposals and labelled boxes of each of B images, which the losses look at.
+
+    boxes: float32 [B, S, 4]
+    classes: int64 [B, S], 0 background; -1 where an image has too few boxes, and no loss belongs there
+    object_boxes: float32 [B, S, 4], the labelled box that each of them is to find, where its class is above 0
+    depth_m: float32 [B, S], how far away that is, NaN where it is not known
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    object_boxes: Tensor
+    depth_m: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoIPredictions:
+    """What the box head says of S RoIs of each of B images.
+
+    pooled: float [B, S, head_width], the features that all answers come from
+    logits: float32 [B, S, M] of the classes, with the background
+    deltas: float32 [B, S, 4M], the box of each class
+    """
+
+    pooled: Tensor
+    logits: Tensor
+    deltas: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """At most D objects in each of B images, the most confident first; a score of NOTHING where there is none.
+
+    boxes: float32 [B, D, 4]; classes: int64 [B, D]; scores: float32 [B, D]
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    scores: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        """Bool [B, D], where there is an object."""
+        return self.scores > NOTHING
+
+
+class DepthRoIHeads(nn.Module):
+    """Faster R-CNN's second stage (Ren et al. 2015) with a depth per class, all images of a batch at once.
+
+    Losses are divided by the fixed size of a sample, so that an image's share does not depend on the others. The
+    depth's is the mean over positive boxes with a known depth: a box without a lidar point teaches nothing.
+    """
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.pool = LevelPool(config.stride)
+        self.box_head = TwoMLPHead(config.width * self.pool.cells**2, config.head_width)
+        self.box_predictor = BoxPredictor(config.head_width, config.classes)
+        self.depth_head = DepthHead(config)
+        self._size = config.roi_batch
+        self._min_score, self._most = config.min_score, config.detections
+        self._depth_beta = 1.0 if config.preset == "paper" else 0.05
+        self._max_depth_m = config.max_depth_m
+
+    def candidates(self, proposals: Proposals, labels: Labels) -> list[int]:
+        """Return how many places for boxes of each image the losses choose from: keys are to be drawn for so many."""
+        return [proposals.boxes.shape[1] + max(1, count) for count in labels.counts]
+
+    @torch.no_grad()
+    def choose(self, proposals: Proposals, labels: Labels, keys: Tensor) -> RoIs:
+        """Return a sample of the proposals and the labelled boxes.
+
+        keys: int64 [B, N], see `draw_keys`, for each of the image's `candidates`
+        """
+        boxes = torch.cat([proposals.boxes, labels.boxes], 1)
+        matches = match_boxes(labels.boxes, labels.valid, boxes, high=_OBJECT_IOU, low=_OBJECT_IOU)
+        label = torch.where(torch.cat([proposals.valid, labels.valid], 1), matches.label, -1)
+        drawn = sample(label, keys, self._size, _POSITIVE_SHARE)
+        index = matches.index.gather(1, drawn.index)
+        positive = (label.gather(1, drawn.index) > 0) & drawn.valid
+        return RoIs(
+            _rows(boxes, drawn.index),
+            torch.where(positive, labels.classes.gather(1, index), torch.where(drawn.valid, 0, -1)),
+            _rows(labels.boxes, index),
+            labels.depth_m.gather(1, index),
+        )
+
+    def predict(self, levels: Sequence[Tensor], rois: RoIs) -> RoIPredictions:
+        """Return what the box head says of the RoIs of the images of levels [B, C, h, w]."""
+        pooled = self.box_head(self.pool(levels, rois_of(rois.boxes)))
+        logits, deltas = self.box_predictor(pooled)
+        shape = rois.classes.shape
+        return RoIPredictions(pooled.view(*shape, -1), logits.view(*shape, -1), deltas.view(*shape, -1))
+
+    def losses(self, predictions: RoIPredictions, rois: RoIs, image_size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return the losses `classification`, `box` and `depth`, means over the images."""
+        logits, deltas = predictions.logits.flatten(0, 1), predictions.deltas
+        classes, images = rois.classes, len(rois.classes)
+        rows = self._size * images
+        positive, column = classes > 0, classes.clamp(min=0)
+        predicted = deltas.view(*classes.shape, -1, 4).gather(2, column[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
+        truth = encode_boxes(rois.object_boxes, rois.boxes, _WEIGHTS)
+        # Taken out before anything is computed from them: of what is not an object's there may be no logarithm.
+        predicted, truth = (torch.where(positive[..., None], values, 0.0) for values in (predicted, truth))
+        box = smooth_l1_loss(predicted, truth, beta=_BOX_BETA, reduction="sum")
+        return {
+            "classification": cross_entropy(logits, classes.flatten(), ignore_index=-1, reduction="sum") / rows,
+            "box": box / rows,
+            "depth": self._depth_loss(predictions.pooled.flatten(0, 1), rois, image_size),
+        }
+
+    def _depth_loss(self, pooled: Tensor, rois: RoIs, image_size: tuple[int, int]) -> Tensor:
+        known = (rois.classes > 0) & rois.depth_m.isfinite()
+        predicted = self.depth_head(pooled, rois.boxes.flatten(0, 1), image_size).view(*known.shape, -1)
+        predicted = predicted.gather(2, rois.classes.clamp(min=0)[..., None])[..., 0]
+        truth = encode_depth(rois.depth_m, self._max_depth_m)
+        predicted, truth = (torch.where(known, values, 0.0) for values in (predicted, truth))
+        error = smooth_l1_loss(predicted, truth, beta=self._depth_beta, reduction="none").sum(1)
+        return (error / known.sum(1).clamp(min=1)).mean()
+
+    def find(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> Found:
+        """Return the objects that the images of levels [B, C, h, w] show."""
+        shape = proposals.valid.shape
+        logits, deltas = self.box_predictor(self.box_head(self.pool(levels, rois_of(proposals.boxes))))
+        # One group for each class but the background, one box of each proposal in it: [B, M - 1, P].
+        boxes = decode_boxes(deltas.view(*shape, -1, 4), proposals.boxes[:, :, None], _WEIGHTS)
+        boxes = clip_boxes_to_image(boxes, image_size)[:, :, 1:].transpose(1, 2)
+        scores = logits.softmax(-1).view(*shape, -1)[..., 1:].transpose(1, 2)
+        usable = proposals.valid[:, None] & (scores > self._min_score) & (shorter_sides(boxes) >= _SHORTEST_PX)
+        scores = suppressed(boxes, torch.where(usable, scores, NOTHING), _SUPPRESSING_IOU).flatten(1)
+        best = scores.argsort(dim=1, descending=True, stable=True)[:, : min(self._most, scores.shape[1])]
+        classes = torch.div(best, shape[1], rounding_mode="floor") + 1
+        return Found(_rows(boxes.flatten(1, 2), best), classes, scores.gather(1, best))
+
+    def depths_m(self, levels: Sequence[Tensor], rois: Tensor, classes: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Return the depths [K] of rois [K, 5] of these classes [K], told of final boxes as Mask R-CNN tells masks."""
+        predicted: Tensor = self.depth_head(self.box_head(self.pool(levels, rois)), rois[:, 1:], image_size)
+        return decode_depth(predicted.gather(1, classes[:, None])[:, 0], self._max_depth_m)
+
+    def detect(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> list[Detections]:
+        """Return what is found in each image."""
+        found = self.find(levels, proposals, image_size)
+        counts = found.valid.sum(1).tolist()
+        boxes, classes, scores = (
+            torch.cat([one[:count] for one, count in zip(values, counts, strict=True)])
+            for values in (rois_of(found.boxes).view(*found.classes.shape, 5), found.classes, found.scores)
+        )
+        depths_m = self.depths_m(levels, boxes, classes, image_size)
+        each = zip(*(values.split(counts) for values in (boxes[:, 1:], classes, scores, depths_m)), strict=True)
+        return [Detections(*one) for one in each]
+
+
+def _geometry(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Return float32 [N, 6]: the boxes' edges as shares of the image, and the logarithms of width and height."""
+    height, width = image_size
+    shares = torch.stack([boxes[:, 0::2].float() / width, boxes[:, 1::2].float() / height], 2).flatten(1)
+    sizes = (shares[:, 2:] - shares[:, :2]).clamp(min=1e-3).log()
+    return torch.cat([shares, sizes], 1)
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Return [B, N, 4], rows [B, N] of tables [B, M, 4]."""
+    return table.gather(1, index[..., None].expand(-1, -1, table.shape[2]))

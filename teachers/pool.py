@@ -1,0 +1,195 @@
+"""Where teachers are asked and their answers collected, wherever they run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from datalake.sample import Sample, SampleKey
+from teachers.card import TeacherCard, TeacherError
+from teachers.target import SparseTarget, Target
+from teachers.teacher import Teacher
+from training.objective import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a submitted batch is collected by, once."""
+
+    number: int
+    keys: tuple[SampleKey, ...]
+
+
+class TeacherPool(ABC):
+    """Teachers that answer to one student, a bounded number of batches ahead.
+
+    Every answer passes through the same sparse half-precision form, also within a process: where the teachers run
+    changes nothing of what the student is told. What arrives must be of the samples that were asked about.
+    """
+
+    def __init__(self, grid: tuple[int, int], *, window: int, device: torch.device | str) -> None:
+        """Open the room.
+
+        grid: height and width of the student's grid
+        window: how many batches may be submitted and not yet collected
+        device: where the targets go
+        """
+        if window < 1:
+            raise TeacherError(f"window: expected at least 1 batch, got: {window}")
+        self.grid, self.window, self.device = grid, window, torch.device(device)
+        self._asked: dict[Ticket, Any] = {}
+        self._submitted = 0
+
+    @property
+    @abstractmethod
+    def cards(self) -> dict[str, TeacherCard]:
+        """The teachers' cards, by name."""
+
+    @abstractmethod
+    def _ask(self, batch: list[Sample]) -> Any:
+        """Hand the batch to every teacher; return what `_answers` finds their answers by."""
+
+    @abstractmethod
+    def _answers(self, asked: Any) -> dict[str, SparseTarget]:
+        """Return every teacher's answer, by its name."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches are submitted and not yet collected."""
+        return len(self._asked)
+
+    def submit(self, batch: Sequence[Sample]) -> Ticket:
+        """Hand in a batch; return the ticket to collect the targets by.
+
+        Raises TeacherError where the window is full. It does not wait: the one who could make room is the caller.
+        """
+        if self.in_flight >= self.window:
+            raise TeacherError(f"{self.in_flight} batches are in flight, the window's size; collect one first")
+        ticket = Ticket(self._submitted, tuple(sample.key for sample in batch))
+        self._submitted += 1
+        self._asked[ticket] = self._ask([_question(sample) for sample in batch])
+        return ticket
+
+    def collect(self, ticket: Ticket) -> dict[str, Target]:
+        """Return the targets of a submitted batch by the teachers' names, waiting for them; a ticket serves once.
+
+        Raises TeacherError where a teacher fails, or answers about other samples.
+        """
+        if ticket not in self._asked:
+            raise TeacherError(f"batch {ticket.number} is not in flight: never submitted here, or collected already")
+        answers = self._answers(self._asked.pop(ticket))
+        for name, answer in answers.items():
+            if answer.keys != ticket.keys:
+                raise TeacherError(_mismatch(name, ticket, answer))
+            _check_classes(name, answer, self.cards[name])
+        return {name: answer.to(self.device).to_dense() for name, answer in answers.items()}
+
+    def follow(
+        self, batches: Iterable[Sequence[Sample]]
+    ) -> Generator[tuple[Sequence[Sample], dict[str, Target]], None, None]:
+        """Yield each batch with its targets, in order, while the teachers work up to a window ahead.
+
+        Batches are taken as there is room: a slow student slows down whoever makes them.
+        """
+        waiting: deque[tuple[Sequence[Sample], Ticket]] = deque()
+        try:
+            for batch in batches:
+                waiting.append((batch, self.submit(batch)))
+                if len(waiting) == self.window:
+                    yield self._next(waiting)
+            while waiting:
+                yield self._next(waiting)
+        finally:
+            for _, ticket in waiting:
+                del self._asked[ticket]
+
+    def teach(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, dict[str, Target]]]:
+        """Yield each batch of a training with its targets, in order (see `follow`)."""
+        asked: deque[Batch] = deque()
+
+        def samples() -> Iterator[Sequence[Sample]]:
+            for batch in batches:
+                asked.append(batch)
+                yield batch.samples
+
+        for _, targets in self.follow(samples()):
+            yield asked.popleft(), targets
+
+    def _next(self, waiting: deque[tuple[Sequence[Sample], Ticket]]) -> tuple[Sequence[Sample], dict[str, Target]]:
+        batch, ticket = waiting.popleft()
+        return batch, self.collect(ticket)
+
+
+class LocalPool(TeacherPool):
+    """Teachers in the student's own process, who look at a batch when it is collected."""
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        grid: tuple[int, int],
+        *,
+        window: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(grid, window=window, device=device)
+        self._teachers = by_name((teacher.card.name, teacher) for teacher in teachers)
+
+    @property
+    def cards(self) -> dict[str, TeacherCard]:
+        """The teachers' cards, by name."""
+        return {name: teacher.card for name, teacher in self._teachers.items()}
+
+    def _ask(self, batch: list[Sample]) -> Any:
+        return batch
+
+    def _answers(self, asked: Any) -> dict[str, SparseTarget]:
+        return {name: teacher.predict(asked, *self.grid).to_sparse() for name, teacher in self._teachers.items()}
+
+
+def by_name(named: Iterable[tuple[str, Any]]) -> Mapping[str, Any]:
+    """Return the items by name; raises TeacherError where two have the same."""
+    items: dict[str, Any] = {}
+    for name, item in named:
+        if name in items:
+            raise TeacherError(f"two teachers are called {name}; name each once")
+        items[name] = item
+    return items
+
+
+def _question(sample: Sample) -> Sample:
+    """Return the sample without the labels that nobody needs for looking at it: they would only travel."""
+    lidar = sample.lidar and replace(sample.lidar, semantic_class=None)
+    return replace(sample, panoptic=None, lidar=lidar)
+
+
+def _check_classes(name: str, answer: SparseTarget, card: TeacherCard) -> None:
+    """Raise TeacherError for a class number that the card has no class for: a GPU that looks it up ends the process.
+
+    Answers that lie on a GPU already were never anywhere but in this process, and looking at them would mean waiting.
+    """
+    values = answer.values
+    if card.kind != "classification" or values.device.type != "cpu" or not values.numel():
+        return
+    if (highest := int(values.max())) >= card.channels:
+        wrong = int((values[:, 0] == highest).nonzero()[0])
+        cell = wrong if answer.index is None else int(answer.index[wrong])
+        sample = answer.keys[cell // (answer.shape[2] * answer.shape[3])]
+        raise TeacherError(
+            f"teacher {name}: expected classes 0 … {card.channels - 1} by its card, got: {highest} of {sample};"
+            " the answer is damaged or of another teacher: delete it where answers are kept"
+        )
+
+
+def _mismatch(name: str, ticket: Ticket, answer: SparseTarget) -> str:
+    if len(answer.keys) != len(ticket.keys):
+        return f"teacher {name} answered about {len(answer.keys)} samples of a batch of {len(ticket.keys)}"
+    place = next(i for i, pair in enumerate(zip(ticket.keys, answer.keys, strict=True)) if pair[0] != pair[1])
+    return (
+        f"teacher {name} answered about other samples than it was asked: sample {place} of batch {ticket.number} is"
+        f" {ticket.keys[place]}, got: {answer.keys[place]}"
+    )

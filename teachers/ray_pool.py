@@ -1,0 +1,154 @@
+"""Teachers in processes of their own: named Ray actors that any student of the same job can ask.
+
+    with employed([TeacherPost(name="lidar", load=partial(load_teacher, url), num_gpus=0.3)]):
+        classroom = RemoteClassroom(["lidar"], grid=(64, 96))      # here, or in any worker of the job
+        for batch, targets in classroom.follow(loader):
+            ...
+
+Whoever opens the posts keeps the teachers alive; students come and go. A teacher whose process dies is started again
+and asked again: that costs time, no data. Ray must be initialized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from datalake.sample import Sample
+from teachers.card import TeacherCard, TeacherError
+from teachers.pool import TeacherPool, by_name
+from teachers.target import SparseTarget
+from teachers.teacher import Teacher
+
+# How often a teacher's process may die before its death is taken for the teacher's own fault, and how often a batch
+# is asked again.
+_RESTARTS = 5
+_RETRIES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorSpec:
+    """One teacher's place.
+
+    name: what the actor and its answers are called
+    load: from a device ("cpu" or "cuda") to the teacher; runs in the actor, so it must be picklable
+    num_gpus: share of a GPU; with 0 the teacher runs on `num_cpus` CPUs
+    """
+
+    name: str
+    load: Callable[[str], Teacher]
+    num_cpus: float = 1
+    num_gpus: float = 0
+
+
+class TeacherActor:
+    """What runs in the actor."""
+
+    def __init__(self, load: Callable[[str], Teacher], device: str) -> None:
+        self._teacher = load(device)
+
+    def card(self) -> TeacherCard:
+        return self._teacher.card
+
+    def look(self, batch: list[Sample], height: int, width: int) -> SparseTarget:
+        return self._teacher.predict(batch, height, width).to_sparse().to("cpu")
+
+
+@contextmanager
+def teacher_actors(posts: Sequence[ActorSpec], *, start_s: float = 600) -> Iterator[None]:
+    """Start a named actor per post, and stop them at the end of the block.
+
+    Raises TeacherError, in one line, where a teacher does not load, the cluster has not enough for it, or it has not
+    started within `start_s` seconds (which a loaded cluster may take).
+    """
+    desks: dict[str, Any] = {}
+    try:
+        for name, post in by_name((post.name, post) for post in posts).items():
+            _check_resources(post)
+            actor = ray.remote(TeacherActor).options(
+                name=_actor_name(name),
+                num_cpus=post.num_cpus,
+                num_gpus=post.num_gpus,
+                max_restarts=_RESTARTS,
+                max_task_retries=_RETRIES,
+            )
+            desks[name] = actor.remote(post.load, "cuda" if post.num_gpus else "cpu")
+        for name, desk in desks.items():
+            _get(name, desk.card.remote(), start_s)
+        yield
+    finally:
+        for desk in desks.values():
+            ray.kill(desk)
+
+
+class RayPool(TeacherPool):
+    """The teachers at posts of these names. A window of 2 to 4 batches keeps them busy and the object store small."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        grid: tuple[int, int],
+        *,
+        window: int = 3,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(grid, window=window, device=device)
+        self._desks = by_name((name, _desk(name)) for name in names)
+        self._cards = {name: _get(name, desk.card.remote()) for name, desk in self._desks.items()}
+
+    @property
+    def cards(self) -> dict[str, TeacherCard]:
+        """The teachers' cards, by the names of their posts."""
+        return dict(self._cards)
+
+    def _ask(self, batch: list[Sample]) -> Any:
+        # Put once, so that the batch does not travel once per teacher.
+        shared = ray.put(batch)
+        return {name: desk.predict.remote(shared, *self.grid) for name, desk in self._desks.items()}
+
+    def _answers(self, asked: Any) -> dict[str, SparseTarget]:
+        return {name: _get(name, reference) for name, reference in asked.items()}
+
+
+def _actor_name(name: str) -> str:
+    return f"teacher:{name}"
+
+
+def _desk(name: str) -> Any:
+    try:
+        return ray.get_actor(_actor_name(name))
+    except ValueError as error:
+        raise TeacherError(f"no teacher {name} is employed in this Ray job; open its post first") from error
+
+
+def _check_resources(post: ActorSpec) -> None:
+    """Raise TeacherError where no node could ever take the post: Ray would wait for one for ever."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = {"CPU": post.num_cpus, "GPU": post.num_gpus}
+    if not any(all(node.get(kind, 0) >= amount for kind, amount in wanted.items()) for node in nodes):
+        raise TeacherError(
+            f"teacher {post.name} needs {post.num_cpus} CPUs and {post.num_gpus} GPUs, which no node of the cluster has"
+        )
+
+
+def _get(name: str, reference: Any, timeout_s: float | None = None) -> Any:
+    """Return the result; what went wrong with the teacher becomes a TeacherError, bugs pass as they are."""
+    try:
+        return ray.get(reference, timeout=timeout_s)
+    except RayTaskError as error:
+        if isinstance(error.cause, TeacherError):
+            raise TeacherError(f"teacher {name}: {error.cause}") from error
+        raise
+    except RayActorError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise TeacherError(f"teacher {name} is gone and does not come back: {last}") from error
+    except GetTimeoutError as error:
+        raise TeacherError(
+            f"teacher {name} has not started after {timeout_s:.0f} s: is the cluster busy with something else?"
+        ) from error
