@@ -14,6 +14,7 @@ from rich.progress import track
 from datalake.commit import LakeError
 from datalake.info import print_info
 from datalake.lake import open_lake
+from datalake.limits import check_range
 from datalake.show import save_frame
 from datalake.store import Store
 from datalake.vacuum import splits_of, unreferenced, vacuum
@@ -74,6 +75,7 @@ class Vacuum:
 
     def run(self, console: Console) -> int:
         """Delete, say what, and return exit status 0."""
+        check_range("--grace-hours", self.grace_hours, 0)
         store = Store(self.lake)
         act = unreferenced if self.dry_run else vacuum
         names = [name for split in splits_of(store) for name in act(store, split, self.grace_hours * 3600)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+from datalake.children import die_with_parent
 from datalake.task import attempt
 
 Item = TypeVar("Item")
@@ -97,6 +98,7 @@ class _Worker:
 
 
 def _serve(function: Callable[..., Any], connection: Connection) -> None:
+    die_with_parent()
     # Ctrl-C reaches every process of a terminal; the one that was started there ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:

@@ -21,6 +21,7 @@ from rich.table import Table
 from datalake.build import ALL_CAMERAS, BuildConfig
 from datalake.commit import LakeError
 from datalake.fanout import BuildReport, build_lake
+from datalake.limits import check_range
 from datalake.process_tasks import run_in_processes
 from datalake.ray_tasks import run_on_ray
 from datalake.schema import PointMode
@@ -64,6 +65,8 @@ def run(config: BuildLakeConfig, console: Console) -> int:
         raise LakeError(
             f"--cameras: unknown {', '.join(unknown) or '(none)'}; expected some of {', '.join(ALL_CAMERAS)}"
         )
+    check_range("--max-quarantined", config.max_quarantined, 0, 1)
+    check_range("--grace-hours", config.grace_hours, 0)
     started = time.monotonic()
     settings = BuildConfig(
         split=config.split,

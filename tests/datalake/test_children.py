@@ -34,7 +34,7 @@ if __name__ == "__main__":
         list(pool.map(work, range(2)))
 """
 
-# As a spawned process, of a lake that is not local, or as a fork of one that is.
+# As spawned processes, of a lake that is not local, as forks, or as forks of a server, where CUDA is at work.
 LOADER = """
 import sys
 from datalake.lake import open_lake
@@ -75,8 +75,35 @@ def test_a_pool_and_the_children_of_its_children_end_with_their_parent(
     program.await_no_descendants()
 
 
+TASKS = """
+import time
+from datalake.process_tasks import run_in_processes
+
+def work(number):
+    time.sleep(600)
+
+if __name__ == "__main__":
+    list(run_in_processes(work, [(number, (number,)) for number in range(2)], processes=2))
+"""
+
+
 @BOTH
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_build_s_processes_end_with_it(number: signal.Signals, tmp_path: Path, programs: list[Program]) -> None:
+    program = start(programs, tmp_path, TASKS)
+    program.await_(lambda: len(program.descendants()) >= 3)
+    assert program.stop(number) == -number
+    program.await_no_descendants()
+
+
+@pytest.mark.parametrize(
+    ("method", "number"),
+    [
+        ("fork", signal.SIGTERM),
+        ("fork", signal.SIGKILL),
+        ("spawn", signal.SIGKILL),
+        ("forkserver", signal.SIGKILL),
+    ],
+)
 def test_a_loader_s_workers_end_with_their_parent(
     method: str, number: signal.Signals, drive_lake: Lake, tmp_path: Path, programs: list[Program]
 ) -> None:

@@ -91,6 +91,7 @@ def test_show_draws_the_frame_with_its_points_in_color(drive_lake: Lake, tmp_pat
         (["info", "--lake", "{empty}"], "no lake here"),
         (["info", "--lake", "{lake}", "--snapshot", "7"], "no such snapshot; the newest is 1"),
         (["show", "--lake", "{lake}", "--segment", "nowhere"], "has no segment 'nowhere'"),
+        (["vacuum", "--lake", "{lake}", "--grace-hours", "nan"], "--grace-hours nan: expected at least 0"),
         (["show", "--lake", "{lake}", "--frame", "99"], "has frames 0 to 10, not 99"),
         (["show", "--lake", "{lake}", "--camera", "SIDE_LEFT"], "has no image of SIDE_LEFT; there are: FRONT"),
         (["show", "--lake", "{lake}", "--split", "val"], "no split 'val', there are: train"),

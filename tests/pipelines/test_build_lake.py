@@ -66,6 +66,9 @@ def test_one_failed_source_gives_status_1_and_one_line(sources: str, tmp_path: P
         (["--source", "/nowhere/*.tfrecord", "--lake", "{lake}"], "/nowhere/*.tfrecord: no file matches"),
         (["--source", "x", "--lake", "{lake}", "--cameras", "ROOF"], "--cameras: unknown ROOF"),
         (["--source", "x", "--lake", "{lake}", "--split", "../up"], "split '../up': expected"),
+        (["--source", "x", "--lake", "{lake}", "--max-quarantined", "20"], "--max-quarantined 20: expected 0 to 1"),
+        (["--source", "x", "--lake", "{lake}", "--max-quarantined", "nan"], "--max-quarantined nan: expected 0 to 1"),
+        (["--source", "x", "--lake", "{lake}", "--grace-hours", "-1"], "--grace-hours -1: expected at least 0"),
         (["--source", "x", "--lake", "http://127.0.0.1/lake"], "a lake needs create-if-absent"),
     ],
 )

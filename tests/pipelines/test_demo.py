@@ -128,3 +128,9 @@ def test_bad_arguments_end_in_one_line_and_status_2(tmp_path: Path) -> None:
 def test_a_store_as_the_local_folder_is_refused() -> None:
     with pytest.raises(LakeError, match="--store takes a URL"):
         run(DemoConfig(out=Path("s3://bucket/demo")), Console(quiet=True))
+
+
+def test_no_step_of_a_kind_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(LakeError, match="--mask-steps 0: expected at least 1"):
+        run(DemoConfig(out=tmp_path / "demo", mask_steps=0), Console(quiet=True))
+    assert not (tmp_path / "demo").exists()
