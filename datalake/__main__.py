@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from datalake.commit import LakeError
+from datalake.cli import run_command
 from datalake.info import print_info
 from datalake.lake import open_lake
 from datalake.limits import check_range
@@ -121,14 +120,8 @@ Command = (
 
 
 def main() -> None:
-    """Run from the command line; bad input ends in one line and exit status 2."""
-    command: Info | Verify | Vacuum | Show = tyro.cli(Command, prog="python -m datalake", description=__doc__)
-    try:
-        status = command.run(Console())
-    except (LakeError, OSError) as error:
-        Console(stderr=True).print(f"datalake: {error}", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
-    sys.exit(status)
+    """Run from the command line."""
+    run_command("datalake", Command, lambda command, console: command.run(console), __doc__, prog="python -m datalake")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from datalake.errors import UserError
 from datalake.schema import SCHEMA_VERSION, TABLES, PointMode
 from datalake.waymo.frame import FrameError
 from datalake.waymo.segment_name import check_segment_name
@@ -17,7 +18,7 @@ _COMMIT_DEFAULTS: dict[str, Any] = {"number": 0, "supersedes": ()}
 _SOURCE_DEFAULTS: dict[str, Any] = {"checksum": "", "cut_off_at": None}
 
 
-class LakeError(ValueError):
+class LakeError(UserError):
     """A lake, or a part of it, is not what it should be."""
 
 

@@ -24,16 +24,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import tyro
 from rich.console import Console
 
 from datalake.children import process_pool
-from datalake.commit import LakeError
+from datalake.cli import run_command
 from pipelines.data import check_disjoint_splits, check_no_leakage
 from pipelines.device import device_of
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from pipelines.signals import stoppable
 from pipelines.teacher_loading import needs_points, open_pool, parse_teachers, read_cards
 from pipelines.train import train_worker
 from pipelines.train_config import TrainConfig, run_fingerprint
@@ -44,7 +42,6 @@ from student.evaluation.imitation import CellMean
 from student.evaluation.run import evaluate_student
 from student.report.ablation import CLASSROOM, NONE, SHUFFLED, Results, fill_page, markdown
 from student.report.page import Page
-from teachers.card import TeacherError
 from training.checkpoint import CHECKPOINT_FILE
 from training.distributed import Distributed
 from training.errors import TrainingError
@@ -294,15 +291,8 @@ def _write(out: str, results: Results, split: str) -> None:
 
 
 def main() -> None:
-    """Run from the command line; bad input ends in one line and status 2, a signal in one and 128 + its number."""
-    study = tyro.cli(AblateConfig, description=__doc__)
-    try:
-        with stoppable("ablate"):
-            status = run(study, Console())
-    except (LakeError, TeacherError, TrainingError, StudentError, OSError) as error:
-        Console(stderr=True).print(f"ablate: {error}", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
-    sys.exit(status)
+    """Run from the command line."""
+    run_command("ablate", AblateConfig, run, __doc__)
 
 
 if __name__ == "__main__":

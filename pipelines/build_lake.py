@@ -7,18 +7,17 @@ it again after any interruption: what is committed is skipped.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from datalake.build import ALL_CAMERAS, BuildConfig
+from datalake.cli import run_command
 from datalake.commit import LakeError
 from datalake.fanout import BuildReport, build_lake
 from datalake.limits import check_range
@@ -28,7 +27,6 @@ from datalake.schema import PointMode
 from pipelines.cluster import cluster
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from pipelines.signals import stoppable
 
 # Segments that a line of failures names.
 _NAMED = 5
@@ -131,16 +129,8 @@ def summary(report: BuildReport, wall_s: float) -> Table:
 
 
 def main() -> None:
-    """Run from the command line; bad input ends in one line and status 2, a signal in one and 128 + its number."""
-    config = tyro.cli(BuildLakeConfig, description=__doc__)
-    console = Console()
-    try:
-        with stoppable("build_lake"):
-            status = run(config, console)
-    except (LakeError, OSError) as error:
-        Console(stderr=True).print(f"build_lake: {error}", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
-    sys.exit(status)
+    """Run from the command line."""
+    run_command("build_lake", BuildLakeConfig, run, __doc__)
 
 
 if __name__ == "__main__":

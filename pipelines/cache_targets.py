@@ -6,14 +6,12 @@ the first step, about a few images. Run it again after any interruption: segment
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 
-import tyro
 from rich.console import Console
 
-from datalake.commit import LakeError
+from datalake.cli import run_command
 from datalake.derived_table import missing_segments
 from datalake.lake import open_lake
 from pipelines.device import device_of
@@ -84,14 +82,8 @@ def run(config: CacheTargetsConfig, console: Console) -> int:
 
 
 def main() -> None:
-    """Run from the command line; bad input ends in one line and exit status 2."""
-    config = tyro.cli(CacheTargetsConfig, description=__doc__)
-    try:
-        status = run(config, Console())
-    except (LakeError, TeacherError, OSError) as error:
-        Console(stderr=True).print(f"cache_targets: {error}", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
-    sys.exit(status)
+    """Run from the command line."""
+    run_command("cache_targets", CacheTargetsConfig, run, __doc__)
 
 
 if __name__ == "__main__":

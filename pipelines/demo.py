@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -23,11 +22,11 @@ from pathlib import Path
 
 import matplotlib as mpl
 import torch
-import tyro
 from rich.console import Console
 
 from datalake.build import BuildConfig
 from datalake.children import process_pool
+from datalake.cli import run_command
 from datalake.commit import LakeError
 from datalake.fanout import BuildReport, build_lake
 from datalake.info import print_info
@@ -45,15 +44,13 @@ from pipelines.data import Frames
 from pipelines.device import device_of
 from pipelines.paths import cluster_address
 from pipelines.progress import ProgressBar
-from pipelines.signals import stoppable
 from pipelines.teacher_loading import needs_points, precompute_targets, read_cards
 from pipelines.train_config import TrainConfig
 from pipelines.train_teachers import TeacherName, TrainTeachersConfig
-from student.config import StudentConfig, StudentError
+from student.config import StudentConfig
 from student.report.page import Page
-from teachers.card import CARD_FILE, WEIGHTS_FILE, TeacherError
+from teachers.card import CARD_FILE, WEIGHTS_FILE
 from teachers.remembered import remembered_total
-from training.errors import TrainingError
 from training.loop import LoopConfig
 from training.run_dir import RunDir
 
@@ -306,15 +303,8 @@ def _fill_page(page: Page, lake: Lake, out: Path) -> None:
 
 
 def main() -> None:
-    """Run from the command line; bad input ends in one line and status 2, a signal in one and 128 + its number."""
-    config = tyro.cli(DemoConfig, description=__doc__)
-    try:
-        with stoppable("demo"):
-            status = run(config, Console())
-    except (LakeError, TeacherError, TrainingError, StudentError, OSError, ValueError) as error:
-        Console(stderr=True).print(f"demo: {error}", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
-    sys.exit(status)
+    """Run from the command line."""
+    run_command("demo", DemoConfig, run, __doc__)
 
 
 if __name__ == "__main__":

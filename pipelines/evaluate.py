@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ast
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from datalake.cli import run_command
 from datalake.commit import LakeError
 from datalake.lake import Lake, open_lake
 from datalake.sample import Sample
@@ -46,7 +45,6 @@ from student.report.page import Page
 from teachers.card import TeacherCard, TeacherError
 from teachers.pool import TeacherPool
 from training.checkpoint import Checkpoint
-from training.errors import TrainingError
 from training.metrics_log import HISTORY_FILE
 from training.precision import uses_bfloat16
 from training.run_dir import RunDir
@@ -350,14 +348,8 @@ def _described(device: torch.device) -> str:
 
 
 def main() -> None:
-    """Run from the command line; bad input ends in one line and exit status 2."""
-    config = tyro.cli(EvaluateConfig, description=__doc__)
-    try:
-        status = run(config, Console())
-    except (LakeError, TeacherError, TrainingError, StudentError, OSError) as error:
-        Console(stderr=True).print(f"evaluate: {error}", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
-    sys.exit(status)
+    """Run from the command line."""
+    run_command("evaluate", EvaluateConfig, run, __doc__)
 
 
 if __name__ == "__main__":

@@ -10,23 +10,20 @@ says is measured over the lake, so that a student can imitate numbers of mean 0 
 from __future__ import annotations
 
 import itertools
-import sys
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
-from datalake.commit import LakeError
+from datalake.cli import run_command
 from datalake.lake import open_lake
 from pipelines.data import Frames
 from pipelines.device import device_of
 from pipelines.paths import absolute
-from teachers.card import TeacherCard, TeacherError, write_card, write_weights
+from teachers.card import TeacherCard, write_card, write_weights
 from teachers.lidar import SpvnasTeacher
 from teachers.mask_rcnn import MaskRcnnConfig, MaskRcnnTeacher
-from teachers.spvnas.checkpoint import CheckpointError
-from teachers.spvnas.config import NetConfigError
 from teachers.training.evaluation import measure_statistics
 
 
@@ -88,15 +85,16 @@ def _write(url: str, teacher: SpvnasTeacher | MaskRcnnTeacher, card: TeacherCard
     write_card(url, replace(card, weights_sha256=write_weights(url, state)))
 
 
+def run(command: Spvnas | MaskRcnn, console: Console) -> int:
+    """Import, say where to, and return the exit status 0."""
+    command.run()
+    console.print(absolute(command.out), soft_wrap=True, highlight=False)
+    return 0
+
+
 def main() -> None:
-    """Run from the command line; bad input ends in one line and exit status 2."""
-    command = tyro.cli(Command, description=__doc__)
-    try:
-        command.run()
-    except (LakeError, TeacherError, NetConfigError, CheckpointError, OSError) as error:
-        Console(stderr=True).print(f"import: {error}", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
-    Console().print(absolute(command.out), soft_wrap=True, highlight=False)
+    """Run from the command line."""
+    run_command("import", Command, run, __doc__)
 
 
 if __name__ == "__main__":

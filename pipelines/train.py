@@ -12,21 +12,18 @@ this process; otherwise Ray Train starts so many workers, and starts them again 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-import tyro
 from rich.console import Console
 
-from datalake.commit import LakeError
+from datalake.cli import run_command
 from pipelines.cluster import cluster
 from pipelines.data import mixed_batches
 from pipelines.device import decoding_threads, device_of
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from pipelines.signals import stoppable
 from pipelines.teacher_loading import (
     NamedTeacher,
     all_remembered,
@@ -37,17 +34,14 @@ from pipelines.teacher_loading import (
 )
 from pipelines.train_config import TrainConfig
 from pipelines.train_setup import TrainPlan, prepare_training
-from student.config import StudentError
 from student.detector import Student
 from student.distillation.imitation import Imitation
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import DetectionObjective
 from student.layers import memory_format
-from teachers.card import TeacherError
 from teachers.pool import LocalPool, TeacherPool
 from teachers.teacher import Teacher
 from training.distributed import Distributed
-from training.errors import TrainingError
 from training.loop import Trained, TrainInputs, train
 from training.objective import Batch
 from training.run_dir import RunDir
@@ -87,6 +81,7 @@ def train_worker(
         plan.unlabelled,
         rank=distributed.rank,
         world_size=distributed.size,
+        data_workers=config.data_workers,
     )
 
     def batches(cursor: int) -> Iterator[Batch]:
@@ -175,16 +170,9 @@ def _run(config: TrainConfig, console: Console) -> int:
 
 
 def main() -> None:
-    """Run from the command line; bad input ends in one line and status 2, a signal in one and 128 + its number."""
-    config = tyro.cli(TrainConfig, description=__doc__)
+    """Run from the command line."""
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    try:
-        with stoppable("train"):
-            status = run(config, Console())
-    except (LakeError, TeacherError, TrainingError, StudentError, OSError) as error:
-        Console(stderr=True).print(f"train: {error}", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
-    sys.exit(status)
+    run_command("train", TrainConfig, run, __doc__)
 
 
 if __name__ == "__main__":

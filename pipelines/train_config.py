@@ -32,6 +32,7 @@ _IRRELEVANT = {
     "cache",
     "cache_bytes",
     "cached",
+    "data_workers",
     "workers",
     "device",
     "max_failures",
@@ -100,6 +101,8 @@ class TrainConfig:
     cache: str | None = None
     # At most so many bytes are kept there.
     cache_bytes: int = 32 << 30
+    # Processes of each worker that read samples ahead, for labelled and for unlabelled images each; 0: threads alone.
+    data_workers: int = 0
     # Workers of Ray Train; 0: this process alone.
     workers: int = 0
     # How often lost workers are started again.

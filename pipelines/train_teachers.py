@@ -10,24 +10,22 @@ Run it again after any interruption, with the same settings, and it goes on wher
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from datalake.commit import LakeError
+from datalake.cli import run_command
 from datalake.lake import Lake, open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
 from pipelines.device import device_of
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from teachers.card import TeacherCard, TeacherError, TrainingData
+from teachers.card import TeacherCard, TrainingData
 from teachers.confusion import Confusion
 from teachers.training.teacher_training import RunContext, TeacherData
 from teachers.training.train_mask_rcnn import MaskRcnnTrainConfig, train_mask_rcnn
@@ -184,14 +182,8 @@ def _fingerprint(config: TrainTeachersConfig, lake: Lake) -> dict[str, str | int
 
 
 def main() -> None:
-    """Run from the command line; bad input ends in one line and exit status 2."""
-    config = tyro.cli(TrainTeachersConfig, description=__doc__)
-    try:
-        status = run(config, Console())
-    except (LakeError, TeacherError, TrainingError, OSError) as error:
-        Console(stderr=True).print(f"train_teachers: {error}", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
-    sys.exit(status)
+    """Run from the command line."""
+    run_command("train_teachers", TrainTeachersConfig, run, __doc__)
 
 
 if __name__ == "__main__":

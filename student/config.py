@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from datalake.errors import UserError
 from student.detections import CLASS_NAMES
 from teachers.card import Kind, TeacherCard
 
@@ -22,7 +23,7 @@ Preset = Literal["classroom", "paper"]
 _OLD_KINDS = {"continuous": "regression", "classes": "classification"}
 
 
-class StudentError(ValueError):
+class StudentError(UserError):
     """A student cannot be built, read or used as asked; the message says what to change."""
 
 

@@ -23,6 +23,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from datalake.errors import UserError
+
 CARD_FILE, WEIGHTS_FILE = "card.json", "weights.safetensors"
 CARD_VERSION = 1
 
@@ -31,7 +33,7 @@ Kind = Literal["regression", "classification"]
 _log = logging.getLogger(__name__)
 
 
-class TeacherError(ValueError):
+class TeacherError(UserError):
     """A teacher, or what it says, is not what it should be."""
 
 

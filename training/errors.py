@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datalake.errors import UserError
 
-class TrainingError(ValueError):
+
+class TrainingError(UserError):
     """A run cannot start, resume or go on; the message says at which step or sample, and what helps."""

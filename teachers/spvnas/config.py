@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from datalake.errors import UserError
+
 # SPVCNN at full width: stem, four stages down, four stages up (Tang et al. 2020, and their public configuration).
 _SPVCNN_WIDTHS = (32, 32, 64, 128, 256, 256, 128, 96, 96)
 _STAGES = 4
 
 
-class NetConfigError(ValueError):
+class NetConfigError(UserError):
     """A net.config does not describe a specialised SPVNAS."""
 
 

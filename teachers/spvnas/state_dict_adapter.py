@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor, nn
 
+from datalake.errors import UserError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(UserError):
     """A checkpoint is not one of the network it is loaded into, or of no known format."""
 
 

@@ -15,7 +15,7 @@ CLUSTER = """
 import time
 import ray
 from pipelines.cluster import cluster
-from pipelines.signals import stoppable
+from datalake.signals import stoppable
 
 @ray.remote
 def work():

@@ -1,0 +1,38 @@
+"""What every command does around its work: arguments, signals, errors of one line, exit statuses."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import tyro
+from rich.console import Console
+
+from datalake.errors import UserError
+from datalake.signals import stoppable
+
+
+def run_command(
+    program: str,
+    config: Any,
+    run: Callable[[Any, Console], int],
+    description: str | None,
+    *,
+    prog: str | None = None,
+) -> NoReturn:
+    """Read the configuration from the command line, run, and exit with the status that `run` returns.
+
+    Bad input ends in one line on stderr and status 2. SIGTERM and Ctrl-C end in one line and 128 + the signal's number.
+
+    config: a dataclass, or several as tyro's subcommands
+    prog: how the command is called, where that is not its file's name
+    """
+    settings = tyro.cli(config, description=description, prog=prog)
+    try:
+        with stoppable(program):
+            status = run(settings, Console())
+    except (UserError, OSError) as error:
+        Console(stderr=True).print(f"{program}: {error}", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(2)
+    sys.exit(status)
