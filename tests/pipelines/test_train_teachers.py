@@ -26,7 +26,7 @@ from teachers.training.spvcnn_objective import POINT_CLASSES
 from teachers.training.train_mask_rcnn import MaskRcnnTrainConfig
 from teachers.training.train_spvcnn import SpvcnnTrainConfig
 from tests.lakes import build_files
-from tests.pipelines.programs import start
+from tests.support.programs import start
 from training.loop import LoopConfig
 from training.metrics_log import read_history
 from training.optimizer import OptimizerConfig
