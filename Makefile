@@ -8,7 +8,7 @@ PEERS  := $(VENV)/peers
 # Ray would otherwise report usage over the network and repaint the terminal.
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-unit lint bench clean
 
 setup: $(STAMP)
 
@@ -29,8 +29,16 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two processes, each on one thread: threads that wait for each other keep the other process from its core.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+
+# Without what `make bench` runs.
 test: lint
-	$(BIN)/python -m pytest
+	$(TEST)
+
+# What starts no process and trains at most one step.
+test-unit: $(STAMP)
+	$(TEST) -m unit
 
 # Beside the environment, not in it: mosaicml-streaming asks for an older numpy and the clients of four clouds.
 $(PEERS)/.done: benchmarks/peers.txt $(STAMP)

@@ -6,28 +6,83 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 import torch
 from torch import Tensor
 
+from datalake.build import BuildConfig
 from datalake.lake import Lake, open_lake
 from datalake.synthetic import DriveConfig, write_drives
 from pipelines.cluster import cluster
 from tests.drives import DRIVE_CAMERAS, DRIVE_FRAMES, DRIVE_SEGMENTS, build_drives
+from tests.lakes import build_files
+from tests.pipelines.small_teachers import admit_ignorance, write_teachers
 from tests.support.programs import Call
+from tests.support.scheduling import ON_RAY, FileScheduling
 
 # On a developer's machine properties look for new counter-examples in every run; a gate has to give the same answer
 # for the same code.
 hypothesis.settings.register_profile("gate", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("gate")
+
+
+_STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
+_unit_test: str | None = None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Have a file's tests run by one worker, and one Ray cluster for all."""
+    return FileScheduling(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test its tier."""
+    long_files = set()
+    for item in items:
+        on_ray = "ray_address" in getattr(item, "fixturenames", ())
+        if on_ray and not str(item.path).endswith(ON_RAY):
+            raise pytest.UsageError(
+                f"{item.nodeid} joins the Ray cluster: name its file in tests/support/scheduling.py"
+            )
+        if on_ray or any(item.get_closest_marker(tier) for tier in ("integration", "slow")):
+            item.add_marker("integration")
+            long_files.add(item.path)
+        else:
+            item.add_marker("unit")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Else one worker would wait at the end for what the other has begun last.
+        items.sort(key=lambda item: item.path not in long_files)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Have a unit test fail that starts a process."""
+    global _unit_test
+    _unit_test = item.nodeid if item.get_closest_marker("unit") else None
+    try:
+        return (yield)
+    finally:
+        _unit_test = None
+
+
+def _watch(event: str, _: object) -> None:
+    if _unit_test and event in _STARTS:
+        raise AssertionError(f"{_unit_test} starts a process ({event}): mark it integration")
+
+
+sys.addaudithook(_watch)
 
 
 @pytest.fixture(scope="session")
@@ -157,6 +212,29 @@ def drive_sources(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def drive_lake(drive_sources: list[str], tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """The lake of the drives: 3 segments of 11 frames, two cameras, chunks of 8 images. Read only."""
     return build_drives(drive_sources, str(tmp_path_factory.mktemp("lake")))
+
+
+@pytest.fixture(scope="session")
+def split_lake(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a lake of four splits, for those who train and examine: teach, train, val and test. Read only.
+
+    Its segments have four frames, of one camera.
+    """
+    folder = tmp_path_factory.mktemp("splits")
+    drives = DriveConfig(image_width=96, image_height=64, beams=16, columns=120, cameras=("FRONT",))
+    for seed, (split, segments) in enumerate({"teach": 2, "train": 2, "val": 1, "test": 1}.items(), start=4):
+        sources = write_drives(str(folder / split), drives, segments=segments, frames=4, seed=seed)
+        build_files(str(folder / "lake"), sources, BuildConfig(split=split, cameras=("FRONT",)))
+    return str(folder / "lake")
+
+
+@pytest.fixture(scope="session")
+def two_teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The URLs of two untrained teachers, `points` and `masks`, whose cards admit it. Read only."""
+    urls = write_teachers(tmp_path_factory.mktemp("teachers"))
+    for url in urls.values():
+        admit_ignorance(url)
+    return urls
 
 
 @pytest.fixture

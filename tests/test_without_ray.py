@@ -12,6 +12,8 @@ from tests.pipelines.small_teachers import admit_ignorance, write_teachers
 from tests.without_ray import run_without
 from training.checkpoint import CHECKPOINT_FILE
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:

@@ -444,7 +444,8 @@ def long_segment(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float, 
     return source, time.perf_counter() - start, built.lake.commits[0].to_json()["files"]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.integration
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_killed_attempt_leaves_all_or_nothing_and_the_next_one_the_same_content(
     tmp_path: Path, long_segment: tuple[str, float, dict[str, Any]], seed: int
 ) -> None:

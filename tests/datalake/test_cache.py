@@ -146,6 +146,7 @@ def test_a_folder_that_is_deleted_is_made_again(tmp_path: Path) -> None:
     assert cache.get("a", 1000) == content(1)
 
 
+@pytest.mark.integration
 def test_processes_and_threads_share_a_folder(tmp_path: Path) -> None:
     context: Any = multiprocessing.get_context("fork")
     with context.Pool(3) as processes, ThreadPoolExecutor(2) as threads:

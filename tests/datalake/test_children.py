@@ -12,7 +12,8 @@ from datalake.children import process_pool
 from datalake.lake import Lake
 from tests.orphans import Program
 
-BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+pytestmark = pytest.mark.integration
+BOTH = pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 
 # Whatever the children do: one sleeps, one computes, and each has a child of its own.
 POOL = """
@@ -98,10 +99,10 @@ def test_a_build_s_processes_end_with_it(number: signal.Signals, tmp_path: Path,
 @pytest.mark.parametrize(
     ("method", "number"),
     [
-        ("fork", signal.SIGTERM),
+        pytest.param("fork", signal.SIGTERM, marks=pytest.mark.slow),
         ("fork", signal.SIGKILL),
         ("spawn", signal.SIGKILL),
-        ("forkserver", signal.SIGKILL),
+        pytest.param("forkserver", signal.SIGKILL, marks=pytest.mark.slow),
     ],
 )
 def test_a_loader_s_workers_end_with_their_parent(

@@ -81,6 +81,7 @@ def test_a_lake_of_few_chunks_is_mixed_as_well(drive_lake: Lake) -> None:
     assert mixed >= 0.9 * len(seen)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_does_not_change_the_batches(drive_lake: Lake, workers: int) -> None:
     config = LoaderConfig(global_batch=4, streams=8, points=False)
@@ -94,7 +95,7 @@ def test_ranks_together_have_the_batches_of_one(drive_lake: Lake, world_size: in
     assert together == keys(SampleStream(drive_lake, CONFIG))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.integration)])
 def test_resuming_gives_exactly_the_samples_that_were_left(drive_lake: Lake, workers: int) -> None:
     whole = keys(SampleStream(drive_lake, CONFIG, epochs=2))
     for step in (1, 5, 8, 11):
@@ -102,6 +103,7 @@ def test_resuming_gives_exactly_the_samples_that_were_left(drive_lake: Lake, wor
         assert keys(resumed, workers) == whole[step:]
 
 
+@pytest.mark.integration
 def test_resumed_samples_are_equal_to_the_last_bit(drive_lake: Lake) -> None:
     config = LoaderConfig(global_batch=4, streams=8, image_size=(48, 32), panoptic=True)
     whole = [sample for batch in SampleStream(drive_lake, config).loader() for sample in batch]
@@ -155,6 +157,7 @@ def test_a_whole_batch_is_decoded_ahead(drive_lake: Lake, monkeypatch: pytest.Mo
     assert all(decoded.acquire(timeout=20) for _ in range(9))
 
 
+@pytest.mark.integration
 def test_a_batch_of_another_process_is_one_piece_of_memory(drive_lake: Lake) -> None:
     config = replace(CONFIG, image_size=(48, 32), panoptic=True, cameras=("FRONT", "FRONT_LEFT"), shuffle=False)
     here, there = (next(iter(SampleStream(drive_lake, config).loader(workers))) for workers in (0, 1))
@@ -168,6 +171,7 @@ def test_a_batch_of_another_process_is_one_piece_of_memory(drive_lake: Lake) -> 
     assert first_lidar.points is second_lidar.points
 
 
+@pytest.mark.integration
 def test_after_cuda_has_begun_workers_are_not_forked(drive_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = SampleStream(drive_lake, CONFIG)
     assert stream.loader(2).multiprocessing_context is None
@@ -322,7 +326,7 @@ def test_a_jpeg_that_does_not_decode_is_named(own_lake: Lake) -> None:
         first(own_lake, config)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.integration)])
 def test_a_stream_reads_from_an_object_store(drive_sources: list[str], s3_lake: str, workers: int) -> None:
     lake = build_drives(drive_sources[:1], s3_lake)
     config = LoaderConfig(global_batch=2, streams=2)

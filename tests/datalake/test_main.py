@@ -11,21 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datalake.__main__ import main
 from datalake.lake import Lake
 from datalake.show import save_frame
 from datalake.store import Store
 from tests.datalake.test_vacuum import leave_attempt
 from tests.drives import DRIVE_FRAMES, DRIVE_SEGMENTS
+from tests.support.programs import Call
 
 
-def datalake(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "datalake", *arguments], capture_output=True, text=True, check=False, timeout=120
-    )
-
-
+@pytest.mark.integration
 def test_info_counts_what_is_there(drive_lake: Lake) -> None:
-    done = datalake("info", "--lake", drive_lake.store.url)
+    # The one that is run as a user runs it; the others call the same function.
+    command = [sys.executable, "-m", "datalake", "info", "--lake", drive_lake.store.url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     points = sum(commit.points for commit in drive_lake.commits)
     assert f"{DRIVE_SEGMENTS} segments, {DRIVE_SEGMENTS * DRIVE_FRAMES} frames, {points:,} points" in done.stdout
@@ -34,20 +33,22 @@ def test_info_counts_what_is_there(drive_lake: Lake) -> None:
     assert sum(int(line.split()[1].replace(",", "")) for line in by_type) == boxes
 
 
-def test_verify_ends_with_1_where_a_file_is_damaged(own_lake: Lake) -> None:
-    assert datalake("verify", "--lake", own_lake.store.url).returncode == 0
+def test_verify_ends_with_1_where_a_file_is_damaged(own_lake: Lake, call: Call) -> None:
+    words = ["verify", "--lake", own_lake.store.url]
+    assert call(main, words)[0] == 0
     path = Path(own_lake.store.path(own_lake.commits[1].file_name("point")))
     path.write_bytes(path.read_bytes()[:-1])
-    done = datalake("verify", "--lake", own_lake.store.url)
-    assert done.returncode == 1
-    assert path.name in done.stdout
+    status, output, _ = call(main, words)
+    assert status == 1
+    assert path.name in output
 
 
-def test_vacuum_deletes_only_without_dry_run(own_lake: Lake) -> None:
+def test_vacuum_deletes_only_without_dry_run(own_lake: Lake, call: Call) -> None:
+    words = ["vacuum", "--lake", own_lake.store.url]
     *files, _ = leave_attempt(own_lake, own_lake.commits[0].segment)
-    assert "2 files would be deleted" in datalake("vacuum", "--lake", own_lake.store.url, "--dry-run").stdout
+    assert "2 files would be deleted" in call(main, [*words, "--dry-run"])[1]
     assert all(path.exists() for path in files)
-    assert "2 files deleted" in datalake("vacuum", "--lake", own_lake.store.url).stdout
+    assert "2 files deleted" in call(main, words)[1]
     assert not any(path.exists() for path in files)
 
 
@@ -63,22 +64,19 @@ def test_show_draws_into_this_folder(drive_lake: Lake, tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["frame.png"]
 
 
-def test_vacuum_of_a_folder_that_is_no_lake_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_vacuum_of_a_folder_that_is_no_lake_is_refused_in_one_line(tmp_path: Path, call: Call) -> None:
     image = tmp_path / "train/image/000001.jpg"
     image.parent.mkdir(parents=True)
     image.write_bytes(b"somebody's")
     os.utime(image, (0, 0))
-    done = datalake("vacuum", "--lake", str(tmp_path))
-    assert done.returncode == 2
-    assert "no lake here" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert "no lake here" in call.refused(main, ["vacuum", "--lake", str(tmp_path)])
     assert image.read_bytes() == b"somebody's"
 
 
-def test_show_draws_the_frame_with_its_points_in_color(drive_lake: Lake, tmp_path: Path) -> None:
+def test_show_draws_the_frame_with_its_points_in_color(drive_lake: Lake, tmp_path: Path, call: Call) -> None:
     out = tmp_path / "frame.png"
-    done = datalake("show", "--lake", drive_lake.store.url, "--frame", "2", "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    status, _, errors = call(main, ["show", "--lake", drive_lake.store.url, "--frame", "2", "--out", str(out)])
+    assert status == 0, errors
     pixels = np.asarray(Image.open(out).convert("RGB")).astype(int)
     assert min(pixels.shape[:2]) > 400
     # The simulated street is mostly gray; boxes and depths are not.
@@ -98,9 +96,7 @@ def test_show_draws_the_frame_with_its_points_in_color(drive_lake: Lake, tmp_pat
     ],
 )
 def test_bad_input_ends_in_one_line_and_status_2(
-    drive_lake: Lake, tmp_path: Path, arguments: list[str], message: str
+    drive_lake: Lake, tmp_path: Path, arguments: list[str], message: str, call: Call
 ) -> None:
-    done = datalake(*(part.format(empty=tmp_path, lake=drive_lake.store.url) for part in arguments))
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    words = [part.format(empty=tmp_path, lake=drive_lake.store.url) for part in arguments]
+    assert message in call.refused(main, words)

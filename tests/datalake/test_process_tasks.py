@@ -18,6 +18,8 @@ from datalake.lake import Lake, open_lake
 from datalake.process_tasks import WorkerDiedError, run_in_processes
 from tests.drives import DRIVE_CAMERAS, DRIVE_SEGMENTS
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

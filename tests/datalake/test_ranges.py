@@ -148,6 +148,7 @@ threading.Thread(target=late, daemon=True).start()
 """
 
 
+@pytest.mark.integration
 def test_a_process_ends_after_scans_have_let_go_of_remote_files() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _HELD_AT_THE_END], capture_output=True, text=True, check=True, timeout=60

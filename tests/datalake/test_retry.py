@@ -114,6 +114,7 @@ def test_an_object_that_ends_early_is_named(store: Store) -> None:
         store.read_ranges([Range("a", 0, 50), Range("a", 40, 120)])
 
 
+@pytest.mark.integration
 def test_missing_credentials_end_in_one_line() -> None:
     code = "from datalake.store import Store; Store('s3://lake').read('a')"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
@@ -244,6 +245,7 @@ def test_only_what_may_pass_is_tried_again(error: Exception, calls: int) -> None
     assert "read a" in str(caught.value) or isinstance(error, KeyError)
 
 
+@pytest.mark.integration
 def test_a_local_lake_needs_no_clients_of_object_stores(drive_lake: Lake) -> None:
     code = """
 import sys

@@ -50,6 +50,7 @@ def test_one_thread_of_many_creates_an_object(store: Store) -> None:
         assert store.read(name) == winner
 
 
+@pytest.mark.integration
 def test_one_process_of_many_creates_an_object(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     context: Any = multiprocessing.get_context("fork")

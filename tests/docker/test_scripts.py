@@ -23,6 +23,8 @@ import torch
 from teachers.sparse.torchsparse_backend import TorchsparseBackend
 from tests.docker.files import ROOT
 
+pytestmark = pytest.mark.integration
+
 OBSTACLES = [TorchsparseBackend().obstacle(torch.device(name)) for name in ("cpu", "cuda")]
 
 

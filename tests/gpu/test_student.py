@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from datalake.sample import Sample
@@ -17,6 +18,8 @@ from tests.support.device_checks import (
     resumed_training,
     student_step,
 )
+
+pytestmark = pytest.mark.integration
 
 
 def test_losses_and_gradients_of_a_step_are_the_cpus(

@@ -12,6 +12,8 @@ from tests.support.data import find_data
 from tests.support.device_checks import backends_agree, lidar_teacher, mask_teacher, spvnas_golden
 from tests.support.training_step import sparse_backends
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(params=sparse_backends())
 def backend(request: pytest.FixtureRequest, device: torch.device) -> BackendName:

@@ -13,19 +13,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from datalake.build import BuildConfig
 from datalake.lake import open_lake
-from datalake.synthetic import DriveConfig, write_drives
 from pipelines.ablate import AblateConfig, jobs_of, opened, run
 from pipelines.train_config import TrainConfig
 from student.config import StudentError
-from tests.lakes import build_files
-from tests.pipelines.small_teachers import admit_ignorance, write_teachers
 from tests.support.programs import start
 from training.checkpoint import CHECKPOINT_FILE
 from training.errors import TrainingError
 from training.loop import LoopConfig
 from training.metrics_log import HISTORY_FILE
+
+pytestmark = pytest.mark.integration
 
 SIZE, STEPS = (96, 64), 2
 STUDY = AblateConfig(
@@ -34,20 +32,13 @@ STUDY = AblateConfig(
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
+def study(split_lake: str, two_teachers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
     """A study of two arms, run."""
     folder = tmp_path_factory.mktemp("ablate")
-    drives = DriveConfig(image_width=SIZE[0], image_height=SIZE[1], beams=16, columns=120)
-    for seed, (split, segments) in enumerate({"train": 2, "val": 1, "test": 1}.items(), start=5):
-        sources = write_drives(str(folder / split), drives, segments=segments, frames=4, seed=seed)
-        build_files(str(folder / "lake"), sources, BuildConfig(split=split, cameras=("FRONT",)))
-    teachers = write_teachers(folder / "teachers")
-    for url in teachers.values():
-        admit_ignorance(url)
     train = TrainConfig(
-        lake=str(folder / "lake"),
+        lake=split_lake,
         out=str(folder / "study"),
-        teachers=tuple(f"{name}={url}" for name, url in teachers.items()),
+        teachers=tuple(f"{name}={url}" for name, url in two_teachers.items()),
         image_size=SIZE,
         batch=4,
         unlabelled=2,

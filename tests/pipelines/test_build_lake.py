@@ -22,6 +22,8 @@ from tests.support.data import ROOT
 from tests.support.kills import contents, kill_once
 from tests.support.programs import Call
 
+pytestmark = pytest.mark.integration
+
 SEGMENTS, FRAMES = 4, 20
 
 

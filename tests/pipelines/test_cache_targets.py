@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -33,10 +34,19 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return mask_folder(tmp_path_factory.mktemp("masks"))
 
 
+@pytest.fixture(scope="module")
+def built(sources: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a lake of these segments. Read only."""
+    folder = tmp_path_factory.mktemp("built") / "lake"
+    build_files(str(folder), sources, BuildConfig(cameras=("FRONT",)))
+    return folder
+
+
 @pytest.fixture
-def lake(sources: list[str], tmp_path: Path) -> Lake:
-    """A lake of these segments."""
-    return build_files(str(tmp_path / "lake"), sources, BuildConfig(cameras=("FRONT",))).lake
+def lake(built: Path, tmp_path: Path) -> Lake:
+    """The same lake, for one test to write to."""
+    shutil.copytree(built, tmp_path / "lake")
+    return open_lake(str(tmp_path / "lake"))
 
 
 def settings(lake: Lake, teacher: str) -> CacheTargetsConfig:

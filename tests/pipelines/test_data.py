@@ -110,6 +110,7 @@ def test_every_labelled_image_is_seen_in_each_epoch(drive_lake: Lake) -> None:
     assert epochs[0] != epochs[1]
 
 
+@pytest.mark.integration
 def test_reader_processes_change_nothing_of_the_batches(drive_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     here = take(drive_lake, 3, 4)
     asked: list[int] = []

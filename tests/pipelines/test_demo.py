@@ -20,6 +20,8 @@ from tests.support.programs import Call, environment
 from training.checkpoint import load_checkpoint
 from training.run_dir import RunDir
 
+pytestmark = pytest.mark.integration
+
 # The smallest of which a student's batch of 6 images can be made.
 SIZES = (
     *("--teach-segments", "1", "--train-segments", "2", "--val-segments", "1", "--frames", "3"),

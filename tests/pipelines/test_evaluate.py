@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import sys
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,34 +12,31 @@ import pytest
 import torch
 from rich.console import Console
 
-from datalake.build import BuildConfig
 from datalake.lake import open_lake
-from datalake.synthetic import DriveConfig, write_drives
 from pipelines import train
 from pipelines.evaluate import METRICS_FILE, REPORT_FILE, EvaluateConfig, evaluate, main, run
 from pipelines.train_config import TrainConfig
 from student.checkpoint import read_student
 from student.export import PROGRAM_FILE, WEIGHTS_FILE, load_exported
 from teachers.card import TrainingData, read_card, write_card
-from tests.lakes import build_files
+from tests.support.programs import Call
 from tests.teachers.cards import lidar_folder
 from training.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
 from training.loop import LoopConfig
 from training.metrics_log import HISTORY_FILE
 from training.run_dir import RunDir
 
+pytestmark = pytest.mark.integration
+
 FRAMES, STEPS = 4, 3
 SIZE = (96, 64)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(split_lake: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake of two segments to train on and one to examine on, a lidar teacher, and a run that never heard it."""
     folder = tmp_path_factory.mktemp("evaluate")
-    drives = DriveConfig(image_width=SIZE[0], image_height=SIZE[1], beams=16, columns=120)
-    for seed, (split, segments) in enumerate({"train": 2, "val": 1}.items(), start=5):
-        sources = write_drives(str(folder / split), drives, segments=segments, frames=FRAMES, seed=seed)
-        build_files(str(folder / "lake"), sources, BuildConfig(split=split, cameras=("FRONT",)))
+    shutil.copytree(split_lake, folder / "lake")
     lidar_folder(folder / "teacher")
     config = TrainConfig(
         lake=str(folder / "lake"),
@@ -174,7 +171,7 @@ def copy_run(folder: Path, copy: Path, **fingerprint: str | None) -> None:
     [
         (["--checkpoint", "/nowhere"], "/nowhere/checkpoint.pt: no such checkpoint"),
         (["--lake", "/nowhere"], "/nowhere: no lake here"),
-        (["--split", "test"], "no split 'test', there are: train, val"),
+        (["--split", "none"], "no split 'none', there are: teach, test, train, val"),
         (["--split", "train"], "the student was trained on 2 segments of split train"),
         (["--teachers", "mask={teacher}"], "--teachers mask: this student has no branch for it, only for: lidar"),
         (["--teachers", "lidar"], "--teachers lidar: expected NAME=FOLDER"),
@@ -193,12 +190,7 @@ def copy_run(folder: Path, copy: Path, **fingerprint: str | None) -> None:
     ],
 )
 def test_bad_arguments_give_status_2_and_one_line(
-    folder: Path,
-    tmp_path: Path,
-    words: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    folder: Path, tmp_path: Path, words: list[str], message: str, call: Call
 ) -> None:
     copy_run(folder, tmp_path / "unknown", lake=None)
     copy_run(folder, tmp_path / "unsized", image_size="(96,")
@@ -216,12 +208,7 @@ def test_bad_arguments_give_status_2_and_one_line(
     }
     filled = [word.format(**places, other=tmp_path / "other") for word in words]
     known = ["--checkpoint", str(folder / "run"), "--lake", str(folder / "lake")]
-    monkeypatch.setattr(sys, "argv", ["evaluate", *known, "--out", str(tmp_path / "out"), *filled])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    errors = capsys.readouterr().err
-    assert errors.startswith("evaluate: ")
-    assert message in errors
-    assert len(errors.strip().splitlines()) == 1
+    line = call.refused(main, [*known, "--out", str(tmp_path / "out"), *filled])
+    assert line.startswith("evaluate: ")
+    assert message in line
     assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,9 +25,12 @@ from datalake.verify import verify
 from teachers.remembered import RememberedTeacher
 from tests.drives import DRIVE_CAMERAS, DRIVE_SEGMENTS
 from tests.student.students import ColorTeacher, samples
+from tests.support.programs import Call
 from training.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from training.metrics_log import HISTORY_FILE
 from training.run_dir import RunDir
+
+pytestmark = pytest.mark.integration
 
 STEPS = 6
 CLOCK = {"images_per_second", "wait/data", "wait/teachers"}
@@ -131,21 +135,10 @@ def test_a_disk_that_fills_at_any_page_leaves_all_of_a_segment_or_nothing(
     assert outcomes == {"none", "all"}
 
 
-def call(
-    module: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> tuple[int, str, str]:
-    """Return the exit status of a command, and what it said on stdout and on stderr."""
-    monkeypatch.setattr(sys, "argv", [module, *words])
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        getattr(pipelines, module).main()
-    output, errors = capfd.readouterr()
-    return int(ended.value.code or 0), output, errors
-
-
+@pytest.mark.parametrize("local", [["--local"], pytest.param([], marks=pytest.mark.slow)], ids=["processes", "ray"])
 def test_a_build_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(
-    drive_sources: list[str], drive_lake: Lake, disk: Callable[[int], Disk],
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    drive_sources: list[str], drive_lake: Lake, disk: Callable[[int], Disk], call: Call, local: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     small = disk(16 << 20)
     lake = small.folder / "lake"
@@ -153,8 +146,9 @@ def test_a_build_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(
     small.leave(int(1.7 * max(sizes)))
     # One segment after the other: of two at once, each may take the room that the other needs, and neither fits.
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 1}')
-    words = ["--source", *drive_sources, "--lake", str(lake), "--cameras", *DRIVE_CAMERAS]
-    status, output, errors = call("build_lake", words, monkeypatch, capfd)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    words = ["--source", *drive_sources, "--lake", str(lake), "--cameras", *DRIVE_CAMERAS, *local]
+    status, output, errors = call(pipelines.build_lake.main, words)
     assert status == 1
     committed = list_commits(Store(str(lake)))
     assert 0 < len(committed) < DRIVE_SEGMENTS
@@ -168,22 +162,20 @@ def test_a_build_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(
     assert [problems for _, problems in verify(open_lake(str(lake)))] == [[]] * len(committed)
     assert len(list(lake.glob("train/*/*.parquet"))) == 6 * len(committed)
     small.free()
-    status, output, _ = call("build_lake", words, monkeypatch, capfd)
+    status, output, _ = call(pipelines.build_lake.main, words)
     assert status == 0
     assert f"{len(committed)} there before, 0 failed" in output
     assert tables(open_lake(str(lake))) == tables(drive_lake)
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_build_that_cannot_even_begin_ends_in_one_line(
-    drive_sources: list[str],
-    disk: Callable[[int], Disk],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    drive_sources: list[str], disk: Callable[[int], Disk], call: Call
 ) -> None:
     small = disk(1 << 20)
     small.leave(0)
     lake = small.folder / "lake"
-    status, output, errors = call("build_lake", ["--source", *drive_sources, "--lake", str(lake)], monkeypatch, capfd)
+    status, output, errors = call(pipelines.build_lake.main, ["--source", *drive_sources, "--lake", str(lake)])
     assert (status, output) == (2, "")
     assert errors == (f"build_lake: {lake.as_uri()}: no space left there; make room, then run the same command again\n")
     assert files(lake) == []
@@ -222,19 +214,19 @@ def whole(drive_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_as_if_nothing_had_happened(
     drive_lake: Lake, whole: Path, disk: Callable[[int], Disk], pages: int, checkpoints: float, done: int,
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    call: Call,
 ) -> None:  # fmt: skip
     size = (whole / CHECKPOINT_FILE).stat().st_size
     small = disk(3 * size // PAGE * PAGE)
     out = small.folder / "run"
     small.leave(pages * PAGE + -(-int(checkpoints * size) // PAGE) * PAGE)
-    status, _, errors = call("train", arguments(drive_lake, out), monkeypatch, capfd)
+    status, _, errors = call(pipelines.train.main, arguments(drive_lake, out))
     assert (status, errors) == (2, f"train: {out}: no space left there; make room, then run the same command again\n")
     checkpoint = load_checkpoint(RunDir(str(out)))
     assert (checkpoint.step if checkpoint else 0) == done
     assert not list(out.glob("checkpoint*unfinished"))
     small.free()
-    status, output, errors = call("train", arguments(drive_lake, out), monkeypatch, capfd)
+    status, output, errors = call(pipelines.train.main, arguments(drive_lake, out))
     assert (status, errors) == (0, "")
     assert f"trained {STEPS} steps" in output
     assert log(out) == log(whole)

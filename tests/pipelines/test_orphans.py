@@ -11,6 +11,8 @@ import pytest
 from pipelines.cluster import cluster
 from tests.orphans import ROOT, Program
 
+pytestmark = pytest.mark.integration
+
 CLUSTER = """
 import time
 import ray
@@ -40,7 +42,9 @@ def programs() -> Iterator[list[Program]]:
         program.end()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGKILL, -9)]
+)
 def test_a_local_cluster_ends_with_its_driver(
     number: signal.Signals, status: int, tmp_path: Path, programs: list[Program]
 ) -> None:
@@ -51,7 +55,17 @@ def test_a_local_cluster_ends_with_its_driver(
     programs[0].await_no_descendants()
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_signal_is_handled_as_before_also_when_the_cluster_is_left() -> None:
+    keeps_its_handler()
+
+
+@pytest.mark.slow
 def test_a_signal_is_handled_as_before_also_when_the_cluster_has_ended() -> None:
+    keeps_its_handler()
+
+
+def keeps_its_handler() -> None:
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         mine = signal.getsignal(signal.SIGTERM)

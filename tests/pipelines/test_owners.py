@@ -15,6 +15,8 @@ from pipelines.train_teachers import TrainTeachersConfig
 from tests.training.test_run_lock import Owner
 from training.errors import TrainingError
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def owned(tmp_path: Path) -> Iterator[Path]:

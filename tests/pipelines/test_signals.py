@@ -20,6 +20,8 @@ from student.checkpoint import read_student
 from tests.drives import DRIVE_CAMERAS, DRIVE_SEGMENTS
 from training.metrics_log import HISTORY_FILE
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 400
 
@@ -46,7 +48,7 @@ def stop(process: subprocess.Popen[bytes], number: signal.Signals, when: Callabl
     return process.wait(timeout=60)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_training_says_so_and_keeps_its_checkpoint(
     drive_lake: Lake, tmp_path: Path, number: signal.Signals
 ) -> None:

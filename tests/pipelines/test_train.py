@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,9 @@ from pipelines.train_on_ray import wants_gpus
 from pipelines.train_setup import prepare_training
 from student.checkpoint import read_student
 from teachers.card import WEIGHTS_FILE, TeacherError, TrainingData, read_card, write_card
-from tests.pipelines.small_teachers import admit_ignorance, write_teachers
-from tests.support.programs import ROOT, start
+from tests.pipelines.small_teachers import write_teachers
+from tests.support.data import ROOT
+from tests.support.programs import Call, start
 from training.checkpoint import CHECKPOINT_FILE
 from training.distributed import Distributed
 from training.errors import TrainingError
@@ -35,17 +35,16 @@ from training.metrics_log import HISTORY_FILE
 from training.optimizer import OptimizerConfig
 from training.run_dir import RunDir
 
+pytestmark = pytest.mark.integration
+
 STEPS = 6
 CLOCK = {"images_per_second", "wait/data", "wait/teachers"}
 
 
 @pytest.fixture(scope="module")
-def teachers(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Two untrained teachers, whose cards admit it."""
-    folders = write_teachers(tmp_path_factory.mktemp("teachers"))
-    for url in folders.values():
-        admit_ignorance(url)
-    return tuple(f"{name}={url}" for name, url in folders.items())
+def teachers(two_teachers: dict[str, str]) -> tuple[str, ...]:
+    """Two untrained teachers, as --teachers names them."""
+    return tuple(f"{name}={url}" for name, url in two_teachers.items())
 
 
 def settings(lake: Lake, out: Path | str, teachers: tuple[str, ...] = ("none",), **changes: object) -> TrainConfig:
@@ -90,7 +89,7 @@ def whole(drive_lake: Lake, teachers: tuple[str, ...], tmp_path_factory: pytest.
 
 
 def test_a_killed_run_ends_as_an_uninterrupted_one(
-    drive_lake: Lake, teachers: tuple[str, ...], whole: Path, tmp_path: Path
+    drive_lake: Lake, teachers: tuple[str, ...], whole: Path, tmp_path: Path, call: Call
 ) -> None:
     words = arguments(drive_lake, tmp_path, teachers)
     killed = start("train.py", words)
@@ -105,9 +104,8 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     killed.communicate()
     done = read_student(str(tmp_path))[1].step
     assert done in (2, 4)
-    again = start("train.py", words)
-    output, errors = again.communicate(timeout=240)
-    assert again.returncode == 0, errors
+    status, output, errors = call(main, words)
+    assert status == 0, errors
     assert f"trained {STEPS} steps" in output
     assert log(tmp_path) == log(whole)
     assert [line["step"] for line in log(tmp_path)] == list(range(STEPS))
@@ -220,16 +218,6 @@ def test_anchors_are_checked_and_printed_before_the_first_step(drive_lake: Lake,
     assert "2 segments with labels, 1 without; 4 and 0 images of a batch" in written.read_text()
 
 
-def refused(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the one line that a call which ends in status 2 says on stderr."""
-    monkeypatch.setattr(sys, "argv", ["train", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return str(line)
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -250,34 +238,26 @@ def refused(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     ],
 )
 def test_bad_arguments_give_status_2_and_one_line(
-    drive_lake: Lake,
-    tmp_path: Path,
-    words: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    drive_lake: Lake, tmp_path: Path, words: list[str], message: str, call: Call
 ) -> None:
     # What is said twice counts as it is said last.
-    assert message in refused([*arguments(drive_lake, tmp_path / "out"), *words], monkeypatch, capsys)
+    assert message in call.refused(main, [*arguments(drive_lake, tmp_path / "out"), *words])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_teacher_of_the_students_own_segments_is_refused(
-    drive_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_teacher_of_the_students_own_segments_is_refused(drive_lake: Lake, tmp_path: Path, call: Call) -> None:
     url = write_teachers(tmp_path)["masks"]
     segments = {"train": tuple(commit.segment for commit in drive_lake.commits)}
     write_card(url, replace(read_card(url), data=TrainingData(lake="/lake", snapshot=1, segments=segments)))
     words = arguments(drive_lake, tmp_path / "out", (f"masks={url}",))
-    assert "teacher masks was trained on 3 of the student's segments" in refused(words, monkeypatch, capsys)
+    assert "teacher masks was trained on 3 of the student's segments" in call.refused(main, words)
 
 
 def test_more_unlabelled_images_than_the_batch_has_are_refused(
-    drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path, call: Call
+) -> None:
     words = [*arguments(drive_lake, tmp_path / "out", teachers), "--unlabelled", "4"]
-    assert "--unlabelled 4: expected fewer than the 4 images of a batch" in refused(words, monkeypatch, capsys)
+    assert "--unlabelled 4: expected fewer than the 4 images of a batch" in call.refused(main, words)
 
 
 @pytest.mark.parametrize(
@@ -288,11 +268,10 @@ def test_more_unlabelled_images_than_the_batch_has_are_refused(
     ],
 )
 def test_a_run_of_other_settings_is_refused_in_one_line(
-    drive_lake: Lake, teachers: tuple[str, ...], whole: Path, words: list[str], message: str,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    drive_lake: Lake, teachers: tuple[str, ...], whole: Path, words: list[str], message: str, call: Call
+) -> None:
     before = (whole / CHECKPOINT_FILE).read_bytes()
-    assert message in refused([*arguments(drive_lake, whole, teachers), *words], monkeypatch, capsys)
+    assert message in call.refused(main, [*arguments(drive_lake, whole, teachers), *words])
     assert (whole / CHECKPOINT_FILE).read_bytes() == before
 
 
@@ -305,11 +284,9 @@ def test_branches_nobody_is_asked_for_are_other_settings_as_well(
         run(settings(drive_lake, tmp_path, distill=("none",), loop=once), Console(quiet=True))
 
 
-def test_a_damaged_checkpoint_is_refused_in_one_line(
-    drive_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_checkpoint_is_refused_in_one_line(drive_lake: Lake, tmp_path: Path, call: Call) -> None:
     (tmp_path / CHECKPOINT_FILE).write_bytes(b"PK damaged")
-    line = refused(arguments(drive_lake, tmp_path), monkeypatch, capsys)
+    line = call.refused(main, arguments(drive_lake, tmp_path))
     assert line.startswith(f"train: {tmp_path}/checkpoint.pt: not a training checkpoint: ")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from datalake.build import BuildConfig
 from datalake.lake import open_lake
 from datalake.loader import LoaderConfig, SampleStream
-from datalake.synthetic import DriveConfig, write_drives
 from pipelines.train_teachers import TeacherName, TrainTeachersConfig, main, run
 from teachers.card import read_card
 from teachers.classes import MASK_CLASSES
@@ -25,27 +22,22 @@ from teachers.sanity import check_teacher
 from teachers.training.spvcnn_objective import POINT_CLASSES
 from teachers.training.train_mask_rcnn import MaskRcnnTrainConfig
 from teachers.training.train_spvcnn import SpvcnnTrainConfig
-from tests.lakes import build_files
-from tests.support.programs import start
+from tests.support.programs import Call, start
 from training.loop import LoopConfig
 from training.metrics_log import read_history
 from training.optimizer import OptimizerConfig
 from training.run_dir import RunDir
 from training.schedule import Schedule
 
-FRAMES = 6
+pytestmark = pytest.mark.integration
+
 TEACHERS: tuple[TeacherName, ...] = ("spvcnn", "mask_rcnn")
 
 
 @pytest.fixture(scope="module")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
+def lake(split_lake: str) -> str:
     """Two segments to train on and one to examine on."""
-    folder = tmp_path_factory.mktemp("teachers")
-    drives = DriveConfig(image_width=96, image_height=64, beams=16, columns=120)
-    for seed, (split, segments) in enumerate({"teach": 2, "val": 1}.items()):
-        sources = write_drives(str(folder / split), drives, segments=segments, frames=FRAMES, seed=seed)
-        build_files(str(folder / "lake"), sources, BuildConfig(split=split, cameras=("FRONT",)))
-    return str(folder / "lake")
+    return split_lake
 
 
 def settings(lake: str, out: Path) -> TrainTeachersConfig:
@@ -111,15 +103,16 @@ def whole(lake: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_killed_runs_end_as_an_uninterrupted_one(lake: str, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", [["spvcnn"], pytest.param(["spvcnn", "mask_rcnn"], marks=pytest.mark.slow)])
+def test_killed_runs_end_as_an_uninterrupted_one(
+    lake: str, whole: Path, tmp_path: Path, killed: list[str], call: Call
+) -> None:
     words = arguments(lake, tmp_path)
-    kill_after(start("train_teachers.py", words), tmp_path / "spvcnn/history.jsonl", 3)
-    assert not (tmp_path / "spvcnn/card.json").exists()
-    kill_after(start("train_teachers.py", words), tmp_path / "mask_rcnn/history.jsonl", 3)
-    assert not (tmp_path / "mask_rcnn/card.json").exists()
-    last = start("train_teachers.py", words)
-    output, errors = last.communicate(timeout=120)
-    assert last.returncode == 0, errors
+    for name in killed:
+        kill_after(start("train_teachers.py", words), tmp_path / name / "history.jsonl", 3)
+        assert not (tmp_path / name / "card.json").exists()
+    status, output, errors = call(main, words)
+    assert status == 0, errors
     for name in TEACHERS:
         assert log(tmp_path / name) == log(whole / name)
         cards = read_card(str(tmp_path / name)), read_card(str(whole / name))
@@ -177,35 +170,25 @@ def test_a_trained_teacher_loads_and_answers(lake: str, whole: Path, name: Teach
     ("words", "message"),
     [
         (["--lake", "/nowhere", "--out", "/nowhere/out"], "/nowhere: no lake here"),
-        (["--lake", "{lake}", "--out", "{out}", "--eval-split", "test"], "no split 'test', there are: teach, val"),
+        (
+            ["--lake", "{lake}", "--out", "{out}", "--eval-split", "none"],
+            "no split 'none', there are: teach, test, train, val",
+        ),
         (["--lake", "{lake}", "--out", "{out}", "--eval-split", "teach"], "are in both splits, teach and teach"),
         (["--lake", "{lake}", "--out", "{out}", "--cameras", "SIDE_LEFT"], "has 0 images of SIDE_LEFT"),
     ],
 )
 def test_bad_arguments_give_status_2_and_one_line(
-    lake: str,
-    tmp_path: Path,
-    words: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    lake: str, tmp_path: Path, words: list[str], message: str, call: Call
 ) -> None:
-    filled = [word.format(lake=lake, out=tmp_path / "out") for word in words]
-    monkeypatch.setattr(sys, "argv", ["train_teachers", *filled])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    errors = capsys.readouterr().err
-    assert message in errors
-    assert len(errors.strip().splitlines()) == 1
+    assert message in call.refused(main, [word.format(lake=lake, out=tmp_path / "out") for word in words])
     assert not (tmp_path / "out").exists()
 
 
-def test_inside_a_ray_job_paths_must_be_absolute(lake: str) -> None:
-    process = start("train_teachers.py", ["--lake", lake, "--out", "teachers"], {"RAY_JOB_ID": "01000000"})
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert errors.startswith("train_teachers: teachers: a relative path would lie in the job's throw-away folder")
+def test_inside_a_ray_job_paths_must_be_absolute(lake: str, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    monkeypatch.setenv("RAY_JOB_ID", "01000000")
+    line = call.refused(main, ["--lake", lake, "--out", "teachers"])
+    assert line.startswith("train_teachers: teachers: a relative path would lie in the job's throw-away folder")
 
 
 def test_other_settings_do_not_continue_a_run(lake: str, whole: Path) -> None:

@@ -82,6 +82,7 @@ def test_the_program_finds_what_the_student_finds(student: Student, exported: tu
     assert check.metrics()["export/detections"] == found
 
 
+@pytest.mark.integration
 def test_the_program_runs_where_our_package_is_not(
     student: Student, exported: tuple[Path, ExportCheck], tmp_path: Path
 ) -> None:

@@ -144,6 +144,7 @@ def _look_at_all(folder: Path, start: int) -> None:
             remembered.predict([sample((start + number) % 20), sample((start + number + 7) % 20)], 4, 6)
 
 
+@pytest.mark.integration
 def test_several_processes_share_a_folder(tmp_path: Path) -> None:
     # Forked: these processes do nothing that torch's threads would have to survive.
     context = multiprocessing.get_context("fork")

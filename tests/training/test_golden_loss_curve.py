@@ -26,6 +26,8 @@ from training.metrics_log import read_history
 from training.optimizer import OptimizerConfig
 from training.run_dir import RunDir
 
+pytestmark = pytest.mark.integration
+
 GOLDEN = Path(__file__).parents[1] / "assets/golden_loss_curve.json"
 # What a run logs that depends on when and how fast it is done.
 _CLOCK = {"images_per_second", "wait/data", "wait/teachers"}

@@ -26,6 +26,8 @@ from training.optimizer import OptimizerConfig
 from training.run_dir import RunDir
 from training.schedule import Schedule
 
+pytestmark = pytest.mark.integration
+
 CONFIG = LoopConfig(steps=12, warmup=0.25, checkpoint_every=4, precision="float32")
 OPTIMIZER = OptimizerConfig(learning_rate=0.05)
 EPOCH = 20

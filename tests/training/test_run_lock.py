@@ -20,6 +20,8 @@ from datalake.store import Store
 from training.errors import TrainingError
 from training.run_lock import run_lock
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[2]
 LEASE_S = 2.0
 OWNER = """

@@ -14,6 +14,7 @@ def _contents(paths: list[str]) -> list[bytes]:
     return [Path(path).read_bytes() for path in paths]
 
 
+@pytest.mark.integration
 def test_the_number_of_workers_and_segments_does_not_matter(tmp_path: Path) -> None:
     alone = write_drives(str(tmp_path / "alone"), TINY, segments=3, frames=1, seed=4)
     together = write_drives(str(tmp_path / "together"), TINY, segments=2, frames=1, seed=4, workers=2)

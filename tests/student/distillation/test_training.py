@@ -46,6 +46,8 @@ from training.optimizer import OptimizerConfig
 from training.run_dir import RunDir
 from training.schedule import Schedule
 
+pytestmark = pytest.mark.integration
+
 LOOP = LoopConfig(steps=8, warmup=0.25, checkpoint_every=3, precision="float32")
 OPTIMIZER = OptimizerConfig(learning_rate=2e-3)
 WEIGHT = "backbone.fuse.0.weight"

@@ -76,6 +76,7 @@ def test_a_chart_changes_with_its_data_and_only_with_it(
     assert first.shape != changed.shape or (first != changed).any(-1).sum() > 200
 
 
+@pytest.mark.integration
 def test_charts_leave_no_global_state() -> None:
     code = (
         "import matplotlib as mpl\n"

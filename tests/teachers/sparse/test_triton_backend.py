@@ -35,6 +35,7 @@ HALF = torch.float16 if DEVICE.type == "cpu" else torch.bfloat16
 BACKEND = TritonBackend()
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(DEVICE.type != "cpu" or INTERPRETED, reason="they run here")
 def test_interpreted_all_of_these_tests_pass() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "--durations=5", "-p", "no:cacheprovider", __file__]

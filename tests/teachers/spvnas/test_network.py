@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from teachers.spvnas.config import NetworkConfig
@@ -63,6 +64,7 @@ def test_every_weight_learns() -> None:
     assert unmoved == []
 
 
+@pytest.mark.integration
 def test_a_few_steps_fit_a_simple_target() -> None:
     torch.manual_seed(0)
     network = SPVCNN(SMALL, "plain").train()
