@@ -56,7 +56,7 @@ class TeacherActor:
     def card(self) -> TeacherCard:
         return self._teacher.card
 
-    def look(self, batch: list[Sample], height: int, width: int) -> SparseTarget:
+    def predict(self, batch: list[Sample], height: int, width: int) -> SparseTarget:
         return self._teacher.predict(batch, height, width).to_sparse().to("cpu")
 
 
