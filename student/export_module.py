@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from student.detector import Student
-from student.pooling import rois_of
+from training.pooling import rois_of
 
 
 class ExportableDetector(nn.Module):

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import group_norm, interpolate
+from torch.nn.functional import group_norm, interpolate, layer_norm
 
 from student.config import Norm
 
@@ -66,9 +66,18 @@ class StandardizedConv(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """Return the convolution of [B, C, h, w]."""
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
-        scale = torch.rsqrt(variance * self.weight[0].numel() + _TINY)
-        return self._conv_forward(input, (self.weight - mean) * scale, self.bias)
+        return self._conv_forward(input, self.standardized(), self.bias)
+
+    def standardized(self) -> Tensor:
+        """Return (w - mean) / sqrt(n var + 1e-4) of each filter w of n numbers, var being unbiased.
+
+        A layer norm divides by the root of the biased variance, (n - 1) / n of that, in one kernel forth and one back:
+        for a default student that is six hundred launches less in a step.
+        """
+        shape = self.weight.shape[1:]
+        numbers = shape.numel()
+        of_variance = numbers**2 / (numbers - 1)
+        return layer_norm(self.weight, shape, eps=_TINY / of_variance) * of_variance**-0.5
 
 
 class ConvNorm(nn.Sequential):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from student.boxes import pairwise_iou
+from training.boxes import pairwise_iou
 
 # Overlaps that a GPU computes at a time, whatever the batch. A CPU takes one image at a time: what fits its caches is
 # sooner done.

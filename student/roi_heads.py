@@ -11,16 +11,16 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import clip_boxes_to_image
 
-from student.boxes import Weights, decode_boxes, encode_boxes, shorter_sides
 from student.config import StudentConfig
 from student.depth import decode_depth, encode_depth
 from student.detections import Detections
 from student.labels import Labels
 from student.matching import match_boxes
-from student.pooling import LevelPool, rois_of
 from student.rpn import Proposals
 from student.sampling import sample
-from student.suppression import NOTHING, suppressed
+from training.boxes import Weights, decode_boxes, encode_boxes, shorter_sides
+from training.pooling import LevelPool, rois_of
+from training.suppression import NOTHING, suppressed
 
 _POSITIVE_SHARE = 0.25
 _OBJECT_IOU = 0.5

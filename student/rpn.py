@@ -13,12 +13,12 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_layers
 from torchvision.ops import clip_boxes_to_image
 
-from student.boxes import Weights, decode_boxes, encode_boxes, shorter_sides
 from student.config import AnchorShapes, StudentConfig
 from student.labels import Labels
 from student.matching import match_boxes
 from student.sampling import sample
-from student.suppression import NOTHING, suppressed
+from training.boxes import Weights, decode_boxes, encode_boxes, shorter_sides
+from training.suppression import NOTHING, suppressed
 
 _POSITIVE_SHARE = 0.5
 _BETA = 1 / 9

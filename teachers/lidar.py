@@ -128,7 +128,7 @@ class SpvnasTeacher:
             Projections.of(lidars, starts, sizes, answer.voxel.device), (height, width), dilate=self.dilate
         )
         # The last entry answers for the cells without a point.
-        row = torch.cat([answer.voxel, answer.voxel.new_tensor([-1])])[point]
+        row = torch.cat([answer.voxel, answer.voxel.new_full((1,), -1)])[point]
         target = Target(tuple(sample.key for sample in samples), *place(answer.prediction.features.float(), row))
         return target if self.card.statistics is None else standardize(target, self.card.statistics)
 

@@ -316,9 +316,11 @@ def _scaled(network: MaskRCNN, samples: Sequence[Sample], device: torch.device) 
         transformed: ImageList = transform([sample.image.to(device).float() / 255 for sample in samples])[0]
         return transformed
     images = joined_on_device([sample.image[None] for sample in samples], device).float() / 255
+    # The transform would wait for a GPU to get these numbers.
+    mean, deviation = on_device(torch.tensor([transform.image_mean, transform.image_std]), device)[..., None, None]
     height, width = images.shape[-2:]
     scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
-    images = interpolate(transform.normalize(images), scale_factor=scale, mode="bilinear", recompute_scale_factor=True)
+    images = interpolate((images - mean) / deviation, scale_factor=scale, mode="bilinear", recompute_scale_factor=True)
     height, width = images.shape[-2:]
     step = transform.size_divisible
     padded = pad(images, (0, -width % step, 0, -height % step))

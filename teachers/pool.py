@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from datalake.sample import Sample, SampleKey
 from teachers.card import TeacherCard, TeacherError
@@ -28,7 +29,7 @@ class Ticket:
 class TeacherPool(ABC):
     """Teachers that answer to one student, a bounded number of batches ahead.
 
-    Every answer passes through the same sparse half-precision form, also within a process: where the teachers run
+    Every answer is rounded to half precision, in which it travels, also within a process: where the teachers run
     changes nothing of what the student is told. What arrives must be of the samples that were asked about.
     """
 
@@ -55,8 +56,8 @@ class TeacherPool(ABC):
         """Hand the batch to every teacher; return what `_answers` finds their answers by."""
 
     @abstractmethod
-    def _answers(self, asked: Any) -> dict[str, SparseTarget]:
-        """Return every teacher's answer, by its name."""
+    def _answers(self, asked: Any) -> Mapping[str, SparseTarget | Target]:
+        """Return every teacher's answer, by its name: as it has travelled, or rounded as if it had."""
 
     @property
     def in_flight(self) -> int:
@@ -87,7 +88,8 @@ class TeacherPool(ABC):
             if answer.keys != ticket.keys:
                 raise TeacherError(_mismatch(name, ticket, answer))
             _check_classes(name, answer, self.cards[name])
-        return {name: answer.to(self.device).to_dense() for name, answer in answers.items()}
+        arrived = {name: answer.to(self.device) for name, answer in answers.items()}
+        return {name: one.to_dense() if isinstance(one, SparseTarget) else one for name, one in arrived.items()}
 
     def follow(
         self, batches: Iterable[Sequence[Sample]]
@@ -147,8 +149,14 @@ class LocalPool(TeacherPool):
     def _ask(self, batch: list[Sample]) -> Any:
         return batch
 
-    def _answers(self, asked: Any) -> dict[str, SparseTarget]:
-        return {name: teacher.predict(asked, *self.grid).to_sparse() for name, teacher in self._teachers.items()}
+    def _answers(self, asked: Any) -> Mapping[str, Target]:
+        answers = {name: teacher.predict(asked, *self.grid) for name, teacher in self._teachers.items()}
+        rounded = {name: answer.rounded() for name, answer in answers.items()}
+        # A device is waited for once, however many teachers there are on it.
+        for name, sound in zip(rounded, _on_the_host([sound for _, sound in rounded.values()]), strict=True):
+            if not sound:
+                answers[name].to_sparse()
+        return {name: answer for name, (answer, _) in rounded.items()}
 
 
 def by_name(named: Iterable[tuple[str, Any]]) -> Mapping[str, Any]:
@@ -167,25 +175,36 @@ def _question(sample: Sample) -> Sample:
     return replace(sample, panoptic=None, lidar=lidar)
 
 
-def _check_classes(name: str, answer: SparseTarget, card: TeacherCard) -> None:
+def _on_the_host(flags: Sequence[Tensor]) -> list[bool]:
+    """Return flags bool [], of any devices."""
+    if len({flag.device for flag in flags}) > 1:
+        return [bool(flag) for flag in flags]
+    found: list[bool] = torch.stack(list(flags)).tolist() if flags else []
+    return found
+
+
+def _check_classes(name: str, answer: SparseTarget | Target, card: TeacherCard) -> None:
     """Raise TeacherError for a class number that the card has no class for: a GPU that looks it up ends the process.
 
     Answers that lie on a GPU already were never anywhere but in this process, and looking at them would mean waiting.
     """
-    values = answer.values
+    values = answer.values[:, 0].flatten()
     if card.kind != "classification" or values.device.type != "cpu" or not values.numel():
         return
     if (highest := int(values.max())) >= card.channels:
-        wrong = int((values[:, 0] == highest).nonzero()[0])
-        cell = wrong if answer.index is None else int(answer.index[wrong])
-        sample = answer.keys[cell // (answer.shape[2] * answer.shape[3])]
+        wrong = int((values == highest).nonzero()[0])
+        if isinstance(answer, Target):
+            sample = answer.keys[wrong // (len(values) // len(answer.keys))]
+        else:
+            cell = wrong if answer.index is None else int(answer.index[wrong])
+            sample = answer.keys[cell // (answer.shape[2] * answer.shape[3])]
         raise TeacherError(
             f"teacher {name}: expected classes 0 … {card.channels - 1} by its card, got: {highest} of {sample};"
             " the answer is damaged or of another teacher: delete it where answers are kept"
         )
 
 
-def _mismatch(name: str, ticket: Ticket, answer: SparseTarget) -> str:
+def _mismatch(name: str, ticket: Ticket, answer: SparseTarget | Target) -> str:
     if len(answer.keys) != len(ticket.keys):
         return f"teacher {name} answered about {len(answer.keys)} samples of a batch of {len(ticket.keys)}"
     place = next(i for i, pair in enumerate(zip(ticket.keys, answer.keys, strict=True)) if pair[0] != pair[1])

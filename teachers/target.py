@@ -59,6 +59,11 @@ class Target:
             None if self.confidence is None else self.confidence[samples],
         )
 
+    def to(self, device: torch.device | str) -> Target:
+        """Return the same on another device."""
+        confidence = None if self.confidence is None else self.confidence.to(device)
+        return replace(self, values=self.values.to(device), valid=self.valid.to(device), confidence=confidence)
+
     def one_hot(self, classes: int) -> Target:
         """Return class numbers as float32 [B, `classes`, h, w]: 1 for the cell's class, all 0 where not valid."""
         if self.kind != "classification":
@@ -68,6 +73,16 @@ class Target:
         values = torch.zeros(len(self.values), classes, *self.values.shape[2:], device=self.values.device)
         return replace(self, values=values.scatter_(1, self.values, 1.0) * self.valid)
 
+    def rounded(self) -> tuple[Target, Tensor]:
+        """Return what `to_sparse` and back would make of it, and bool [], whether that would not have raised.
+
+        Nothing is asked of the device that it is on.
+        """
+        values, sound = self._halved()
+        confidence = None if self.confidence is None else self.confidence.half().float().where(self.valid, 0.0)
+        values = values.to(self.values.dtype).where(self.valid, 0).contiguous()
+        return replace(self, values=values, confidence=confidence), (sound | ~self.valid).all()
+
     def to_sparse(self) -> SparseTarget:
         """Return the valid cells alone, in half precision.
 
@@ -75,8 +90,7 @@ class Target:
         """
         batch, channels, height, width = self.values.shape
         classes = self.kind == "classification"
-        values = self.values if classes else self.values.half()
-        sound = (values >= 0) & (values <= 255) if classes else values.isfinite()
+        values, sound = self._halved()
         # Both facts in one answer: a GPU is waited for once, and again only for where the valid cells are.
         everywhere, all_sound = torch.stack([self.valid.all(), (sound | ~self.valid).all()]).tolist()
         if not all_sound:
@@ -93,6 +107,13 @@ class Target:
         values = take(values).to(torch.uint8) if classes else take(values)
         confidence = None if self.confidence is None else take(self.confidence)[:, 0].half()
         return SparseTarget(self.keys, (batch, channels, height, width), values, index, confidence)
+
+    def _halved(self) -> tuple[Tensor, Tensor]:
+        """Return the values as they travel, and where one can."""
+        if self.kind == "classification":
+            return self.values, (self.values >= 0) & (self.values <= 255)
+        values = self.values.half()
+        return values, values.isfinite()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,6 +17,8 @@ from training.objective import ParameterGroup
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _MOMENTUM = 0.95
+# Below these sizes a GPU has nothing to gain from matrices' being smaller.
+_FEW_ROWS, _FEW_COLUMNS = 64, 1024
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 
 
@@ -139,24 +141,38 @@ class MuonAdamW(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
         nesterov = torch._foreach_lerp(gradients, momenta, _MOMENTUM)
         torch._foreach_mul_(list[Tensor](parameters), 1 - lr * weight_decay)
-        # One product for all matrices of a shape; of a matrix with more rows than columns, the transposed is smaller.
-        stacks: dict[torch.Size, list[tuple[nn.Parameter, Tensor, bool]]] = defaultdict(list)
-        for parameter, update in zip(parameters, nesterov, strict=True):
-            matrix = update.reshape(len(parameter), -1)
-            transposed = matrix.shape[0] > matrix.shape[1]
-            matrix = matrix.T if transposed else matrix
-            stacks[matrix.shape].append((parameter, matrix, transposed))
-        for shape, stack in stacks.items():
-            updates = orthogonalize(torch.stack([matrix for _, matrix, _ in stack]).to(self._dtype))
-            scale = 0.2 * max(shape) ** 0.5
-            torch._foreach_add_(
-                [parameter for parameter, _, _ in stack],
-                [
-                    (update.T if transposed else update).to(parameter.dtype).reshape(parameter.shape)
-                    for (parameter, _, transposed), update in zip(stack, updates.unbind(), strict=True)
-                ],
-                alpha=-lr * scale,
-            )
+        matrices = [update.reshape(len(update), -1) for update in nesterov]
+        updates = orthogonalize_all(matrices, self._dtype, padded=parameters[0].is_cuda)
+        # One call for all of a length: they share a rate.
+        alike: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for parameter, update in zip(parameters, updates, strict=True):
+            alike[max(update.shape)].append((parameter, update.unflatten(1, parameter.shape[1:])))
+        for longer, pairs in alike.items():
+            weights, moves = zip(*pairs, strict=True)
+            torch._foreach_add_(list(weights), list(moves), alpha=-lr * 0.2 * longer**0.5)
+
+
+def orthogonalize_all(matrices: Sequence[Tensor], dtype: torch.dtype, *, padded: bool) -> list[Tensor]:
+    """Return what `orthogonalize` makes of each [R, C], of any shapes, in `dtype`; views of what is computed at once.
+
+    padded: matrices of about the same size go through together, with zeros behind their rows and columns, which changes
+        nothing of the rest. A GPU takes as long for a large stack as for a small one; a CPU would compute the zeros.
+    """
+    # Of a matrix with more rows than columns the transposed is smaller.
+    wide = [matrix.T if matrix.shape[0] > matrix.shape[1] else matrix for matrix in matrices]
+    stacks: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, matrix in enumerate(wide):
+        stacks[_about(matrix.shape) if padded else tuple(matrix.shape)].append(number)
+    results = list(matrices)
+    for numbers in stacks.values():
+        rows, columns = (max(wide[number].shape[axis] for number in numbers) for axis in (0, 1))
+        stack = matrices[0].new_zeros(len(numbers), rows, columns, dtype=dtype)
+        chosen = [wide[number] for number in numbers]
+        torch._foreach_copy_([_corner(*pair) for pair in zip(stack, chosen, strict=True)], chosen)
+        for number, found in zip(numbers, orthogonalize(stack), strict=True):
+            found = _corner(found, wide[number])
+            results[number] = found.T if wide[number] is not matrices[number] else found
+    return results
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -170,6 +186,17 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
+
+
+def _about(shape: Sequence[int]) -> tuple[int, int]:
+    """Return the rows and columns [2] of the class of matrices that one of this shape goes with."""
+    rows, columns = ((side - 1).bit_length() for side in shape)
+    return max(_FEW_ROWS, 1 << rows), max(_FEW_COLUMNS, 1 << columns + columns % 2)
+
+
+def _corner(larger: Tensor, like: Tensor) -> Tensor:
+    """Return of a matrix the view [R, C] that is as large as another."""
+    return larger[: like.shape[0], : like.shape[1]]
 
 
 def build_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig, *, bfloat16: bool) -> MuonAdamW:

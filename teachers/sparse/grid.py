@@ -38,8 +38,8 @@ class Backend(Protocol):
         """Return why it cannot run on `device`, or None if it can."""
         ...
 
-    def open(self, coordinates: Tensor) -> Grid:
-        """Start a pass on int32 [N, 4] (batch, x, y, z), the voxels of stride 1, each once."""
+    def open(self, voxels: Tensor | Level) -> Grid:
+        """Start a pass on int32 [N, 4] (batch, x, y, z), the voxels of stride 1, each once; or on their level."""
         ...
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from teachers.sparse.level import Level, key_step, pack, unpack
+from teachers.sparse.level import Level, distinct, key_step, pack, unpack
 from teachers.sparse.window import kernel_index
 from teachers.transfer import on_device
 
@@ -92,6 +92,6 @@ def coarser_level(level: Level, stride: int, size: int) -> tuple[Level, Tensor, 
     fine = level.coordinates
     coarse = fine.clone()
     coarse[:, 1:] = torch.div(fine[:, 1:], stride * size, rounding_mode="floor") * (stride * size)
-    keys, parent = torch.unique(pack(coarse), return_inverse=True)
+    keys, parent = distinct(pack(coarse), level.counts.get(stride * size))
     index = kernel_index(size, (fine[:, 1:] - coarse[:, 1:]) // stride)
-    return Level(unpack(keys), keys, None), parent, index
+    return Level(unpack(keys), keys, None, level.counts), parent, index

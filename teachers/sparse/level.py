@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ _BIAS = 1 << (_AXIS_BITS - 1)
 _MARGIN = 1 << 12
 MAX_BATCH = (1 << 9) - 1
 MAX_COORDINATE = _BIAS - _MARGIN
+# Strides whose voxels are counted beforehand on a GPU: those of networks with four levels below the first.
+_STRIDES = (2, 4, 8, 16)
 
 
 class CoordinateError(ValueError):
@@ -27,11 +30,13 @@ class Level:
     coordinates: int32 [N, 4] as (batch, x, y, z) in base voxels: multiples of the level's stride
     keys: int64 [N], ascending
     rows: int64 [N], the row of `coordinates` that each key stands for; None where they are in the same order
+    counts: by larger strides, how many voxels there are; where it is known already
     """
 
     coordinates: Tensor
     keys: Tensor
     rows: Tensor | None
+    counts: Mapping[int, int] = field(default_factory=dict)
 
     @staticmethod
     def of(coordinates: Tensor) -> Level:
@@ -42,11 +47,20 @@ class Level:
         keys, rows = pack(coordinates).sort()
         facts = [(keys[1:] != keys[:-1]).all(), (rows[1:] > rows[:-1]).all()]
         # All that the host has to know about them comes in one answer: a GPU is waited for once.
-        *ends, distinct, in_order = torch.cat([*_ends(coordinates), torch.stack(facts).long()]).tolist()
-        _check_range(ends[:4], ends[4:])
-        if not distinct:
+        *reach, once, in_order = torch.cat([*ends(coordinates), torch.stack(facts).long()]).tolist()
+        check_range(reach[:4], reach[4:])
+        if not once:
             raise CoordinateError("a voxel appears twice; average the points of a voxel first (Points.voxelize)")
         return Level(coordinates.int(), keys, None if in_order else rows)
+
+    @staticmethod
+    def occupied(coordinates: Tensor) -> tuple[Level, Tensor]:
+        """Return the voxels that integers [P, 4] (batch, x, y, z) name, ascending, and of each the row int64 [P].
+
+        A GPU is waited for once: the voxels of larger strides are counted with these. Nobody waits for a CPU, which
+        would take long for that. Raises CoordinateError for other types and for a voxel too far.
+        """
+        return occupied(coordinates, () if coordinates.device.type == "cpu" else _STRIDES)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -70,12 +84,51 @@ class Level:
         return found
 
 
+def occupied(coordinates: Tensor, strides: tuple[int, ...]) -> tuple[Level, Tensor]:
+    """Return what `Level.occupied` does, with the voxels of these larger strides, powers of two, counted."""
+    _check_shape(coordinates)
+    keys = pack(coordinates)
+    if not len(keys):
+        return Level(coordinates.int(), keys, None), keys
+    blocks = [keys]
+    for stride in strides:
+        # Strides are powers of two: what is left of a number without its last bits is their multiple below it.
+        corner = coordinates & -stride
+        corner[:, 0] = coordinates[:, 0]
+        blocks.append(pack(corner))
+    ranked = torch.stack(blocks).sort(1).values
+    counts = (ranked[:, 1:] != ranked[:, :-1]).sum(1) + 1
+    facts = torch.cat([*ends(coordinates), counts]).tolist()
+    check_range(facts[:4], facts[4:8])
+    voxels, row = distinct(keys, facts[8])
+    return Level(unpack(voxels), voxels, None, dict(zip(strides, facts[9:], strict=True))), row
+
+
+def distinct(keys: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
+    """Return the distinct keys int64 [n], ascending, of int64 [P], and of each the place among them, int64 [P].
+
+    count: n, if it is known: then nobody has to wait for it
+    """
+    if count is None:
+        found: tuple[Tensor, Tensor] = torch.unique(keys, return_inverse=True)
+        return found
+    ranked, order = keys.sort()
+    rank = rank_of(ranked)
+    place = torch.empty_like(order).scatter_(0, order, rank)
+    return torch.empty_like(keys[:count]).scatter_(0, rank, ranked), place
+
+
+def rank_of(ranked: Tensor) -> Tensor:
+    """Return int64 [P], for each of ascending keys the place of its value among the distinct ones."""
+    return torch.cat([torch.zeros_like(ranked[:1]), (ranked[1:] != ranked[:-1]).cumsum(0)])
+
+
 def check_coordinates(coordinates: Tensor) -> None:
     """Raise CoordinateError unless these are int32 or int64 [N, 4] within the range that keys can hold."""
     _check_shape(coordinates)
     if len(coordinates):
-        ends = torch.cat(_ends(coordinates)).tolist()
-        _check_range(ends[:4], ends[4:])
+        reach = torch.cat(ends(coordinates)).tolist()
+        check_range(reach[:4], reach[4:])
 
 
 def _check_shape(coordinates: Tensor) -> None:
@@ -85,12 +138,13 @@ def _check_shape(coordinates: Tensor) -> None:
         )
 
 
-def _ends(coordinates: Tensor) -> list[Tensor]:
+def ends(coordinates: Tensor) -> list[Tensor]:
     """Return the lowest and the highest int64 [4] of voxels [N, 4]."""
     return [end.long() for end in torch.aminmax(coordinates, dim=0)]
 
 
-def _check_range(lowest: list[int], highest: list[int]) -> None:
+def check_range(lowest: list[int], highest: list[int]) -> None:
+    """Raise CoordinateError unless voxels between these [4] are within the range that keys can hold."""
     if lowest[0] < 0 or highest[0] > MAX_BATCH:
         raise CoordinateError(f"Expected batch numbers 0 to {MAX_BATCH}, got: {lowest[0]} to {highest[0]}")
     if min(lowest[1:]) < -MAX_COORDINATE or max(highest[1:]) > MAX_COORDINATE:

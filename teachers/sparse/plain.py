@@ -22,9 +22,9 @@ class PlainBackend:
         del device
         return None
 
-    def open(self, coordinates: Tensor) -> PlainGrid:
+    def open(self, voxels: Tensor | Level) -> PlainGrid:
         """Start a pass on int32 [N, 4] (batch, x, y, z). Raises CoordinateError if they are not voxels, each once."""
-        return PlainGrid(Level.of(coordinates))
+        return PlainGrid(voxels if isinstance(voxels, Level) else Level.of(voxels))
 
 
 class PlainGrid:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from teachers.sparse.grid import Backend, Grid
-from teachers.sparse.level import check_coordinates, key_step, pack, unpack
+from teachers.sparse.level import Level, key_step, pack
 from teachers.sparse.tensor import SparseTensor
 from teachers.transfer import on_device
 
@@ -35,10 +35,9 @@ class Points:
         self.batch = batch
         self._home: dict[int, Tensor] = {}
         self._corners: dict[int, tuple[Tensor, Tensor]] = {}
-        voxels = self._floor(1)
-        check_coordinates(voxels)
-        keys, self._home[1] = torch.unique(pack(voxels), return_inverse=True)
-        self.grid: Grid = backend.open(unpack(keys))
+        self._counts: dict[int, Tensor] = {}
+        voxels, self._home[1] = Level.occupied(self._floor(1))
+        self.grid: Grid = backend.open(voxels)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -49,8 +48,10 @@ class Points:
         voxels = len(self.grid.level(stride))
         precise = features.to(torch.promote_types(features.dtype, torch.float32))
         total = precise.new_zeros(voxels, features.shape[1]).index_add_(0, home, precise)
-        count = torch.bincount(home, minlength=voxels)
-        return SparseTensor((total / count[:, None]).to(features.dtype), stride, self.grid)
+        if stride not in self._counts:
+            # `bincount` would have a GPU waited for.
+            self._counts[stride] = home.new_zeros(voxels).index_add_(0, home, torch.ones_like(home))
+        return SparseTensor((total / self._counts[stride][:, None]).to(features.dtype), stride, self.grid)
 
     def devoxelize(self, x: SparseTensor, interpolation: Interpolation = "trilinear") -> Tensor:
         """Return [P, C], the features of x at the points.

@@ -66,12 +66,12 @@ class TorchsparseBackend:
             return f"torchsparse {library.__version__} was built for the CPU alone; build it with FORCE_CUDA=1"
         return None
 
-    def open(self, coordinates: Tensor) -> Grid:
+    def open(self, voxels: Tensor | Level) -> Grid:
         """Start a pass on int32 [N, 4] (batch, x, y, z). Raises CoordinateError if they are not voxels, each once."""
         library, problem = _load()
         if library is None:
             raise BackendError(f"torchsparse cannot be imported ({problem}); {_INSTALL}")
-        return open_grid(library, coordinates)
+        return open_grid(library, voxels.coordinates if isinstance(voxels, Level) else voxels)
 
 
 def open_grid(library: Any, coordinates: Tensor) -> Grid:

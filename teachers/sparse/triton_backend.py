@@ -44,12 +44,13 @@ class TritonBackend:
             return "Triton compiles for GPUs alone; move the model there"
         return _load(device.type)[1] or None
 
-    def open(self, coordinates: Tensor) -> TritonGrid:
+    def open(self, voxels: Tensor | Level) -> TritonGrid:
         """Start a pass on int32 [N, 4] (batch, x, y, z). Raises CoordinateError if they are not voxels, each once."""
-        module, problem = _load(coordinates.device.type)
+        device = (voxels.coordinates if isinstance(voxels, Level) else voxels).device.type
+        module, problem = _load(device)
         if module is None:
-            raise BackendError(f"Triton cannot run on {coordinates.device.type}: {problem}; use 'plain'")
-        return TritonGrid(module, Level.of(coordinates))
+            raise BackendError(f"Triton cannot run on {device}: {problem}; use 'plain'")
+        return TritonGrid(module, voxels if isinstance(voxels, Level) else Level.of(voxels))
 
 
 def _is_interpreted() -> bool:

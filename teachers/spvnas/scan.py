@@ -19,7 +19,7 @@ KITTI_SENSOR_HEIGHT_M = 1.73
 # far above. tanh keeps the small values as they are and folds the tail into KITTI's range.
 WAYMO_INTENSITY_SCALE = 1.0
 _TOP = LASERS.index("TOP")
-_NOT_FINITE = "a scan has points that are NaN or infinite; drop them first"
+NOT_FINITE = "a scan has points that are NaN or infinite; drop them first"
 
 
 class ScanError(ValueError):
@@ -47,7 +47,7 @@ class Scan:
                 f"{self.source.shape}"
             )
         if not np.isfinite(self.xyz_m).all() or not np.isfinite(self.intensity).all():
-            raise ScanError(_NOT_FINITE)
+            raise ScanError(NOT_FINITE)
 
     def __len__(self) -> int:
         return len(self.xyz_m)
@@ -79,9 +79,8 @@ def waymo_points(points: Tensor) -> Tensor:
 
     points: float32 [4, P] of a TOP laser, rows x, y, z in metres (vehicle frame) and intensity, on any device
 
-    Raises ScanError where a point is NaN or infinite.
+    What is NaN or infinite stays so, for `voxelize` to find.
     """
-    if not bool(points.isfinite().all()):
-        raise ScanError(_NOT_FINITE)
     shifted = points[2:3] - KITTI_SENSOR_HEIGHT_M
-    return torch.cat([points[:2], shifted, (points[3:] / WAYMO_INTENSITY_SCALE).tanh()]).t().contiguous()
+    intensity = (points[3:] / WAYMO_INTENSITY_SCALE).tanh().where(points[3:].isfinite(), torch.nan)
+    return torch.cat([points[:2], shifted, intensity]).t().contiguous()

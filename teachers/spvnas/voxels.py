@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teachers.sparse.level import check_coordinates, pack
-from teachers.spvnas.scan import Scan
+from teachers.sparse.level import check_range, ends, pack, rank_of
+from teachers.spvnas.scan import NOT_FINITE, Scan, ScanError
 from teachers.transfer import on_device
 
 
@@ -47,20 +47,28 @@ def voxelize(points: Tensor, counts: tuple[int, ...], voxel_m: float) -> VoxelBa
 
     A point's voxel is round(xyz / voxel_m) - the scan's lowest: the rounding (half to even, in float32) and the choice
     of the first point are those the public networks were trained with. Raises CoordinateError where a scan is wider
-    than coordinates can say (6 km) or where there are too many scans (512).
+    than coordinates can say (6 km) or where there are too many scans (512), ScanError where a point is NaN or infinite.
+    A GPU is waited for once.
     """
     device = points.device
     # On a GPU division by a Python number becomes a multiplication, which rounds some points into the next voxel.
     corners = (points[:, :3] / points.new_full((), voxel_m)).round().int()
-    lowest = [part.amin(0) if len(part) else part.new_zeros(3) for part in corners.split(counts)]
-    number = on_device(torch.arange(len(counts), dtype=torch.int32).repeat_interleave(torch.tensor(counts)), device)
-    coordinates = torch.cat([number[:, None], corners - torch.stack(lowest)[number]], 1)
-    check_coordinates(coordinates)
+    number = on_device(torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), device)
+    scan = number[:, None].expand(-1, 3)
+    lowest = corners.new_zeros(len(counts), 3).scatter_reduce_(0, scan, corners, "amin", include_self=False)
+    coordinates = torch.cat([number[:, None].int(), corners - lowest[number]], 1)
     keys, order = pack(coordinates).sort(stable=True)
-    first = torch.ones_like(keys, dtype=torch.bool)
-    first[1:] = keys[1:] != keys[:-1]
-    taken = order[first]
-    voxel = torch.empty_like(order)
-    voxel[order] = first.cumsum(0) - 1
+    rank = rank_of(keys)
+    voxels = 0
+    if len(points):
+        # All that the host has to know, in one answer.
+        *reach, last, finite = torch.cat([*ends(coordinates), rank[-1:], points.isfinite().all()[None].long()]).tolist()
+        if not finite:
+            raise ScanError(NOT_FINITE)
+        check_range(reach[:4], reach[4:])
+        voxels = last + 1
+    # Of the points of a voxel the first.
+    taken = order.new_full((voxels,), len(order)).scatter_reduce_(0, rank, order, "amin")
+    voxel = torch.empty_like(order).scatter_(0, order, rank)
     occupied = coordinates[taken]
     return VoxelBatch(points[taken], occupied[:, 1:], occupied[:, 0], taken, voxel, counts)

@@ -244,7 +244,7 @@ def refused(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         (["--labelled-fraction", "0"], "--labelled-fraction 0.0: expected more than 0 and at most 1"),
         (["--batch", "3", "--workers", "2"], "3 labelled images (--batch less --unlabelled) cannot be cut among"),
         (["--batch", "60"], "has 22 images of FRONT, fewer than one batch of 60"),
-        (["--loop.learning-rate", "0"], "expected a positive learning rate"),
+        (["--optimizer.learning-rate", "0"], "expected a positive learning rate"),
         (["--targets", "shuffled"], "--targets shuffled: expected teachers"),
         (["--preset", "paper", "--stride", "8"], "--preset paper: stride and feed are the paper's"),
     ],

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from student.config import Norm
-from student.layers import GroupNorm, ResidualBlock, norm_layer, stage
+from student.layers import GroupNorm, ResidualBlock, StandardizedConv, norm_layer, stage
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(76, 4), (24, 3), (5, 1), (4, 1), (64, 8), (96, 12), (7, 1)])
@@ -31,6 +31,25 @@ def test_the_first_block_of_a_stage_has_the_stride() -> None:
     layers = stage(8, 16, 3, norm="group", stride=2)
     assert len(layers) == 3
     assert layers(torch.rand(1, 8, 16, 24)).shape == (1, 16, 8, 12)
+
+
+@pytest.mark.parametrize(("inputs", "kernel", "size"), [(3, 5, 1.0), (48, 3, 1e-3), (2, 1, 1.0), (64, 1, 0.0)])
+def test_standardized_filters_and_their_gradients_are_those_of_the_formula(
+    inputs: int, kernel: int, size: float
+) -> None:
+    torch.manual_seed(0)
+    layer = StandardizedConv(inputs, 7, kernel)
+    torch.nn.init.normal_(layer.weight, mean=0.3 * size, std=size)
+    weight = layer.weight.detach().double().requires_grad_()
+    mean, variance = weight.mean((1, 2, 3), keepdim=True), weight.var((1, 2, 3), keepdim=True)
+    expected = (weight - mean) / (variance * weight[0].numel() + 1e-4).sqrt()
+    found = layer.standardized()
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    direction = torch.randn_like(found)
+    found.backward(direction)
+    expected.backward(direction.double())
+    assert layer.weight.grad is not None
+    torch.testing.assert_close(layer.weight.grad.double(), weight.grad, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,12 +6,12 @@ from copy import deepcopy
 
 import pytest
 import torch
-from torch import Tensor
 from torchvision.models.detection import MaskRCNN
-from torchvision.ops import batched_nms
 
-from teachers.batched_boxes import batch_boxes, suppress
+from teachers.batched_boxes import batch_boxes
 from teachers.mask_rcnn import MaskRcnnConfig, build_network
+from training import suppression
+from training.pooling import LevelPool
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,15 @@ def networks() -> tuple[MaskRCNN, MaskRCNN]:
     return network, batched
 
 
+@pytest.fixture(params=["CPU", "GPU"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes are suppressed and pooled on the CPU, as there or as on a GPU."""
+    if request.param == "GPU":
+        monkeypatch.setattr(suppression, "kept_one_by_one", suppression.kept_in_rounds)
+        monkeypatch.setattr(LevelPool, "by_choice", LevelPool.by_distance)
+
+
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("most", [60, 12])
 @pytest.mark.parametrize("seed", range(2))
 def test_detections_are_those_of_one_image_after_the_other(
@@ -55,15 +64,15 @@ def test_images_in_which_nothing_is_found_have_no_detections(networks: tuple[Mas
     assert [len(each["boxes"]) for each in found] == [0, 0]
 
 
-def boxes_of(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return random boxes, scores and groups."""
-    random = torch.Generator().manual_seed(seed)
-    corner = torch.rand(count, 2, generator=random) * 40
-    boxes = torch.cat([corner, corner + torch.rand(count, 2, generator=random) * 30], 1)
-    return boxes, torch.rand(count, generator=random), torch.randint(0, 7, (count,), generator=random)
-
-
-@pytest.mark.parametrize("count", [0, 1, 300])
-def test_suppression_keeps_to_the_groups(count: int) -> None:
-    boxes, scores, groups = boxes_of(count, count)
-    assert torch.equal(suppress(boxes, scores, groups, 0.5), batched_nms(boxes, scores, groups, 0.5))
+def test_a_image_with_few_proposals_has_boxes_without_sides_behind_them(networks: tuple[MaskRCNN, MaskRCNN]) -> None:
+    network = deepcopy(networks[1])
+    network.rpn.nms_thresh = 0.05
+    images, _ = network.transform([torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(1)) for _ in range(2)])
+    with torch.no_grad():
+        proposals, _ = network.rpn(images, network.backbone(images.tensors))
+    assert len({len(of_image) for of_image in proposals}) == 1
+    sides = [(boxes[:, 2:] - boxes[:, :2]).amin(1) for boxes in proposals]
+    assert any(bool((of_image == 0).any()) for of_image in sides)
+    for of_image in sides:
+        found = int((of_image > 0).sum())
+        assert bool((of_image[:found] > 0).all())

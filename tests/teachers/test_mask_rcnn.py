@@ -77,6 +77,8 @@ class Scripted(nn.Module):
 class Proposals(nn.Module):
     """The part that proposes boxes, and here does not."""
 
+    anchor_generator, box_coder = nn.Identity(), nn.Identity()
+
     def forward(self, images: ImageList, features: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Return no proposals."""
         assert len(images.tensors)
@@ -85,6 +87,8 @@ class Proposals(nn.Module):
 
 class Heads(nn.Module):
     """The part that decides."""
+
+    box_roi_pool, mask_roi_pool = nn.Identity(), nn.Identity()
 
     def __init__(self, found: list[tuple[int, float, tuple[slice, slice]]]) -> None:
         super().__init__()

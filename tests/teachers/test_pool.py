@@ -119,6 +119,24 @@ def test_a_window_of_nothing_is_refused() -> None:
         LocalPool([lidar_teacher()], GRID, window=0)
 
 
+class Shouter:
+    """Says more than half precision can hold."""
+
+    card: TeacherCard = replace(lidar_card(), name="shouter")
+
+    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+        """Return the answers a million times as loud."""
+        target = lidar_teacher().predict(samples, height, width)
+        return replace(target, values=target.values * 1e6)
+
+
+def test_what_half_precision_cannot_hold_is_an_error(drive_samples: list[Sample]) -> None:
+    pool = LocalPool([lidar_teacher(), Shouter()], GRID)
+    ticket = pool.submit(drive_samples[:2])
+    with pytest.raises(TeacherError, match="beyond what float16 holds"):
+        pool.collect(ticket)
+
+
 class Stranger:
     """Says a class that is not on its card, in the second sample's last cell."""
 

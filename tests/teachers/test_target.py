@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -44,6 +46,30 @@ def test_there_and_back_is_the_same(seed: int, classes: bool, share: float, conf
     else:
         assert back.confidence is not None
         torch.testing.assert_close(back.confidence, target.confidence, rtol=2**-11, atol=1e-7)
+
+
+@given(st.integers(0, 1000), st.booleans(), st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_rounding_is_going_there_and_back(seed: int, classes: bool, share: float, confident: bool) -> None:
+    target = random_target(seed, classes=classes, share=share, confident=confident)
+    # What is not valid may be anything: it does not travel.
+    spoiled = torch.tensor(-7 if classes else torch.nan, dtype=target.values.dtype)
+    target = replace(target, values=target.values.where(target.valid, spoiled))
+    found, sound = target.rounded()
+    expected = target.to_sparse().to_dense()
+    assert bool(sound)
+    assert torch.equal(found.values, expected.values)
+    assert torch.equal(found.valid, expected.valid)
+    assert (found.confidence is None) == (expected.confidence is None)
+    if found.confidence is not None and expected.confidence is not None:
+        assert torch.equal(found.confidence, expected.confidence)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e5])
+def test_rounding_tells_that_a_value_cannot_travel(value: float) -> None:
+    target = random_target(0, classes=False, share=1.0)
+    target.values[1, 2, 3, 4] = value
+    assert not bool(target.rounded()[1])
 
 
 def test_a_second_trip_changes_nothing_more() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from training.optimizer import MuonAdamW, orthogonalize
+from training import optimizer as optimizer_module
+from training.optimizer import MuonAdamW, orthogonalize, orthogonalize_all
 
 LR, DECAY = 1e-2, 0.1
 
@@ -102,6 +103,31 @@ def test_matrices_of_one_shape_do_not_influence_each_other() -> None:
     together = orthogonalize(matrices)
     for alone, found in zip(matrices, together, strict=True):
         torch.testing.assert_close(orthogonalize(alone[None])[0], found, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_matrices_of_many_shapes_are_orthogonalized_as_each_alone(padded: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    shapes = [(3, 7), (9, 4), (70, 5), (4, 4), (1, 12), (66, 1030), (3, 7), (12, 1)]
+    matrices = [torch.randn(shape, generator=random) for shape in shapes]
+    found = orthogonalize_all(matrices, torch.float32, padded=padded)
+    for matrix, result in zip(matrices, found, strict=True):
+        rows, columns = matrix.shape
+        alone = orthogonalize(matrix.T[None])[0].T if rows > columns else orthogonalize(matrix[None])[0]
+        torch.testing.assert_close(result, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_the_matrices_of_a_student_are_few_stacks_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    stacks = list[torch.Size]()
+
+    def noted(matrices: Tensor) -> Tensor:
+        stacks.append(matrices.shape)
+        return matrices
+
+    monkeypatch.setattr(optimizer_module, "orthogonalize", noted)
+    shapes = [(32, 48), (32, 52), (48, 64), (72, 32), (32, 216), (48, 432), (64, 576), (128, 160), (128, 1152)]
+    orthogonalize_all([torch.zeros(shape) for shape in shapes], torch.float32, padded=True)
+    assert stacks == [(7, 64, 576), (1, 128, 160), (1, 128, 1152)]
 
 
 def test_a_gradient_of_zeros_moves_nothing() -> None:

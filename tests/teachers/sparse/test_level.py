@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teachers.sparse.kernel_map import submanifold_map
+from teachers.sparse.kernel_map import coarser_level, submanifold_map
 from teachers.sparse.level import (
     MAX_BATCH,
     MAX_COORDINATE,
@@ -15,6 +15,7 @@ from teachers.sparse.level import (
     Level,
     check_coordinates,
     key_step,
+    occupied,
     pack,
     unpack,
 )
@@ -87,3 +88,27 @@ def test_coordinates_that_keys_cannot_hold_are_refused(voxels: list[list[int]], 
 def test_fractions_are_refused() -> None:
     with pytest.raises(CoordinateError, match=r"got: torch.float32 \[1, 4\]"):
         check_coordinates(torch.zeros(1, 4))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.integers(1, 80), st.integers(1, 40))
+def test_coarser_levels_whose_voxels_were_counted_before_are_the_same(seed: int, points: int, side: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    voxels = torch.cat(
+        [
+            torch.randint(0, 3, (points, 1), generator=random),
+            torch.randint(-side, side, (points, 3), generator=random),
+        ],
+        1,
+    )
+    known, row = occupied(voxels, (2, 4, 8))
+    expected = voxels.unique(dim=0)
+    assert torch.equal(known.coordinates.long(), expected)
+    assert torch.equal(known.coordinates[row].long(), voxels)
+    unknown = Level.of(known.coordinates)
+    for stride in (1, 2, 4):
+        (known, *places), (unknown, *expected_places) = (coarser_level(level, stride, 2) for level in (known, unknown))
+        assert torch.equal(known.coordinates, unknown.coordinates)
+        assert torch.equal(known.keys, unknown.keys)
+        for found, right in zip(places, expected_places, strict=True):
+            assert torch.equal(found, right)

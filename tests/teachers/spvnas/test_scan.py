@@ -11,6 +11,7 @@ import torch
 
 from datalake.waymo.frame import LASERS, Points
 from teachers.spvnas.scan import Scan, ScanError, waymo_points
+from teachers.spvnas.voxels import voxelize
 
 
 def random_points(count: int) -> Points:
@@ -49,9 +50,15 @@ def test_points_on_a_device_become_the_same_scan() -> None:
     found = waymo_points(values)
     assert np.array_equal(found[:, :3].numpy(), scan.xyz_m)
     np.testing.assert_allclose(found[:, 3].numpy(), scan.intensity, rtol=1e-6)
-    values[1, 3] = torch.inf
+
+
+@pytest.mark.parametrize("row", range(4))
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_a_point_that_is_not_finite_is_found_when_it_is_to_become_a_voxel(row: int, value: float) -> None:
+    values = torch.rand(4, 9)
+    values[row, 3] = value
     with pytest.raises(ScanError, match="NaN or infinite"):
-        waymo_points(values)
+        voxelize(waymo_points(values), (9,), 0.05)
 
 
 def test_a_frame_without_lidar_is_an_empty_scan() -> None:

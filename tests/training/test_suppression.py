@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import nms
 
-from student.suppression import NOTHING, kept_in_rounds, kept_one_by_one, suppressed
+from training.suppression import NOTHING, kept_in_rounds, kept_one_by_one, suppressed
 
-Way = Callable[[Tensor, Tensor, float], Tensor]
+Way = Callable[..., Tensor]
 WAYS = pytest.mark.parametrize("way", [kept_one_by_one, kept_in_rounds], ids=["CPU", "GPU"])
 
 
@@ -71,3 +71,16 @@ def test_groups_may_stand_in_several_dimensions() -> None:
     boxes, scores = crowds(6, 30)
     expected = torch.where(by_torchvision(boxes, scores, 0.5), scores, NOTHING)
     assert torch.equal(suppressed(boxes.view(2, 3, 30, 4), scores.view(2, 3, 30), 0.5), expected.view(2, 3, 30))
+
+
+@WAYS
+@given(seed=st.integers(0, 1000))
+def test_boxes_of_another_kind_suppress_nothing(way: Way, seed: int) -> None:
+    boxes, scores = crowds(3, 60, seed)
+    kinds = torch.randint(0, 4, (3, 60), generator=torch.Generator().manual_seed(seed))
+    expected = torch.zeros_like(scores, dtype=torch.bool)
+    for kind in range(4):
+        for group in range(3):
+            (rows,) = torch.where(kinds[group] == kind)
+            expected[group, rows[nms(boxes[group, rows], scores[group, rows], 0.4)]] = True
+    assert torch.equal(way(boxes, scores, 0.4, kinds), expected)

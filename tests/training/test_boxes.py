@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou
 
-from student.boxes import Weights, decode_boxes, encode_boxes, pairwise_iou, shorter_sides
+from training.boxes import Weights, decode_boxes, encode_boxes, pairwise_iou, shorter_sides
 
 
 def some_boxes(*shape: int, seed: int = 0) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
-from student.pooling import LevelPool, rois_of
+from training.pooling import LevelPool, rois_of
 
 HEIGHT, WIDTH = 256, 384
 Way = Callable[[LevelPool], Callable[[Sequence[Tensor], Tensor], Tensor]]
