@@ -178,7 +178,7 @@ class Chunk:
         return Sample(
             key=key,
             image=self._decode(row, key, size),
-            objects=self._objects(timestamp_us, camera, scale),
+            objects=self._objects(timestamp_us, camera, scale, size),
             lidar=self._lidar(row, timestamp_us, scale) if self._options.points else None,
             panoptic=self._panoptic(row, size) if self._options.panoptic else None,
             intrinsic=None if intrinsic is None else torch.from_numpy(intrinsic * [*scale, *scale, 1, 1, 1, 1, 1]),
@@ -204,10 +204,14 @@ class Chunk:
                 " exclude the segment, or build it again from an intact source"
             ) from error
 
-    def _objects(self, timestamp_us: int, camera: str, scale: tuple[float, float]) -> Objects:
+    def _objects(self, timestamp_us: int, camera: str, scale: tuple[float, float], size: tuple[int, int]) -> Objects:
         mine = np.array(self._labels.get((timestamp_us, camera), ()), np.intp)
+        # Lakes of version 0.1 have boxes that reach beyond the image, and some that lie there.
+        boxes = np.clip(self._boxes[mine] * np.array(scale * 2, np.float32), 0, np.array(size * 2, np.float32))
+        seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        mine = mine[seen]
         return Objects(
-            boxes=torch.from_numpy(self._boxes[mine] * np.array(scale * 2, np.float32)),
+            boxes=torch.from_numpy(boxes[seen]),
             classes=torch.from_numpy(self._classes[mine]),
             depth_m=torch.from_numpy(self._depth_m[mine]),
         )

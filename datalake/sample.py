@@ -23,7 +23,7 @@ class SampleKey:
 class Objects:
     """The M labelled objects of one image.
 
-    boxes: float32 [M, 4], x0, y0, x1, y1 in pixels
+    boxes: float32 [M, 4], x0, y0, x1, y1 in pixels, within the image and with an area
     classes: int64 [M], 1 VEHICLE, 2 PEDESTRIAN, 3 SIGN, 4 CYCLIST
     depth_m: float32 [M], mean distance of the object's points from the camera's center, NaN without points
     """

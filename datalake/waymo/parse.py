@@ -46,13 +46,14 @@ def parse_frame(payload: bytes, cameras: frozenset[str]) -> Frame:
             faults.append(Fault("frame", "FrameError", f"the frame's {name} is not text"))
             value = ""
         place[name] = value or None
+    images = _read_images(record, cameras, faults)
     return Frame(
         segment=record.context.name,
         timestamp_us=record.timestamp_micros,
         **place,
-        images=_read_images(record, cameras, faults),
+        images=images,
         points=read_points(record, vehicle_to_world, faults),
-        labels_2d=_read_labels_2d(record, cameras, faults),
+        labels_2d=_read_labels_2d(record, cameras, _image_sizes(record, images), faults),
         labels_3d=_read_labels_3d(record, faults),
         faults=tuple(faults),
     )
@@ -135,7 +136,19 @@ def _read_jpeg_size(jpeg: bytes) -> tuple[int, int]:
     return width, height
 
 
-def _read_labels_2d(record: Any, cameras: frozenset[str], faults: list[Fault]) -> tuple[Label2D, ...]:
+def _image_sizes(record: Any, images: tuple[CameraImage, ...]) -> dict[str, tuple[int, int]]:
+    """Return (width, height) of the cameras: the image's or, where there is none, the calibration's."""
+    sizes = {
+        str(CAMERAS[calibration.name]): (calibration.width, calibration.height)
+        for calibration in record.context.camera_calibrations
+        if 0 < calibration.name < len(CAMERAS) and min(calibration.width, calibration.height) > 0
+    }
+    return sizes | {image.camera: (image.width, image.height) for image in images}
+
+
+def _read_labels_2d(
+    record: Any, cameras: frozenset[str], sizes: dict[str, tuple[int, int]], faults: list[Fault]
+) -> tuple[Label2D, ...]:
     labels = []
     for group in record.camera_labels:
         camera = CAMERAS[group.name] if 0 < group.name < len(CAMERAS) else None
@@ -145,9 +158,9 @@ def _read_labels_2d(record: Any, cameras: frozenset[str], faults: list[Fault]) -
         if camera is None or camera not in cameras:
             continue
         for label in group.labels:
-            box = label.box
             try:
                 kind = _check_label(label, ("center_x", "center_y", "length", "width"))
+                x0, y0, x1, y1 = _read_box(label.box, sizes.get(camera))
             except FrameError as error:
                 text = f"2D label {label.id[:40]!r} of {camera} is left out: {error}"
                 faults.append(Fault("label", "FrameError", text))
@@ -157,14 +170,34 @@ def _read_labels_2d(record: Any, cameras: frozenset[str], faults: list[Fault]) -
                     camera=camera,
                     object_id=label.id,
                     type=kind,
-                    x0=box.center_x - box.length / 2,
-                    y0=box.center_y - box.width / 2,
-                    x1=box.center_x + box.length / 2,
-                    y1=box.center_y + box.width / 2,
+                    x0=x0,
+                    y0=y0,
+                    x1=x1,
+                    y1=y1,
                     difficulty=label.detection_difficulty_level,
                 )
             )
     return tuple(sorted(labels, key=lambda label: CAMERAS.index(label.camera)))
+
+
+def _read_box(box: Any, size: tuple[int, int] | None) -> tuple[float, float, float, float]:
+    """Return x0, y0, x1, y1 in pixels, clipped to the image of (width, height) if that is known.
+
+    Raises FrameError where nothing of the box lies inside.
+    """
+    x0, x1 = box.center_x - box.length / 2, box.center_x + box.length / 2
+    y0, y1 = box.center_y - box.width / 2, box.center_y + box.width / 2
+    if size is None:
+        return x0, y0, x1, y1
+    width, height = size
+    inside = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
+    # As the lake stores them: a sliver may vanish in rounding.
+    left, top, right, bottom = np.array(inside, np.float32)
+    if not (left < right and top < bottom):
+        raise FrameError(
+            f"its box, x {x0:g} to {x1:g} and y {y0:g} to {y1:g}, lies outside of the image of {width}x{height}"
+        )
+    return inside
 
 
 def _read_labels_3d(record: Any, faults: list[Fault]) -> tuple[Label3D, ...]:

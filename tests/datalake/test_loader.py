@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -193,6 +196,27 @@ def test_objects_are_the_labels_of_the_image(drive_lake: Lake) -> None:
         assert sample.objects.classes.tolist() == [names[line["type"]] for line in lines]
         depths = [np.nan if line["depth_m"] is None else line["depth_m"] for line in lines]
         np.testing.assert_array_equal(sample.objects.depth_m.numpy(), np.array(depths, np.float32))
+
+
+def test_boxes_of_old_lakes_end_at_the_image_and_those_beyond_it_are_dropped(own_lake: Lake) -> None:
+    path = Path(own_lake.store.path(own_lake.commits[0].file_name("label")))
+    with pq.ParquetFile(path) as parquet:
+        groups = [parquet.read_row_group(group) for group in range(parquet.num_row_groups)]
+    with pq.ParquetWriter(path, groups[0].schema) as writer:
+        for group in groups:
+            edges = {"x0": 96.0, "x1": 99.0} if group is groups[0] else {"x0": -9.0, "x1": 99.0}
+            for name, value in edges.items():
+                column = group.schema.get_field_index(name)
+                filled = pa.array([value] * len(group), pa.float32())
+                group = group.set_column(column, group.schema.field(name), filled)
+            writer.write_table(group, row_group_size=max(1, len(group)))
+    stream = SampleStream(own_lake, replace(CONFIG, image_size=(48, 32), shuffle=False, points=False))
+    in_chunk = len(own_lake.commits[0].chunks[0].replace("2", ""))
+    samples = list(itertools.islice(stream, 2 * in_chunk))
+    assert [len(sample.objects.boxes) + len(sample.objects.classes) for sample in samples[:in_chunk]] == [0] * in_chunk
+    wide = torch.cat([sample.objects.boxes for sample in samples[in_chunk:]])
+    assert len(wide) > 0
+    assert wide[:, [0, 2]].unique(dim=0).tolist() == [[0.0, 48.0]]
 
 
 def test_points_are_those_of_the_frame(drive_lake: Lake) -> None:

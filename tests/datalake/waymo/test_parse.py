@@ -296,6 +296,41 @@ def test_label_without_an_area_is_left_out(width: float) -> None:
     assert message.endswith(f"is left out: its box has no area (7 x {width})")
 
 
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((0, 8, 8, 4), (0, 6, 4, 10)),
+        ((16, 15, 8, 4), (12, 13, 16, 16)),
+        ((8, 8, 100, 100), (0, 0, 16, 16)),
+        ((6, 5, 4, 2), (4, 4, 8, 6)),
+    ],
+    ids=["left", "corner", "all around", "inside"],
+)
+def test_box_is_clipped_to_its_image(box: tuple[float, ...], expected: tuple[float, ...]) -> None:
+    record = make_frame()
+    stored = record.camera_labels[0].labels[0].box
+    stored.center_x, stored.center_y, stored.length, stored.width = box
+    frame = _parse(record)
+    label = frame.labels_2d[0]
+    assert (label.x0, label.y0, label.x1, label.y1) == expected
+    assert frame.faults == ()
+
+
+@pytest.mark.parametrize("left_edge", [16.0, 400.0, -4.0, 16 - 1e-9], ids=str)
+@pytest.mark.parametrize("image", [True, False], ids=["image", "calibration alone"])
+def test_box_outside_of_its_image_is_left_out_alone(left_edge: float, image: bool) -> None:
+    record = make_frame()
+    box = record.camera_labels[0].labels[0].box
+    box.center_x, box.length = left_edge + 2, 4
+    if not image:
+        del record.images[0]
+    frame = _parse(record)
+    assert [label.object_id for label in frame.labels_2d] == ["box-1"]
+    (message,) = _messages(frame, "label")
+    assert message.startswith("2D label 'box-0' of FRONT is left out: its box, x ")
+    assert message.endswith("lies outside of the image of 16x16")
+
+
 def test_label_of_unknown_type_is_left_out() -> None:
     record = make_frame()
     record.laser_labels[0].ClearField("type")
