@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +19,19 @@ class SampleKey:
 
     def __str__(self) -> str:
         return f"{self.segment} {self.timestamp_us} {self.camera}"
+
+
+@contextmanager
+def naming(keys: Iterable[SampleKey]) -> Iterator[None]:
+    """Let every exception that leaves the block say which samples it was about, in a note."""
+    try:
+        yield
+    except Exception as error:
+        about = f"about {', '.join(map(str, keys))}"
+        # The inner block knows better.
+        if not any(note.startswith("about ") for note in getattr(error, "__notes__", ())):
+            error.add_note(about)
+        raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from datalake.waymo.frame import CAMERAS, OBJECT_TYPES, CameraImage, Fault, Frame, FrameError, Label2D, Label3D
 from datalake.waymo.lidar import read_points, read_transform
+from datalake.waymo.panoptic import PanopticError, check_panoptic
 from datalake.waymo.protos import dataset_pb2
 from datalake.waymo.segment_name import check_segment_name
 
@@ -102,11 +103,7 @@ def _read_image(message: Any, camera: str, calibration: Any | None, faults: list
     if vehicle_to_world is None:
         text = f"image of {camera} has no finite pose; kept without it"
         faults.append(Fault("image", "FrameError", text))
-    panoptic = message.camera_segmentation_label
-    has_panoptic = bool(panoptic.panoptic_label) and panoptic.panoptic_label_divisor > 0
-    if panoptic.panoptic_label and not has_panoptic:
-        text = f"panoptic label of {camera} has no divisor and is left out"
-        faults.append(Fault("image", "FrameError", text))
+    panoptic = _read_panoptic(message.camera_segmentation_label, camera, (width, height), faults)
     return CameraImage(
         camera=camera,
         jpeg=message.image,
@@ -115,9 +112,23 @@ def _read_image(message: Any, camera: str, calibration: Any | None, faults: list
         intrinsic=intrinsic,
         camera_to_vehicle=camera_to_vehicle,
         vehicle_to_world=vehicle_to_world,
-        panoptic=panoptic.panoptic_label if has_panoptic else None,
-        panoptic_divisor=panoptic.panoptic_label_divisor if has_panoptic else None,
+        panoptic=None if panoptic is None else panoptic.panoptic_label,
+        panoptic_divisor=None if panoptic is None else panoptic.panoptic_label_divisor,
     )
+
+
+def _read_panoptic(label: Any, camera: str, size: tuple[int, int], faults: list[Fault]) -> Any | None:
+    """Return the panoptic label of an image of (width, height) where it has a usable one."""
+    if not label.panoptic_label:
+        return None
+    try:
+        if label.panoptic_label_divisor < 1:
+            raise PanopticError("it has no divisor")
+        check_panoptic(label.panoptic_label, size)
+    except PanopticError as error:
+        faults.append(Fault("image", type(error).__name__, f"panoptic label of {camera} is left out: {error}"))
+        return None
+    return label
 
 
 def _read_jpeg_size(jpeg: bytes) -> tuple[int, int]:

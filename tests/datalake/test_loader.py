@@ -23,7 +23,7 @@ from datalake.lake import Lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
 from tests.drives import DRIVE_FRAMES, DRIVE_SEGMENTS, build_drives
-from tests.frames import make_frame
+from tests.frames import SEGMENT, START_US, make_frame, panoptic_png
 from tests.lakes import build_frames
 
 IMAGES = DRIVE_SEGMENTS * DRIVE_FRAMES
@@ -331,6 +331,28 @@ def test_what_cannot_be_loaded_is_said_in_one_line(
     with pytest.raises(LakeError, match=message) as caught:
         SampleStream(drive_lake, config, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_panoptic_label_of_an_unknown_class_is_named(tmp_path: Path) -> None:
+    frame = make_frame()
+    label = frame.images[0].camera_segmentation_label
+    label.panoptic_label, label.panoptic_label_divisor = panoptic_png(np.full((16, 16), 40_000, np.uint16)), 1000
+    lake = build_frames(tmp_path, [frame]).lake
+    with pytest.raises(LakeError, match=f"{SEGMENT}.*the panoptic label of FRONT at {START_US} .*: it names class 40"):
+        first(lake, LoaderConfig(global_batch=1, panoptic=True))
+
+
+def test_whatever_a_sample_raises_names_segment_time_and_camera(
+    drive_lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("out of bounds")
+
+    monkeypatch.setattr(Chunk, "_objects", broken)
+    with pytest.raises(IndexError) as caught:
+        first(drive_lake, replace(CONFIG, shuffle=False))
+    (image, *_) = drive_lake.scan("image", columns=["segment", "timestamp_us"]).to_table().to_pylist()
+    assert caught.value.__notes__ == [f"about {image['segment']} {image['timestamp_us']} FRONT"]
 
 
 def test_a_jpeg_that_does_not_decode_is_named(own_lake: Lake) -> None:

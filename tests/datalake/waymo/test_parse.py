@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from datalake.waymo.frame import Frame, FrameError
+from datalake.waymo.panoptic import PANOPTIC_CLASSES
 from datalake.waymo.parse import parse_frame
+from datalake.waymo.protos import camera_segmentation_pb2
 from datalake.waymo.segment_name import check_segment_name
-from tests.frames import FRONT, HEIGHT, SEGMENT, SIDE_LEFT, START_US, WIDTH, jpeg, make_frame
+from tests.frames import FRONT, HEIGHT, SEGMENT, SIDE_LEFT, START_US, WIDTH, jpeg, make_frame, panoptic_png
 
 _CAMERAS = frozenset({"FRONT", "FRONT_LEFT", "FRONT_RIGHT", "SIDE_LEFT", "SIDE_RIGHT"})
 _NOT_TEXT = b"\xff\xfe\xfd"
@@ -93,18 +95,44 @@ def test_labels_have_the_values_of_the_record() -> None:
 
 def test_panoptic_label_is_kept_with_its_divisor() -> None:
     record = make_frame()
-    record.images[0].camera_segmentation_label.panoptic_label = b"png"
+    png = panoptic_png(np.full((HEIGHT, WIDTH), 2_001, np.uint16))
+    record.images[0].camera_segmentation_label.panoptic_label = png
     record.images[0].camera_segmentation_label.panoptic_label_divisor = 1000
-    image = _parse(record).images[0]
-    assert (image.panoptic, image.panoptic_divisor) == (b"png", 1000)
-
-
-def test_panoptic_label_without_divisor_is_reported() -> None:
-    record = make_frame()
-    record.images[0].camera_segmentation_label.panoptic_label = b"png"
     frame = _parse(record)
+    assert (frame.images[0].panoptic, frame.images[0].panoptic_divisor) == (png, 1000)
+    assert frame.faults == ()
+
+
+_PNG = panoptic_png(np.full((HEIGHT, WIDTH), 2_001, np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("png", "divisor", "reason"),
+    [
+        pytest.param(_PNG, 0, "it has no divisor", id="no divisor"),
+        pytest.param(jpeg(), 1000, "it is no PNG", id="no PNG"),
+        pytest.param(panoptic_png(np.zeros((HEIGHT, WIDTH, 3), np.uint8)), 1000, "its PNG is 8-bit RGB", id="RGB"),
+        pytest.param(panoptic_png(np.zeros((HEIGHT, WIDTH), np.uint8)), 1000, "its PNG is 8-bit gray", id="8 bits"),
+        pytest.param(panoptic_png(np.zeros((8, 9), np.uint16)), 1000, "it is 9x8, its image 16x16", id="size"),
+        pytest.param(_PNG[:-5], 1000, "its PNG is cut off", id="cut off"),
+        pytest.param(_PNG[:8], 1000, "its PNG is cut off", id="signature alone"),
+        pytest.param(_PNG[:45] + bytes([_PNG[45] ^ 1]) + _PNG[46:], 1000, "fails its CRC", id="a bit"),
+    ],
+)
+def test_panoptic_label_that_cannot_be_used_is_left_out_alone(png: bytes, divisor: int, reason: str) -> None:
+    record = make_frame()
+    record.images[0].camera_segmentation_label.panoptic_label = png
+    record.images[0].camera_segmentation_label.panoptic_label_divisor = divisor
+    frame = _parse(record)
+    assert [image.camera for image in frame.images] == ["FRONT", "SIDE_LEFT"]
     assert (frame.images[0].panoptic, frame.images[0].panoptic_divisor) == (None, None)
-    assert _messages(frame, "image") == ["panoptic label of FRONT has no divisor and is left out"]
+    (message,) = _messages(frame, "image")
+    assert message.startswith("panoptic label of FRONT is left out: ")
+    assert reason in message
+
+
+def test_panoptic_classes_are_the_official_ones() -> None:
+    assert len(camera_segmentation_pb2.CameraSegmentation.Type.values()) == PANOPTIC_CLASSES
 
 
 @pytest.mark.parametrize("payload", [b"\xff" * 20, b"\x0a\xff\x01"], ids=["noise", "cut off"])
