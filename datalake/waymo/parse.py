@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from PIL import Image
 
-from datalake.waymo.frame import CAMERAS, OBJECT_TYPES, CameraImage, Fault, Frame, FrameError, Label2D, Label3D
+from datalake.waymo.frame import CAMERAS, OBJECT_TYPES, CameraImage, Fault, Frame, FrameError, Label2D, Label3D, Points
 from datalake.waymo.lidar import read_points, read_transform
 from datalake.waymo.panoptic import PanopticError, check_panoptic
 from datalake.waymo.protos import dataset_pb2
@@ -48,13 +49,14 @@ def parse_frame(payload: bytes, cameras: frozenset[str]) -> Frame:
             value = ""
         place[name] = value or None
     images = _read_images(record, cameras, faults)
+    sizes = _image_sizes(record, images)
     return Frame(
         segment=record.context.name,
         timestamp_us=record.timestamp_micros,
         **place,
         images=images,
-        points=read_points(record, vehicle_to_world, faults),
-        labels_2d=_read_labels_2d(record, cameras, _image_sizes(record, images), faults),
+        points=_projected_inside(read_points(record, vehicle_to_world, faults), sizes, faults),
+        labels_2d=_read_labels_2d(record, cameras, sizes, faults),
         labels_3d=_read_labels_3d(record, faults),
         faults=tuple(faults),
     )
@@ -155,6 +157,31 @@ def _image_sizes(record: Any, images: tuple[CameraImage, ...]) -> dict[str, tupl
         if 0 < calibration.name < len(CAMERAS) and min(calibration.width, calibration.height) > 0
     }
     return sizes | {image.camera: (image.width, image.height) for image in images}
+
+
+def _projected_inside(points: Points, sizes: dict[str, tuple[int, int]], faults: list[Fault]) -> Points:
+    """Return the points without the projections that lie outside of their images of (width, height)."""
+    most = np.iinfo(np.int16).max
+    # Beyond the largest pixel where the size is not known; the first row is that of no camera.
+    known = [sizes.get(str(camera), (most, most)) for camera in CAMERAS]
+    width, height = np.array(known).clip(max=most).astype(np.int16).T
+    outside = (points.camera > 0) & ((points.u >= width[points.camera]) | (points.v >= height[points.camera]))
+    if not outside.any():
+        return points
+    for number in np.unique(points.camera[outside]):
+        camera = str(CAMERAS[number])
+        mine = points.camera == number
+        text = (
+            f"{int((outside & mine).sum())} of {int(mine.sum())} projections into {camera} lie outside of its image of"
+            f" {sizes[camera][0]}x{sizes[camera][1]} (scaled without them?); points kept without these"
+        )
+        faults.append(Fault("lidar", "FrameError", text))
+    return replace(
+        points,
+        camera=np.where(outside, np.int8(0), points.camera),
+        u=np.where(outside, np.int16(0), points.u),
+        v=np.where(outside, np.int16(0), points.v),
+    )
 
 
 def _read_labels_2d(

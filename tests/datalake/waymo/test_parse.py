@@ -13,7 +13,19 @@ from datalake.waymo.panoptic import PANOPTIC_CLASSES
 from datalake.waymo.parse import parse_frame
 from datalake.waymo.protos import camera_segmentation_pb2
 from datalake.waymo.segment_name import check_segment_name
-from tests.frames import FRONT, HEIGHT, SEGMENT, SIDE_LEFT, START_US, WIDTH, jpeg, make_frame, panoptic_png
+from tests.frames import (
+    FRONT,
+    HEIGHT,
+    SEGMENT,
+    SIDE_LEFT,
+    START_US,
+    WIDTH,
+    int_matrix,
+    jpeg,
+    make_frame,
+    panoptic_png,
+    read_int_matrix,
+)
 
 _CAMERAS = frozenset({"FRONT", "FRONT_LEFT", "FRONT_RIGHT", "SIDE_LEFT", "SIDE_RIGHT"})
 _NOT_TEXT = b"\xff\xfe\xfd"
@@ -373,6 +385,24 @@ def test_labels_of_an_unknown_camera_are_reported() -> None:
     frame = _parse(record)
     assert frame.labels_2d == ()
     assert _messages(frame, "label") == ["2 2D labels belong to the unknown camera 0"]
+
+
+@pytest.mark.parametrize(("channel", "value"), [(1, WIDTH), (2, HEIGHT), (1, 10 * WIDTH)], ids=["u", "v", "far"])
+def test_projection_outside_of_its_image_is_dropped_alone(channel: int, value: int) -> None:
+    record = make_frame()
+    whole = _parse(record).points
+    message = record.lasers[0].ri_return1
+    stored = read_int_matrix(message.camera_projection_compressed)
+    stored[0, 0, 0], stored[0, 0, channel] = FRONT, value
+    message.camera_projection_compressed = int_matrix(stored)
+    frame = _parse(record)
+    (text,) = _messages(frame, "lidar")
+    assert text.startswith("1 of ")
+    assert "projections into FRONT lie outside of its image of 16x16" in text
+    assert (frame.points.camera[0, 0], frame.points.u[0, 0], frame.points.v[0, 0]) == (0, 0, 0)
+    assert frame.points.camera[1, 0] == whole.camera[1, 0]
+    np.testing.assert_array_equal(frame.points.camera[:, 1:], whole.camera[:, 1:])
+    np.testing.assert_array_equal(frame.points.u[:, 1:], whole.u[:, 1:])
 
 
 def test_labels_of_an_image_that_is_broken_are_kept() -> None:
