@@ -43,12 +43,20 @@ class Verify:
     lake: str
     # A snapshot by number; the newest if not given.
     snapshot: int | None = None
+    # Also decode every image and every panoptic label: hours for a large lake.
+    decode: bool = False
 
     def run(self, console: Console) -> int:
         """Print each problem on a line, and return exit status 0 only if there is none."""
         lake = open_lake(self.lake, self.snapshot)
         problems = 0
-        checks = track(verify(lake), "verify", len(lake.commits), console=console, disable=not console.is_terminal)
+        checks = track(
+            verify(lake, decode=self.decode),
+            "verify",
+            len(lake.commits),
+            console=console,
+            disable=not console.is_terminal,
+        )
         for _, found in checks:
             problems += len(found)
             for problem in found:

@@ -33,6 +33,7 @@ def run_command(
         with stoppable(program):
             status = run(settings, Console())
     except (UserError, OSError) as error:
-        Console(stderr=True).print(f"{program}: {error}", soft_wrap=True, highlight=False, markup=False)
+        told = "; ".join([f"{program}: {error}", *getattr(error, "__notes__", ())])
+        Console(stderr=True).print(told, soft_wrap=True, highlight=False, markup=False)
         sys.exit(2)
     sys.exit(status)

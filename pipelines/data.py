@@ -140,7 +140,10 @@ def mixed_batches(
 
 
 def read_boxes(frames: Frames) -> Tensor:
-    """Return every labelled box float32 [N, 4] of the frames, in pixels of their image size."""
+    """Return every labelled box float32 [N, 4] of the frames as samples have them.
+
+    In pixels of the frames' image size, within the image and with an area.
+    """
     width, height = frames.image_size
     keys = ["segment", "timestamp_us", "camera"]
     chosen = frames.chosen
@@ -149,12 +152,13 @@ def read_boxes(frames: Frames) -> Tensor:
     joined = labels.join(sizes, keys, join_type="inner")
     joined = joined.filter(pa.compute.is_in(joined["camera"], pa.array(frames.cameras)))
     columns = [
-        torch.from_numpy(joined[edge].to_numpy() * (size / joined[extent].to_numpy()))
+        torch.from_numpy(joined[edge].to_numpy() * (size / joined[extent].to_numpy())).clamp(0, size)
         for edge, size, extent in (
             ("x0", width, "width"), ("y0", height, "height"), ("x1", width, "width"), ("y1", height, "height"),
         )
     ]  # fmt: skip
-    return torch.stack(columns, 1).float()
+    boxes = torch.stack(columns, 1).float()
+    return boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
 
 
 def check_no_leakage(cards: dict[str, TeacherCard], lake: Lake, splits: Sequence[str]) -> None:

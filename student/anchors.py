@@ -54,7 +54,11 @@ def fit_anchors(boxes: Tensor, *, levels: int, sizes_per_level: int = 2, ratios:
 
 
 def anchor_recall(config: StudentConfig, boxes: Tensor, image_size: tuple[int, int]) -> AnchorReport:
-    """Return how well the configuration's anchors overlap boxes float32 [N, 4] in images of (height, width)."""
+    """Return how well the configuration's anchors overlap boxes float32 [N, 4] in images of (height, width).
+
+    Boxes without an area are left out, as `labels_on` does it in training.
+    """
+    boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
     height, width = config.grid(*image_size)
     best = boxes.new_zeros(len(boxes))
     for level, shapes in enumerate(anchor_generator(config.anchors).cell_anchors):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datalake.sample import Sample, SampleKey
+from datalake.sample import Sample, SampleKey, naming
 from teachers.card import TeacherCard, TeacherError
 from teachers.target import SparseTarget, Target
 from teachers.teacher import Teacher
@@ -73,7 +73,8 @@ class TeacherPool(ABC):
             raise TeacherError(f"{self.in_flight} batches are in flight, the window's size; collect one first")
         ticket = Ticket(self._submitted, tuple(sample.key for sample in batch))
         self._submitted += 1
-        self._asked[ticket] = self._ask([_question(sample) for sample in batch])
+        with naming(ticket.keys):
+            self._asked[ticket] = self._ask([_question(sample) for sample in batch])
         return ticket
 
     def collect(self, ticket: Ticket) -> dict[str, Target]:
@@ -83,13 +84,14 @@ class TeacherPool(ABC):
         """
         if ticket not in self._asked:
             raise TeacherError(f"batch {ticket.number} is not in flight: never submitted here, or collected already")
-        answers = self._answers(self._asked.pop(ticket))
-        for name, answer in answers.items():
-            if answer.keys != ticket.keys:
-                raise TeacherError(_mismatch(name, ticket, answer))
-            _check_classes(name, answer, self.cards[name])
-        arrived = {name: answer.to(self.device) for name, answer in answers.items()}
-        return {name: one.to_dense() if isinstance(one, SparseTarget) else one for name, one in arrived.items()}
+        with naming(ticket.keys):
+            answers = self._answers(self._asked.pop(ticket))
+            for name, answer in answers.items():
+                if answer.keys != ticket.keys:
+                    raise TeacherError(_mismatch(name, ticket, answer))
+                _check_classes(name, answer, self.cards[name])
+            arrived = {name: answer.to(self.device) for name, answer in answers.items()}
+            return {name: one.to_dense() if isinstance(one, SparseTarget) else one for name, one in arrived.items()}
 
     def follow(
         self, batches: Iterable[Sequence[Sample]]

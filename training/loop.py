@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from datalake.sample import Sample
+from datalake.sample import Sample, naming
 from training.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from training.distributed import Distributed
 from training.errors import TrainingError
@@ -132,9 +132,10 @@ def train(
                 targets = inputs.change_targets(targets)
             chance = Chance(inputs.seed, step, places)
             torch.manual_seed(_step_seed(inputs.seed, step, distributed.rank))
-            collated = objective.collate(batch, targets, chance)
-            with torch.autocast(distributed.device.type, torch.bfloat16, enabled=bfloat16):
-                losses: dict[str, Loss] = module(collated, step / config.steps)
+            with naming(sample.key for sample in batch.samples):
+                collated = objective.collate(batch, targets, chance)
+                with torch.autocast(distributed.device.type, torch.bfloat16, enabled=bfloat16):
+                    losses: dict[str, Loss] = module(collated, step / config.steps)
             total = torch.stack([loss.weight * loss.value for loss in losses.values()]).sum()
             optimizer.zero_grad()
             total.backward()

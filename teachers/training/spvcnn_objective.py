@@ -126,6 +126,14 @@ def has_labels(sample: Sample) -> bool:
     return bool((point_truth(sample) != IGNORED).any())
 
 
+def shows_points(sample: Sample) -> bool:
+    """Return whether the image shows one of the frame's TOP points or more."""
+    lidar = _lidar(sample)
+    (u, v), (height, width) = lidar.pixel_uv, sample.image.shape[1:]
+    top = lidar.laser[lidar.pixel_point.long()] == _TOP
+    return bool((top & (u >= 0) & (u < width) & (v >= 0) & (v < height)).any())
+
+
 def count_classes(samples: Iterable[Sample]) -> Tensor:
     """Return int64 [22], how many of the samples' TOP points are of each of POINT_CLASSES."""
     counts = torch.zeros(len(POINT_CLASSES), dtype=torch.int64)

@@ -10,6 +10,7 @@ from datalake.sample import Sample
 from teachers.card import TrainingData
 from teachers.training.batches import labelled_batches
 from training.distributed import Distributed
+from training.errors import TrainingError
 from training.fingerprint import Plain, flatten
 from training.loop import LoopConfig, TrainInputs, train
 from training.objective import Batch, Objective
@@ -76,7 +77,13 @@ def train_teacher(
     """Train on the labelled samples of the data; return `training/steps`, `…/samples_read` and `…/seconds`.
 
     config: all of it but `loop.checkpoint_every` becomes part of the fingerprint
+
+    Raises TrainingError before the first step where no sample of the evaluation has a label.
     """
+    if not any(map(is_labelled, data.evaluation())):
+        raise TrainingError(
+            "no sample of the evaluation split has the labels that this teacher is compared with; name another split"
+        )
 
     def batches(cursor: int) -> Iterator[Batch]:
         return labelled_batches(

@@ -154,3 +154,17 @@ def test_a_class_that_is_not_on_the_card_is_refused_with_the_sample(drive_sample
     ticket = room.submit(drive_samples[:3])
     with pytest.raises(TeacherError, match=rf"shades: expected classes 0 … 2 .* got: 3 of {drive_samples[1].key};"):
         room.collect(ticket)
+
+
+def test_whatever_a_teacher_raises_names_the_samples(
+    drive_samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no such channel")
+
+    teacher = Swapper()
+    monkeypatch.setattr(teacher, "predict", broken)
+    pool = LocalPool([teacher], (16, 24))
+    with pytest.raises(ValueError, match="no such channel") as caught:
+        pool.collect(pool.submit(drive_samples[:2]))
+    assert caught.value.__notes__ == [f"about {drive_samples[0].key}, {drive_samples[1].key}"]
