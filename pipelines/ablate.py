@@ -1,14 +1,14 @@
-"""Does listening help? `python pipelines/ablate.py --train.lake URL --train.out FOLDER --train.teachers NAME=FOLDER …`.
+"""Does distillation help? `python pipelines/ablate.py --train.lake URL --train.out OUT --train.teachers NAME=FOLDER …`.
 
-Trains one student for each arm and seed, examines all of them on the same frames, and writes the table with means and
-spreads: OUT/ablation-SPLIT.json, OUT/ablation-SPLIT.md and OUT/report-SPLIT.html, for the split of the examination.
+Trains one student for each arm and seed, evaluates all of them on the same frames, and writes the table with means and
+standard deviations: OUT/ablation-SPLIT.json, OUT/ablation-SPLIT.md and OUT/report-SPLIT.html, for the evaluated split.
 
-    none        the same architecture; no teacher is asked; every image of its batches is labelled
-    classroom   every teacher
-    <teacher>   that teacher alone; the other branches stay, undistilled
-    shuffled    every teacher, but each image gets what they say of another
+    none        the same architecture without distillation; every image of its batches is labelled
+    classroom   distilled from every teacher
+    <teacher>   distilled from that teacher alone; the other branches stay, not distilled
+    shuffled    distilled from every teacher, but each image gets the targets of another
 
-Run it again after any interruption: finished arms are kept, unfinished ones go on where they were.
+Run it again after any interruption: finished arms are kept, unfinished ones continue.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class AblateConfig:
     """Train the same student with and without its teachers, and compare."""
 
     # How each student is trained; `--train.lake`, `--train.out` and `--train.teachers` are those of the study. The
-    # arms set seed, rate and whom the student hears.
+    # arms set seed, rate and the teachers that the student is distilled from.
     train: TrainConfig
     # The arms; by default all: none, classroom, each teacher alone, shuffled.
     arms: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class AblateConfig:
     steps: tuple[int, ...] = ()
     # Learning rate of an arm, as ARM=RATE, where it is not the training's own: tune it for each before comparing.
     rates: tuple[str, ...] = ()
-    # The split to examine on.
+    # The split to evaluate on.
     examined: str = "val"
     # Students trained at a time, each on its share of the CPU's cores; they share the GPU if there is one.
     parallel: int = field(default_factory=_at_a_time)
@@ -155,7 +155,7 @@ def _named(fraction: float) -> str:
 
 
 def finished(job: Job) -> dict[str, float] | None:
-    """Return the metrics of a student that was trained and examined before, if it was.
+    """Return the metrics of a student that was trained and evaluated before, if it was.
 
     Raises TrainingError where it was trained with other settings.
     """
@@ -171,12 +171,12 @@ def finished(job: Job) -> dict[str, float] | None:
 
 
 def _kept(job: Job) -> str:
-    # The same students may be examined on another split later.
+    # The same students may be evaluated on another split later.
     return f"metrics-{job.examined}.json"
 
 
 def work(job: Job) -> dict[str, float]:
-    """Train and examine one student, from its checkpoint if there is one; return its metrics."""
+    """Train and evaluate one student, from its checkpoint if there is one; return its metrics."""
     torch.set_num_threads(job.threads)
     silent = Console(file=sys.stderr, quiet=True)
     plan = prepare_training(job.config, silent, lambda *_: None)
@@ -229,7 +229,7 @@ def _examined(job: Job) -> dict[str, float]:
 def opened(study: AblateConfig) -> AblateConfig:
     """Return the study of the lake as it is now: a snapshot that is published meanwhile changes none of its students.
 
-    Raises LakeError or TeacherError where somebody would be examined on what he was trained on.
+    Raises LakeError or TeacherError where a student or teacher would be evaluated on segments that it was trained on.
     """
     lake = study.train.open_lake(study.train.snapshot)
     check_disjoint_splits(lake, study.train.split, study.examined)
@@ -285,7 +285,7 @@ def _write(out: str, results: Results, split: str) -> None:
     folder = RunDir(out)
     folder.write(f"ablation-{split}.json", json.dumps(results, indent=1, allow_nan=False).encode())
     folder.write(f"ablation-{split}.md", markdown(results).encode())
-    page = Page(f"ClassroomNet: does listening help? Examined on {split}")
+    page = Page(f"ClassroomNet: does distillation help? Evaluated on {split}")
     fill_page(page, results)
     page.write(folder.place(f"report-{split}.html"))
 

@@ -18,7 +18,7 @@ _TOKEN_NOTICE = "ray._private.authentication.authentication_token_setup"
 
 
 class NoRayError(OSError):
-    """Ray is not installed, and what was asked for runs on it."""
+    """Ray is not installed, and the command needs it."""
 
 
 @contextmanager

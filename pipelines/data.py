@@ -1,4 +1,4 @@
-"""What a lake gives a student to learn from: which frames, with or without labels, in which order."""
+"""The training data of a student: which frames of a lake, with or without labels, in which order."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from teachers.card import TeacherCard, TeacherError
 
 # Chunks that are mixed at a time, at least.
 _STREAMS = 64
-# Whose points the lidar teacher looks at: the others need not be carried along.
+# The lasers whose points the lidar teacher uses; the others are not read.
 _LASERS = ("TOP",)
-# A labelled image that is seen so often teaches little more; others may take its place (benchmarks/classroom.md).
+# After so many visits a labelled image brings little more; others may take its place (benchmarks/classroom.md).
 _ENOUGH_VISITS = 20
 
 
@@ -162,14 +162,14 @@ def read_boxes(frames: Frames) -> Tensor:
 
 
 def check_no_leakage(cards: dict[str, TeacherCard], lake: Lake, splits: Sequence[str]) -> None:
-    """Raise TeacherError where a teacher was trained on a segment of these splits: it would pass its labels on."""
+    """Raise TeacherError where a teacher was trained on a segment of these splits: its labels would leak."""
     segments = {commit.segment: commit.split for commit in lake.commits if commit.split in splits}
     for name, card in cards.items():
         shared = sorted(segments.keys() & card.data.all_segments) if card.data else []
         if shared:
             raise TeacherError(
                 f"teacher {name} was trained on {len(shared)} of the student's segments, e.g. {shared[0]} of split"
-                f" {segments[shared[0]]}: it would pass their labels on; train it on another split"
+                f" {segments[shared[0]]}: their labels would leak; train it on another split"
             )
 
 

@@ -1,4 +1,4 @@
-"""The main job on the embedded default: drives become a lake, teachers learn from it, a student learns from both.
+"""The whole pipeline on simulated drives: a lake is built, teachers are trained on it, a student on both.
 
     python pipelines/demo.py            # or: make demo
 
@@ -6,8 +6,8 @@
 
 With `--store s3://bucket/demo` all of these go there, and only what trainings keep for themselves stays in OUT.
 
-Run it again and it goes on where it was: drives that are written, segments that are committed and steps that are
-trained are kept.
+Run it again after any interruption: drives that are written, segments that are committed and steps that are trained
+are kept.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ from teachers.remembered import remembered_total
 from training.loop import LoopConfig
 from training.run_dir import RunDir
 
-# Splits are of whole segments, and from different seeds: no street is in two of them. Teachers learn on segments that
-# the student never sees; else they would pass labels on.
+# Splits are of whole segments, and from different seeds: no street is in two of them. Teachers are trained on segments
+# that the student never sees; otherwise labels would leak.
 _SEEDS = {"teach": 3, "train": 1, "val": 2}
 _FRAME_RATE_HZ = 2.0
 _TEACHERS: tuple[TeacherName, ...] = ("spvcnn", "mask_rcnn")
-# Samples that a teacher is examined on, and that its statistics are of.
+# Samples that a teacher is evaluated on, and that its statistics are of.
 _EXAMINED, _MEASURED = 40, 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Simulate drives, build their lake, train teachers and a student, and look at what came of it."""
+    """Simulate drives, build their lake, train teachers and a student, evaluate it, and write a report."""
 
     # Drives, lake, teachers, student and report go here.
     out: Path = Path("out/demo")
@@ -75,11 +75,11 @@ class DemoConfig:
     teach_segments: int = 70
     # Simulated segments for the student.
     train_segments: int = 150
-    # Simulated segments to examine on.
+    # Simulated segments to evaluate on.
     val_segments: int = 30
-    # Frames per segment, at 2 Hz: many streets teach more than many images of one.
+    # Frames per segment, at 2 Hz: many streets are better training data than many images of one.
     frames: int = 3
-    # Cameras on the simulated car; the student looks through the first.
+    # Cameras on the simulated car; the student uses the first.
     cameras: tuple[str, ...] = ("FRONT",)
     # Steps of the lidar teacher.
     lidar_steps: int = 60
@@ -188,8 +188,7 @@ def build(config: DemoConfig, lake_url: str, console: Console) -> bool:
 def teach(config: DemoConfig, lake_url: str, answers: Path, console: Console) -> dict[str, Path]:
     """Train the teachers side by side, each on its share of the cores; return name -> folder.
 
-    answers: folder in which they leave what they say of every frame that a student will see; nobody has to wait for
-    them then
+    answers: folder for their predictions of every frame that a student will see, computed while the other is trained
     """
     folder = (config.out / "teachers").absolute()
     base = TrainTeachersConfig(
@@ -237,7 +236,7 @@ def _published(name: str, folder: Path, config: DemoConfig) -> str:
 
 
 def _hold(course: TrainTeachersConfig, answers: Path) -> str:
-    """Train one teacher and let it answer, in a process of its own; return what it printed of the training."""
+    """Train one teacher and compute its predictions, in a process of its own; return what the training printed."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(_TEACHERS)))
     output = io.StringIO()
     train_teachers.run(course, Console(file=output, width=100))
@@ -251,7 +250,7 @@ def _hold(course: TrainTeachersConfig, answers: Path) -> str:
 
 
 def _asked(course: TrainTeachersConfig, *, points: bool = False) -> list[Frames]:
-    """Return the frames that a student will ask about: those it learns from, and those it is examined on."""
+    """Return the frames that predictions are needed of: those a student is trained on, and those it is evaluated on."""
     lake = open_lake(course.lake)
     return [
         Frames(lake=lake, split=split, cameras=course.cameras, image_size=course.image_size, points=points)

@@ -1,11 +1,11 @@
-"""Examine a trained student: `python pipelines/evaluate.py --checkpoint RUN --lake URL --teachers NAME=FOLDER …`.
+"""Evaluate a trained student: `python pipelines/evaluate.py --checkpoint RUN --lake URL --teachers NAME=FOLDER …`.
 
-    OUT/metrics.json          every figure, and what was examined
-    OUT/report.html           the same to look at: one page that needs no other file
+    OUT/metrics.json          every metric, and what was evaluated
+    OUT/report.html           the same as one page that needs no other file
     OUT/student.safetensors   with --export: the weights and the configuration
     OUT/student.pt2           with --export: a program that runs without this package
 
-The run's segments, and those that the teachers were trained on, must not be examined on.
+A split with segments that the student or a teacher was trained on is refused.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from training.versions import installed_versions
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 # The page shows a few of these, those with the most labels.
 _EXAMPLES = 48
-# Samples of the training split that tell the mean of each cell.
+# Samples of the training split from which the mean of each cell is computed.
 _MEAN_SAMPLES = 200
 _EXPORT_PICTURES = 8
 _PACKAGES = ("classroomnet", "torch", "torchvision", "numpy", "pycocotools")
@@ -63,13 +63,13 @@ Tell = Callable[[str, int, int, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Examine a student on frames that neither it nor its teachers were trained on."""
+    """Evaluate a student on frames that neither it nor its teachers were trained on."""
 
     # The folder that a training wrote to: a local path or any fsspec URL.
     checkpoint: str
     # The lake: a local path, s3:// or gs://.
     lake: str
-    # The split to examine on.
+    # The split to evaluate on.
     split: str = "val"
     # Teachers to compare the student's branches with, as NAME=FOLDER, or none alone.
     teachers: tuple[str, ...] = ("none",)
@@ -79,15 +79,15 @@ class EvaluateConfig:
     export: bool = False
     # Images at once.
     batch: int = 6
-    # Cameras to look through; by default the training's.
+    # Cameras whose images are used; by default the training's.
     cameras: tuple[str, ...] | None = None
     # Width and height that images are scaled to; by default the training's, whose pixels the anchors were made for.
     image_size: tuple[int, int] | None = None
     # At most so many samples, drawn from the whole split; by default all.
     samples: int | None = None
-    # The split whose mean in each cell the imitation of numbers is compared with.
+    # The split whose mean in each cell the imitation of regression teachers is compared with.
     train_split: str = "train"
-    # Folder in which teachers' answers are kept; by default they look anew.
+    # Folder in which teachers' predictions are kept; by default they are computed anew.
     remember: str | None = None
     # cpu, cuda, cuda:1 …; by default the GPU if there is one.
     device: str = "auto"
@@ -103,7 +103,7 @@ class Evaluated:
 
 
 def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], None] = lambda _page: None) -> Evaluated:
-    """Examine the student, write metrics and page, and with `export` the student; progress goes to the console.
+    """Evaluate the student, write metrics and page, and with `export` the student; progress goes to the console.
 
     more: called with the page when the evaluation is on it, to add what else there is to show
 
@@ -120,7 +120,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
     width, height = frames.image_size
     grid = student.config.grid(height, width)
 
-    # All other ways to fail are cheap; this one is not found out after a long examination.
+    # All other ways to fail are cheap; this one must not be found out after a long evaluation.
     exported = _export(config, student, frames, out) if config.export else {}
     device = device_of(config.device)
     frames = replace(frames, threads=decoding_threads(device))
@@ -141,7 +141,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
             cell_means=_cell_means(config, frames, cards, pool, bar.update) if pool else None,
             example_every=-(-samples // _EXAMPLES),
             bfloat16=bfloat16,
-            progress=lambda done: bar.update("examine", done, samples, "samples"),
+            progress=lambda done: bar.update("evaluate", done, samples, "samples"),
         )
     how = {
         "lake": lake.store.url,
@@ -177,7 +177,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
 
 
 def run(config: EvaluateConfig, console: Console, more: Callable[[Page], None] = lambda _page: None) -> int:
-    """Examine, print the chief metrics and the page's path, and return the exit status 0; see `evaluate`."""
+    """Evaluate, print the chief metrics and the page's path, and return the exit status 0; see `evaluate`."""
     evaluated = evaluate(config, console, more)
     console.print(summary(evaluated))
     console.print(f"open {evaluated.report}", soft_wrap=True, highlight=False)
@@ -185,7 +185,7 @@ def run(config: EvaluateConfig, console: Console, more: Callable[[Page], None] =
 
 
 def summary(evaluated: Evaluated) -> Table:
-    """Return the chief metrics, and beside them those of trivial answers."""
+    """Return the chief metrics, and beside them those of trivial predictors."""
     metrics, samples = evaluated.evaluation.metrics, evaluated.evaluation.result.samples
     table = Table(title=f"{samples:,} samples, step {evaluated.step:,}", title_justify="left")
     for heading, wraps in (("", False), ("student", False), ("trivial", False), ("", True)):
@@ -205,7 +205,7 @@ def _check(
     cards: dict[str, TeacherCard],
     console: Console,
 ) -> None:
-    """Raise where the student cannot be examined as asked, or the metrics would mean nothing."""
+    """Raise where the student cannot be evaluated as configured, or the metrics would mean nothing."""
     if config.batch < 1:
         raise StudentError(f"--batch {config.batch}: expected at least 1")
     if config.samples is not None and config.samples < 1:
@@ -218,7 +218,7 @@ def _check(
             )
         if _learned_from(checkpoint, name) not in (None, card.weights_sha256):
             raise TeacherError(
-                f"teacher {name}: the student learned from another one, so how it imitates this one means nothing; give"
+                f"teacher {name}: the student was distilled from another one: its imitation of this means nothing; give"
                 " the teacher that it was trained with"
             )
     _check_unseen(config, checkpoint, lake, console)
@@ -228,17 +228,17 @@ def _check(
 
 
 def _check_unseen(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, console: Console) -> None:
-    """Raise LakeError where the student was trained on a segment that it is to be examined on."""
+    """Raise LakeError where the student was trained on a segment that it is to be evaluated on."""
     url, snapshot, split = (checkpoint.fingerprint.get(name) for name in ("lake", "snapshot", "split"))
     if not isinstance(url, str) or not isinstance(snapshot, int) or not isinstance(split, str):
         raise StudentError(
-            f"{config.checkpoint}: the checkpoint does not say which lake, snapshot and split it was trained on, so"
-            " nobody can tell whether it has seen these frames"
+            f"{config.checkpoint}: the checkpoint does not name the lake, snapshot and split that it was trained on, so"
+            " it is unknown whether it has seen these frames"
         )
     try:
         trained = {commit.segment for commit in open_lake(url, snapshot).in_split(split)}
     except LakeError as error:
-        # Runs are carried to other machines. What can be compared still is, and the reader is told.
+        # Runs are copied to other machines. What can be compared still is, and a line says so.
         console.print(f"the lake of the training cannot be read, so this lake's split {split} is compared: {error}")
         trained = {commit.segment for commit in lake.in_split(split)}
     examined = {commit.segment for commit in lake.in_split(config.split)}
@@ -250,7 +250,7 @@ def _check_unseen(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, co
 
 
 def _learned_from(checkpoint: Checkpoint, teacher: str) -> object:
-    """Return the checksum of the weights of the teacher of that name in the training; None where it was not heard."""
+    """Return the checksum of the weights of the teacher of that name in the training; None where it was not used."""
     return checkpoint.fingerprint.get(f"teacher.{teacher}")
 
 
@@ -263,7 +263,7 @@ def _export(config: EvaluateConfig, student: Student, frames: Frames, out: RunDi
 def _cell_means(
     config: EvaluateConfig, frames: Frames, cards: Mapping[str, TeacherCard], pool: TeacherPool, tell: Tell
 ) -> dict[str, Tensor]:
-    """Return the mean of each cell over samples of the training split, for each teacher of numbers."""
+    """Return the mean of each cell over samples of the training split, for each regression teacher."""
     means = {name: CellMean(card.channels, *pool.grid) for name, card in cards.items() if card.kind == "regression"}
     if not means:
         return {}
@@ -292,9 +292,9 @@ def _grouped(samples: Iterator[Sample], batch: int) -> Iterator[list[Sample]]:
 
 
 def _frames(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, points: bool, console: Console) -> Frames:
-    """Return the frames to examine on, seen as in the training unless asked otherwise, which the reader is told.
+    """Return the frames to evaluate on, read as in the training unless configured otherwise, which is printed.
 
-    Raises StudentError where the checkpoint does not say how the training saw them.
+    Raises StudentError where the checkpoint does not say how the training read them.
     """
     asked: dict[str, Any] = {"cameras": config.cameras, "image_size": config.image_size}
     for name, value in asked.items():
@@ -331,7 +331,7 @@ def _settings(checkpoint: Checkpoint, named: Mapping[str, str], how: Mapping[str
     width, height = how["image_size"]
     return {
         "trained": f"{checkpoint.step:,} steps in {checkpoint.seconds:,.0f} s",
-        "examined on": f"split {how['split']} of {how['lake']}, snapshot {how['snapshot']}",
+        "evaluated on": f"split {how['split']} of {how['lake']}, snapshot {how['snapshot']}",
         "segments": f"{len(how['segments']):,}",
         "images": f"{width} x {height}, {', '.join(how['cameras'])}, {how['batch']} at once",
         "computed on": f"{how['device']}, {'bfloat16' if how['bfloat16'] else 'float32'}",

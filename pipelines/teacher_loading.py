@@ -1,4 +1,4 @@
-"""From the command line's teachers to a classroom that is fit to teach."""
+"""From the command line's teachers to a pool of checked teachers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from teachers.sanity import SanityReport, check_teacher
 from teachers.target import Target
 from teachers.teacher import Teacher
 
-# Images that a teacher looks at together when it answers ahead.
+# Images in a batch when targets are computed ahead.
 _AT_ONCE = 6
 
 
@@ -67,18 +67,18 @@ class NamedTeacher:
         return replace(self._teacher.card, name=self.name)
 
     def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-        """Return the teacher's answer."""
+        """Return the teacher's predictions."""
         return self._teacher.predict(samples, height, width)
 
 
 def open_teacher(name: str, url: str, device: torch.device | str, remember: Path | None) -> Teacher:
-    """Return the teacher in a folder under the name that the student calls it; see `open_classroom`."""
+    """Return the teacher in a folder under the name that the student calls it; see `open_pool`."""
     teacher: Teacher = load_teacher(url, device)
     return NamedTeacher(name, teacher if remember is None else RememberedTeacher(teacher, remember))
 
 
 def open_cached(url: str, cached_as: str | None, lake: Lake, split: str) -> CachedTeacher:
-    """Return what is kept in the lake, as `cached_as` or as its own name, of the answers of the teacher in a folder.
+    """Return the predictions in the lake, as `cached_as` or as its own name, of the teacher in a folder.
 
     Raises LakeError where a segment is missing or was cached with other weights, TeacherError where it is another
     teacher's.
@@ -91,7 +91,7 @@ def open_pool(
 ) -> LocalPool:
     """Return the teachers in this process.
 
-    remember: a folder in which answers are kept, for runs that show the same frames again
+    remember: a folder in which predictions are kept, for runs that see the same frames again
     """
     loaded = [open_teacher(name, url, device, remember) for name, url in teachers.items()]
     return LocalPool(loaded, grid, device=device)
@@ -100,12 +100,12 @@ def open_pool(
 def evaluate_teachers(
     teachers: dict[str, str], batches: Sequence[Sequence[Sample]], grid: tuple[int, int], device: torch.device
 ) -> dict[str, SanityReport]:
-    """Return what is seen of each teacher on a few batches; raises TeacherError where one is not fit to teach."""
+    """Return the metrics of each teacher on a few batches; raises TeacherError where one fails its checks."""
     return {name: check_teacher(load_teacher(url, device), batches, *grid) for name, url in teachers.items()}
 
 
 def class_shares(pool: LocalPool, batches: Iterable[Sequence[Sample]]) -> dict[str, Tensor]:
-    """Return, for each teacher of classes, float32 [K]: which share of the cells it gives to each class."""
+    """Return, for each teacher of classes, float32 [K]: the share of the cells that it gives each class."""
     counts = {
         name: torch.zeros(card.channels, dtype=torch.float64)
         for name, card in pool.cards.items()
@@ -121,7 +121,7 @@ def class_shares(pool: LocalPool, batches: Iterable[Sequence[Sample]]) -> dict[s
 def precompute_targets(
     teachers: dict[str, str], frames: Frames, grid: tuple[int, int], device: torch.device, folder: Path
 ) -> None:
-    """Ask the teachers about all of the frames and keep their answers in the folder, unless all are there."""
+    """Compute the teachers' predictions of all frames and keep them in the folder, unless all are there."""
     if all_remembered(teachers, frames, grid, folder):
         return
     room = open_pool(teachers, grid, device, folder)
@@ -130,7 +130,7 @@ def precompute_targets(
 
 
 def all_remembered(teachers: dict[str, str], frames: Frames, grid: tuple[int, int], folder: Path) -> bool:
-    """Return whether the folder has every teacher's answer to every one of the frames."""
+    """Return whether the folder has every teacher's predictions of every one of the frames."""
     width, height = frames.image_size
     cameras = {str(CAMERAS.index(camera)) for camera in frames.cameras}
     images = {

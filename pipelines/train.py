@@ -4,7 +4,7 @@
     OUT/history.jsonl     a line for each step: losses, rates, throughput, waiting
     OUT/tensorboard/      the same for TensorBoard
 
-Run it again after any interruption, with the same settings, and it goes on where it was. It runs by itself, or as
+Run it again after any interruption, with the same settings, and it continues. It runs by itself, or as
 `ray job submit --working-dir . -- python pipelines/train.py …` on a cluster. With `--workers 0` the training runs in
 this process; otherwise Ray Train starts so many workers, and starts them again when one is lost.
 """
@@ -47,7 +47,7 @@ from training.objective import Batch
 from training.run_dir import RunDir
 from training.run_lock import run_lock
 
-# The distillation methods by the names that --distill takes, each built from what was found out before the training.
+# The distillation methods by the names that --distill takes, each built from the plan of the training.
 DISTILLATION_METHODS: dict[str, Callable[[TrainPlan], DistillationMethod]] = {
     "imitation": lambda plan: Imitation(plan.config.imitation, plan.class_weights),
 }
@@ -66,7 +66,7 @@ def train_worker(
     remember = Path(absolute(config.remember)) if config.remember else None
     points = needs_points(read_cards(plan.teachers).values())
     if points and remember is not None:
-        # Nobody will look at points whose answers are all there, and they are most of what would be read.
+        # Points are not needed where all predictions are there, and they are most of what would be read.
         everything = config.frames(lake, points=False)
         points = not all_remembered(plan.teachers, everything, grid, remember)
     threads = decoding_threads(distributed.device)
@@ -133,7 +133,7 @@ def _open_pool(plan: TrainPlan, grid: tuple[int, int], device: torch.device) -> 
 
 
 def teacher_of(plan: TrainPlan, name: str, device: torch.device | str) -> Teacher:
-    """Return a teacher, or what the lake has of its answers, under the name that the student calls it."""
+    """Return a teacher, or its predictions in the lake, under the name that the student calls it."""
     config, url = plan.config, plan.teachers[name]
     if name in config.tables:
         lake = config.open_lake(plan.snapshot)
@@ -152,7 +152,7 @@ def _run(config: TrainConfig, console: Console) -> int:
         plan = prepare_training(config, console, bar.update)
     if config.workers:
         with cluster():
-            # Ray is imported where it is used: without `--workers` nobody needs it.
+            # Ray is imported where it is used: without `--workers` it is not needed.
             from pipelines.train_on_ray import train_on_ray
 
             train_on_ray(plan, console)

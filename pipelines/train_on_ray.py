@@ -98,7 +98,7 @@ def _last_line(error: BaseException) -> str:
 def _ray_worker(settings: dict[str, Any]) -> str | None:
     """Run in each worker of Ray Train; return why the training stopped before its end, if it did.
 
-    What all workers find alike is an answer: doing the same again would end the same way. What a worker finds in its
+    An error that all workers find alike is returned: a restart would end the same way. One that a worker finds in its
     own images is raised: the others would wait for it.
     """
     context = ray.train.get_context()

@@ -1,4 +1,4 @@
-"""What is found out of lake and teachers before a student's first step."""
+"""What a training needs to know of lake and teachers before the student's first step."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from training.distributed import Distributed
 # torchvision's own, which the paper took: made for images of 1333 pixels.
 _PAPER_ANCHORS = AnchorShapes(sizes=((32,), (64,), (128,), (256,)), ratios=(0.5, 1.0, 2.0))
 _LEVELS = 4
-# Images that each teacher looks at before the training.
+# Images on which each teacher is checked before the training.
 _CHECKED_SAMPLES = 48
 _TOLD = ("accuracy", "mIoU")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPlan:
-    """All that a worker needs to know; found out once, before the first step.
+    """All that a worker needs to know, computed once before the first step.
 
-    teachers: name -> folder of those who are asked
+    teachers: name -> folder of those that the student is distilled from
     methods: names of the distillation methods that are on
     class_weights: of each teacher of classes
     labelled, unlabelled: images per step over all workers; segments of either kind
@@ -63,7 +63,7 @@ class TrainPlan:
 def prepare_training(
     config: TrainConfig, console: Console, progress: Callable[[str, int, int, str], None]
 ) -> TrainPlan:
-    """Look at lake and teachers, print what was found, and return what the workers need.
+    """Check lake and teachers, print what was found, and return what the workers need.
 
     Raises LakeError, TeacherError, StudentError or TrainingError where the training would be in vain.
     """
@@ -133,13 +133,13 @@ def _check_teachers_in(config: TrainConfig, lake: Lake, grid: tuple[int, int]) -
     for name, cached_as in config.tables.items():
         if name not in config.active_teachers:
             raise TeacherError(
-                f"--cached {name}: expected one of the teachers who are asked,"
-                f" {', '.join(config.active_teachers) or '(nobody)'}"
+                f"--cached {name}: expected one of the teachers to distill from,"
+                f" {', '.join(config.active_teachers) or '(there is none)'}"
             )
         cached = open_cached(config.active_teachers[name], cached_as, lake, config.split)
         if (cached.grid, cached.image_size) != (grid, config.image_size):
             raise TeacherError(
-                f"--cached {name}: the lake has its answers for images of {_by(cached.image_size)} pixels on a grid"
+                f"--cached {name}: the lake has its predictions for images of {_by(cached.image_size)} pixels on a grid"
                 f" of {_by(cached.grid)} cells, not {_by(config.image_size)} and {_by(grid)}; run cache_targets.py with"
                 f" --grid {height} {width} --image-size {_by(config.image_size, ' ')} and another --name"
             )
@@ -174,7 +174,7 @@ def _check_teachers(
     console: Console,
     progress: Callable[[str, int, int, str], None],
 ) -> dict[str, Tensor]:
-    """Check each teacher on a few images and say how well it does; return the class weights of those of classes."""
+    """Check each teacher on a few images and print its metrics; return the class weights of those of classes."""
     device = device_of(config.device)
     frames = config.frames(lake, points=needs_points(read_cards(config.active_teachers).values()))
     stream = frames.stream(config.batch, shuffle=True, panoptic=True)
@@ -187,9 +187,9 @@ def _check_teachers(
             break
     for name, seen in evaluate_teachers(config.active_teachers, batches, grid, device).items():
         metrics = ", ".join(f"{figure} {seen.metrics[figure]:.2f}" for figure in _TOLD if figure in seen.metrics)
-        answers = f"answers for {seen.valid_share:.0%} of the cells"
+        answers = f"predicts {seen.valid_share:.0%} of the cells"
         console.print(
-            f"teacher {name}: {answers}; {metrics or 'nothing to compare with'}",
+            f"teacher {name}: {answers}; {metrics or 'no labels to compare with'}",
             soft_wrap=True,
             highlight=False,
         )

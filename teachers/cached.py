@@ -1,10 +1,10 @@
-"""What a teacher said once, kept in the lake: the same answers without the network.
+"""Predictions of a teacher, stored in the lake: the same targets without the network.
 
-A table `teacher_<name>` (`datalake.derived_table`) has a row for each image. It is worth its room where the answers are
-small: a class and a confidence per cell, not a hundred numbers.
+A table `teacher_<name>` (`datalake.derived_table`) has a row for each image. It is worth its space where predictions
+are small: a class and a confidence per cell, not a hundred numbers.
 
-The teacher looks at an image together with the others of its chunk. A network asked about another batch may round the
-last bit of float16 otherwise; the cache always says the same.
+The teacher predicts an image together with the others of its chunk. In another batch the last bit of float16 may be
+rounded otherwise; the cache always has the same.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TEACHER = pa.schema(
         pa.field("width", pa.int32(), nullable=False),
         pa.field("class", _cells(pa.uint8()), nullable=False),
         pa.field("valid", _cells(pa.bool_()), nullable=False),
-        # Null where the teacher does not tell. The numbers are float16's; as float32 every reader knows them, and their
+        # Null where the teacher has none. The numbers are float16's; as float32 every reader takes them, and their
         # empty low bits compress to nothing.
         pa.field("confidence", _cells(pa.float32())),
     ]
@@ -64,10 +64,10 @@ def table_name(name: str) -> str:
 
 
 def origin_of(card: TeacherCard, name: str, grid: tuple[int, int], image_size: tuple[int, int]) -> Origin:
-    """Return all that the answers depend on, as the lake remembers it.
+    """Return all that the predictions depend on, as the lake stores it.
 
     grid: height and width of the student's grid in cells
-    image_size: width and height in pixels of the images that the teacher looks at
+    image_size: width and height in pixels of the images that the teacher takes
 
     Raises TeacherError for a regression teacher, and LakeError for an impossible name.
     """
@@ -87,14 +87,14 @@ def _check_kind(card: TeacherCard) -> None:
     if card.kind != "classification":
         raise TeacherError(
             f"teacher {card.name}: {card.channels} numbers per cell are too large to keep; only teachers of classes can"
-            " be cached, let this one look at every batch"
+            " be cached, run this one on every batch"
         )
 
 
 def cache_segment(
     lake: Lake, base: Commit, teacher: Teacher, origin: Origin, notify: Callable[[int], None] = lambda _: None
 ) -> DerivedCommit | None:
-    """Ask the teacher about every image of a segment and commit the answers; None where that was done meanwhile.
+    """Run the teacher on every image of a segment and commit the predictions; None where that was done meanwhile.
 
     origin: of this teacher, from `origin_of`
     notify: called with the number of images of each chunk that is done
@@ -123,10 +123,10 @@ def cache_segment(
 
 
 class CachedTeacher:
-    """A teacher that looks its answers up. They are of the images as the lake has them, not of flipped ones."""
+    """A teacher that reads its predictions. They are of the images as the lake has them, not of flipped ones."""
 
     def __init__(self, card: TeacherCard, table: DerivedTable) -> None:
-        """Answer as the teacher of `card` did; raises TeacherError where another one made the table."""
+        """Read the predictions of the teacher of `card`; raises TeacherError where another one made the table."""
         settings = table.origin.settings
         self.card, self._table = card, table
         self.grid: tuple[int, int] = tuple(settings["grid"])
@@ -145,14 +145,14 @@ class CachedTeacher:
     def open(lake: Lake, split: str, card: TeacherCard, name: str | None = None) -> CachedTeacher:
         """Return what is cached of the teacher of `card`, as its name or as `name`, for every segment of `split`.
 
-        Raises LakeError where a segment is missing or was cached with other weights, TeacherError for a continuous
+        Raises LakeError where a segment is missing or was cached with other weights, TeacherError for a regression
         teacher.
         """
         _check_kind(card)
         return CachedTeacher(card, open_derived_table(lake, table_name(name or card.name), split, card.weights_sha256))
 
     def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-        """Return what the teacher said, in the precision in which targets travel.
+        """Return the stored predictions, in the precision of targets between processes.
 
         Raises TeacherError for a sample that is not cached, another grid, or images of another size.
         """
@@ -213,7 +213,7 @@ class CachedTeacher:
 
 
 def _remembered(kept: OrderedDict[Key, Value], key: Key, make: Callable[[], Value]) -> Value:
-    """Return the value of `key`, made if it is not there; the one that nobody asked for the longest makes room."""
+    """Return the value of `key`, made if it is not there; the least recently used one is dropped."""
     if key not in kept:
         kept[key] = make()
         if len(kept) > _KEPT:

@@ -1,4 +1,4 @@
-"""Where teachers are asked and their answers collected, wherever they run."""
+"""The teachers of a student, wherever they run: batches in, targets out."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Ticket:
 
 
 class TeacherPool(ABC):
-    """Teachers that answer to one student, a bounded number of batches ahead.
+    """Teachers that predict targets for one student, a bounded number of batches ahead.
 
-    Every answer is rounded to half precision, in which it travels, also within a process: where the teachers run
-    changes nothing of what the student is told. What arrives must be of the samples that were asked about.
+    Every target is rounded to half precision, as between processes, also within one: where the teachers run does not
+    change it. A target must be of the samples that were submitted.
     """
 
     def __init__(self, grid: tuple[int, int], *, window: int, device: torch.device | str) -> None:
-        """Open the room.
+        """Open the pool.
 
         grid: height and width of the student's grid
         window: how many batches may be submitted and not yet collected
@@ -53,11 +53,11 @@ class TeacherPool(ABC):
 
     @abstractmethod
     def _ask(self, batch: list[Sample]) -> Any:
-        """Hand the batch to every teacher; return what `_answers` finds their answers by."""
+        """Hand the batch to every teacher; return what `_answers` takes."""
 
     @abstractmethod
     def _answers(self, asked: Any) -> Mapping[str, SparseTarget | Target]:
-        """Return every teacher's answer, by its name: as it has travelled, or rounded as if it had."""
+        """Return every teacher's target, by its name: sparse, or dense and rounded alike."""
 
     @property
     def in_flight(self) -> int:
@@ -67,7 +67,7 @@ class TeacherPool(ABC):
     def submit(self, batch: Sequence[Sample]) -> Ticket:
         """Hand in a batch; return the ticket to collect the targets by.
 
-        Raises TeacherError where the window is full. It does not wait: the one who could make room is the caller.
+        Raises TeacherError where the window is full. It does not wait: only the caller can collect.
         """
         if self.in_flight >= self.window:
             raise TeacherError(f"{self.in_flight} batches are in flight, the window's size; collect one first")
@@ -80,7 +80,7 @@ class TeacherPool(ABC):
     def collect(self, ticket: Ticket) -> dict[str, Target]:
         """Return the targets of a submitted batch by the teachers' names, waiting for them; a ticket serves once.
 
-        Raises TeacherError where a teacher fails, or answers about other samples.
+        Raises TeacherError where a teacher fails, or predicts other samples.
         """
         if ticket not in self._asked:
             raise TeacherError(f"batch {ticket.number} is not in flight: never submitted here, or collected already")
@@ -98,7 +98,7 @@ class TeacherPool(ABC):
     ) -> Generator[tuple[Sequence[Sample], dict[str, Target]], None, None]:
         """Yield each batch with its targets, in order, while the teachers work up to a window ahead.
 
-        Batches are taken as there is room: a slow student slows down whoever makes them.
+        Batches are taken as the window allows: a slow student slows down their source.
         """
         waiting: deque[tuple[Sequence[Sample], Ticket]] = deque()
         try:
@@ -130,7 +130,7 @@ class TeacherPool(ABC):
 
 
 class LocalPool(TeacherPool):
-    """Teachers in the student's own process, who look at a batch when it is collected."""
+    """Teachers in the student's own process, which run on a batch when it is collected."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ def by_name(named: Iterable[tuple[str, Any]]) -> Mapping[str, Any]:
 
 
 def _question(sample: Sample) -> Sample:
-    """Return the sample without the labels that nobody needs for looking at it: they would only travel."""
+    """Return the sample without the labels, which teachers do not need: they would only be copied."""
     lidar = sample.lidar and replace(sample.lidar, semantic_class=None)
     return replace(sample, panoptic=None, lidar=lidar)
 
@@ -188,7 +188,7 @@ def _on_the_host(flags: Sequence[Tensor]) -> list[bool]:
 def _check_classes(name: str, answer: SparseTarget | Target, card: TeacherCard) -> None:
     """Raise TeacherError for a class number that the card has no class for: a GPU that looks it up ends the process.
 
-    Answers that lie on a GPU already were never anywhere but in this process, and looking at them would mean waiting.
+    Targets on a GPU were computed in this process, and reading them would mean waiting.
     """
     values = answer.values[:, 0].flatten()
     if card.kind != "classification" or values.device.type != "cpu" or not values.numel():
@@ -202,15 +202,15 @@ def _check_classes(name: str, answer: SparseTarget | Target, card: TeacherCard) 
             sample = answer.keys[cell // (answer.shape[2] * answer.shape[3])]
         raise TeacherError(
             f"teacher {name}: expected classes 0 … {card.channels - 1} by its card, got: {highest} of {sample};"
-            " the answer is damaged or of another teacher: delete it where answers are kept"
+            " the target is damaged or of another teacher: delete it where targets are kept"
         )
 
 
 def _mismatch(name: str, ticket: Ticket, answer: SparseTarget | Target) -> str:
     if len(answer.keys) != len(ticket.keys):
-        return f"teacher {name} answered about {len(answer.keys)} samples of a batch of {len(ticket.keys)}"
+        return f"teacher {name} predicted {len(answer.keys)} samples of a batch of {len(ticket.keys)}"
     place = next(i for i, pair in enumerate(zip(ticket.keys, answer.keys, strict=True)) if pair[0] != pair[1])
     return (
-        f"teacher {name} answered about other samples than it was asked: sample {place} of batch {ticket.number} is"
+        f"teacher {name} predicted other samples than were submitted: sample {place} of batch {ticket.number} is"
         f" {ticket.keys[place]}, got: {answer.keys[place]}"
     )

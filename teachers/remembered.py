@@ -1,9 +1,9 @@
-"""What teachers said, kept in a folder: asked about an image again, they need not look again.
+"""Predictions of teachers, kept in a folder and read when an image is seen again.
 
     <folder>/<architecture>-<card>-<h>x<w>-<H>x<W>/<segment>/<timestamp_us>-<camera>.safetensors
 
-For studies that show the same frames to many students. The answer to one image takes 50 kB or so; for a whole data
-set of them `teachers.cached`, or looking every time, is cheaper.
+For studies that train many students on the same frames. The prediction of one image takes 50 kB or so; for a whole data
+set `teachers.cached`, or running the teacher every time, is cheaper.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _SUFFIX = ".safetensors"
 
 
 class RememberedTeacher:
-    """A teacher that looks at an image once, and remembers its answer in the precision in which targets travel.
+    """A teacher that predicts an image once, and keeps the prediction in the precision of targets between processes.
 
-    Answers are of the images as the lake has them; several processes may share the folder. Where the sample has no
-    points because none were read, a lidar teacher can still answer what it remembers.
+    Predictions are of the images as the lake has them; several processes may share the folder. Samples whose points
+    were not read can still be looked up.
     """
 
     def __init__(self, teacher: Teacher, folder: Path) -> None:
@@ -40,15 +40,15 @@ class RememberedTeacher:
 
     @property
     def card(self) -> TeacherCard:
-        """Of the teacher that is asked."""
+        """Of the teacher that predicts."""
         return self._teacher.card
 
     def remembers(self, sample: Sample, height: int, width: int) -> bool:
-        """Return whether the answer to the sample is there."""
+        """Return whether the prediction of the sample is there."""
         return self._path(sample, height, width).exists()
 
     def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-        """Return the answer to the samples on a grid of `height` x `width`; only new ones are looked at."""
+        """Return the predictions of the samples on a grid of `height` x `width`; only new ones are computed."""
         paths = [self._path(sample, height, width) for sample in samples]
         new = [(sample, path) for sample, path in zip(samples, paths, strict=True) if not path.exists()]
         if new:
@@ -72,22 +72,22 @@ class RememberedTeacher:
 
 
 def remembered_folder(folder: Path, card: TeacherCard, grid: tuple[int, int], image: tuple[int, int]) -> Path:
-    """Return where a teacher's answers on a grid (h, w), to images of (H, W) pixels, are kept."""
-    # Options and statistics decide about the answers as well as the weights do.
+    """Return where a teacher's predictions on a grid (h, w), of images of (H, W) pixels, are kept."""
+    # Options and statistics decide about the predictions as well as the weights do.
     settings = json.dumps([card.weights_sha256, card.options, asdict(card)["statistics"]], sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
     return folder / f"{card.architecture}-{digest}-{grid[0]}x{grid[1]}-{image[0]}x{image[1]}"
 
 
 def remembered_count(folder: Path, cameras: Collection[str]) -> int:
-    """Return how many answers to images of these cameras are in a segment's folder."""
+    """Return how many predictions of images of these cameras are in a segment's folder."""
     if not folder.is_dir():
         return 0
     return sum(path.suffix == _SUFFIX and path.stem.partition("-")[2] in cameras for path in folder.iterdir())
 
 
 def remembered_total(folder: Path) -> int:
-    """Return how many answers, of any teacher, are in the folder that answers are kept in."""
+    """Return how many predictions, of any teacher, are in the folder that they are kept in."""
     return sum(1 for _ in folder.glob(f"*/*/*{_SUFFIX}"))
 
 
@@ -98,7 +98,7 @@ def _one(target: Target, place: int) -> Target:
 
 
 def _write(path: Path, target: SparseTarget) -> None:
-    """Write the answer to one image: whoever reads it finds all of it or nothing."""
+    """Write the prediction of one image: a reader finds all of it or nothing."""
     tensors = {"shape": torch.tensor(target.shape), "values": target.values.contiguous()}
     if target.index is not None:
         tensors["index"] = target.index.int()
@@ -124,4 +124,4 @@ def _read(path: Path, sample: Sample) -> Target:
             tensors.get("confidence"),
         ).to_dense()
     except (safetensors.SafetensorError, LookupError, ValueError) as error:
-        raise TeacherError(f"{path}: not a remembered answer: {error}; delete it") from error
+        raise TeacherError(f"{path}: not a kept prediction: {error}; delete it") from error

@@ -1,4 +1,4 @@
-"""Boxes that say again what a better one says: non-maximum suppression of many groups at once."""
+"""Non-maximum suppression of many groups of boxes at once."""
 
 from __future__ import annotations
 

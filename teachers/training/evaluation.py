@@ -1,4 +1,4 @@
-"""How good a teacher is on frames that it was not trained on, and the statistics of what it says."""
+"""Evaluation of a teacher on frames that it was not trained on, and the statistics of its features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training of a teacher takes from a lake, and where it leaves what it makes."""
+"""What the trainings of all teachers share: their data, their folder, the call of the loop."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def train_teacher(
 ) -> dict[str, float]:
     """Train on the labelled samples of the data; return `training/steps`, `…/samples_read` and `…/seconds`.
 
-    config: of which all decides about the result but how often checkpoints are made
+    config: all of it but `loop.checkpoint_every` becomes part of the fingerprint
 
     Raises TrainingError before the first step where no sample of the evaluation has a label.
     """

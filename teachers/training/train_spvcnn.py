@@ -40,7 +40,7 @@ class SpvcnnTrainConfig:
     dropout: float = 0.1
     # Samples with labels that class weights are measured on, and samples for the statistics of features.
     measured_samples: int = 128
-    # What happens to a scan before it is learnt from.
+    # How scans are augmented.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # Labelled samples per step.
     batch: int = 4

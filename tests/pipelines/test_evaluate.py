@@ -180,11 +180,11 @@ def copy_run(folder: Path, copy: Path, **fingerprint: str | None) -> None:
         (["--teachers", "lidar"], "--teachers lidar: expected NAME=FOLDER"),
         (["--teachers", "lidar={teacher}", "--train-split", "val"], "are in both splits, val and val"),
         (["--teachers", "lidar={taught}"], "teacher lidar was trained on 1 of the student's segments"),
-        (["--checkpoint", "{unknown}"], "does not say which lake, snapshot and split it was trained on"),
+        (["--checkpoint", "{unknown}"], "does not name the lake, snapshot and split"),
         (["--checkpoint", "{unsized}"], "does not say with which image_size the student was trained"),
         (
             ["--checkpoint", "{other}", "--teachers", "lidar={teacher}"],
-            "teacher lidar: the student learned from another one",
+            "teacher lidar: the student was distilled from another one",
         ),
         (["--cameras", "SIDE_LEFT"], "has 0 images of SIDE_LEFT"),
         (["--image-size", "90", "60"], "images of 90 x 60 pixels do not divide into cells of 32"),

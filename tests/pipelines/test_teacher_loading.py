@@ -156,5 +156,5 @@ def test_class_shares_are_of_the_cells_with_an_answer() -> None:
 def test_a_teacher_that_is_not_fit_to_teach_is_refused(drive_lake: Lake, folders: dict[str, str]) -> None:
     batches = [list(itertools.islice(frames(drive_lake, "FRONT").stream(2, shuffle=False, panoptic=True), 4))]
     # Untrained, and without a figure on its card that would say how bad it may be.
-    with pytest.raises(TeacherError, match="is no better than always saying the commonest class"):
+    with pytest.raises(TeacherError, match="is no better than always predicting the commonest class"):
         evaluate_teachers({"points": folders["points"]}, batches, GRID, CPU)

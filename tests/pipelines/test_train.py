@@ -216,7 +216,7 @@ def test_anchors_are_checked_and_printed_before_the_first_step(drive_lake: Lake,
     written = tmp_path / "console"
     with written.open("w") as file:
         prepare_training(settings(drive_lake, tmp_path / "out"), Console(file=file), lambda *_: None)
-    assert "anchors meet " in written.read_text()
+    assert "anchor recall: " in written.read_text()
     assert "2 segments with labels, 1 without; 4 and 0 images of a batch" in written.read_text()
 
 
@@ -361,12 +361,12 @@ def test_looked_up_answers_teach_what_the_teacher_would_have_taught(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cached": ("colors",)}, "--cached colors: expected one of the teachers who are asked, points, masks"),
+        ({"cached": ("colors",)}, "--cached colors: expected one of the teachers to distill from, points, masks"),
         ({"cached": ("points",)}, "teacher lidar: 12 numbers per cell are too large to keep"),
         ({"cached": ("masks",)}, "table teacher_mask_rcnn lacks 3 of 3 segments of split 'train'"),
         (
             {"cached": ("masks=once",), "stride": 8, "image_size": (128, 64)},
-            "--cached masks: the lake has its answers for images of 96 x 64 pixels on a grid of 16 x 24 cells, not"
+            "--cached masks: the lake has its predictions for images of 96 x 64 pixels on a grid of 16 x 24 cells, not"
             " 128 x 64 and 8 x 16; run cache_targets.py with --grid 8 16 --image-size 128 64 and another --name",
         ),
         ({"teachers_in": "actors"}, "--teachers-in actors: expected --workers 1 or more"),

@@ -109,6 +109,6 @@ def test_without_boxes_nothing_is_missed() -> None:
 
 def test_the_report_is_one_line() -> None:
     line = str(anchor_recall(TINY, random_boxes(50, (6, 50), (1.0,)), (256, 384)))
-    assert line.startswith("anchors meet ")
+    assert line.startswith("anchor recall: ")
     assert "of 50 boxes" in line
     assert "\n" not in line

@@ -54,7 +54,7 @@ def test_targets_come_in_half_precision_under_the_teachers_names(drive_samples: 
 def test_answers_about_other_samples_are_noticed(drive_samples: list[Sample]) -> None:
     pool = LocalPool([Swapper()], GRID)
     ticket = pool.submit(drive_samples[:2])
-    with pytest.raises(TeacherError, match="swapper answered about other samples than it was asked: sample 0"):
+    with pytest.raises(TeacherError, match="swapper predicted other samples than were submitted: sample 0"):
         pool.collect(ticket)
 
 

@@ -142,9 +142,9 @@ def test_a_slow_student_has_no_more_than_a_window_in_flight(
 def test_answers_about_other_samples_are_noticed(drive_samples: list[Sample]) -> None:
     with teacher_actors([post("swapper", swap)]):
         pool = RayPool(["swapper"], GRID)
-        with pytest.raises(TeacherError, match="swapper answered about other samples than it was asked"):
+        with pytest.raises(TeacherError, match="swapper predicted other samples than were submitted"):
             pool.collect(pool.submit(drive_samples[:2]))
-    with pytest.raises(TeacherError, match="no teacher swapper is employed"):
+    with pytest.raises(TeacherError, match="no actor of teacher swapper in this Ray job"):
         RayPool(["swapper"], GRID)
 
 

@@ -183,7 +183,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, damage: object) -
     path = files(tmp_path)[0]
     assert callable(damage)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(TeacherError, match=r"1-FRONT\.safetensors: not a remembered answer: .*; delete it$") as refused:
+    with pytest.raises(TeacherError, match=r"1-FRONT\.safetensors: not a kept prediction: .*; delete it$") as refused:
         remembered.predict([sample(1), sample(2)], 4, 6)
     assert "\n" not in str(refused.value)
 

@@ -110,5 +110,5 @@ def test_an_imitation_that_is_not_finite_is_refused_with_its_image() -> None:
 
 
 def test_nothing_to_look_at_is_refused(student: Student) -> None:
-    with pytest.raises(StudentError, match="there is no sample to examine the student on"):
+    with pytest.raises(StudentError, match="there is no sample to evaluate the student on"):
         metrics(student, [])
