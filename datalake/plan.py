@@ -18,6 +18,7 @@ from datalake.commit import LakeError, SourceFile
 from datalake.waymo.frame import FrameError
 from datalake.waymo.protos import dataset_pb2
 from datalake.waymo.segment_name import check_segment_name
+from datalake.waymo.source_kind import HEAD_BYTES, kind_of_file, kind_of_record
 from datalake.waymo.tfrecord import HEADER_BYTES, PEEK_BYTES, Gap, RecordError, RecordFile, Slot
 from datalake.waymo.wire import WireError, peek_frame
 
@@ -151,9 +152,8 @@ def index_source(uri: str) -> SourceIndex:
             segments.add(segment, RecordRef(uri, found, timestamp_us))
             checksums[segment] = google_crc32c.extend(checksums[segment], stated)
         size = file.size
-    if not segments.records:
-        reason = f"the first at byte 0: {segments.early[0].message}" if segments.early else "it is empty"
-        raise LakeError(f"{uri}: no record of a Waymo segment in {size} bytes ({reason})")
+        if not segments.records:
+            raise LakeError(f"{uri}: no record of a Waymo segment in {size} bytes: {_kind(file, segments.early)}")
     return SourceIndex(
         uri,
         size,
@@ -186,6 +186,24 @@ def plan_segments(indexes: Iterable[SourceIndex]) -> list[SegmentPlan]:
         )
         for segment in sorted(records)
     ]
+
+
+def _kind(file: RecordFile, bad: list[BadRecord]) -> str:
+    """Return what a file is that has no record of a segment, and what to do with it."""
+    if not bad:
+        return "it is empty"
+    if (kind := kind_of_file(file.read_range(0, HEAD_BYTES))) is not None:
+        return kind
+    for found in file.slots():
+        if isinstance(found, Slot):
+            try:
+                kind = kind_of_record(file.read(found))
+            except RecordError:
+                continue
+            if kind is not None:
+                return f"it holds {kind}; name the TFRecords of Waymo perception 1.x"
+            break
+    return f"the first at byte {bad[0].offset}: {bad[0].message}"
 
 
 def _identify(file: RecordFile, slot: Slot, current: str | None) -> tuple[str, int]:
