@@ -7,14 +7,14 @@ are read. Only then is it known that a segment is whole, however its frames are 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import fsspec
 import google_crc32c
 from google.protobuf.message import DecodeError
 
 from datalake.commit import LakeError, SourceFile
+from datalake.place import file_system
 from datalake.waymo.frame import FrameError
 from datalake.waymo.protos import dataset_pb2
 from datalake.waymo.segment_name import check_segment_name
@@ -95,38 +95,12 @@ class _Segments:
         (self.early if self.current is None else self.bad[self.current]).append(record)
 
 
-def list_sources(patterns: Sequence[str]) -> list[str]:
-    """Return the URLs that `patterns` name, each once, sorted.
-
-    A pattern is a URL, a glob on any fsspec store, or a `.txt` file with one URL or glob a line ('#' starts a
-    comment). Raises LakeError for a pattern that names nothing.
-    """
-    found: set[str] = set()
-    for pattern in patterns:
-        if pattern.endswith(".txt"):
-            with fsspec.open(pattern, "rt") as stream:
-                lines = [line.strip() for line in stream]
-            nested = [line for line in lines if line and not line.startswith("#")]
-            if not nested:
-                raise LakeError(f"{pattern}: the list of sources is empty")
-            if lists := [line for line in nested if line.endswith(".txt")]:
-                raise LakeError(f"{pattern}: a list of sources cannot name another list ({lists[0]})")
-            found.update(list_sources(nested))
-            continue
-        fs, path = fsspec.core.url_to_fs(pattern)
-        matches = fs.glob(path) if any(mark in path for mark in "*?[") else [path]
-        if not matches:
-            raise LakeError(f"{pattern}: no file matches; check the path, and quote the glob")
-        found.update(fs.unstrip_protocol(match) for match in matches)
-    return sorted(found)
-
-
 def index_source(uri: str) -> SourceIndex:
     """Walk one TFRecord file and return whose records it holds.
 
     Raises OSError where it cannot be read, LakeError where no record of it belongs to a segment.
     """
-    fs, path = fsspec.core.url_to_fs(uri)
+    fs, path = file_system(uri)
     info = fs.info(path)
     if info.get("type") == "directory":
         raise LakeError(f"{uri}: is a folder; name its files, for example {uri.rstrip('/')}/*.tfrecord")

@@ -104,6 +104,7 @@ class RecordFile:
     """Random access to the records of one TFRecord file.
 
     Nothing is read ahead but the first kB of each record, so walking a remote file costs one small request a record.
+    A file on a web server that gives no ranges is downloaded as a whole, into a temporary file.
     A file that was written with TensorFlow's option GZIP or ZLIB is decompressed as a whole, into a temporary file.
 
     size: bytes of the records, decompressed
@@ -115,8 +116,13 @@ class RecordFile:
         Raises CompressedFileError where it is compressed, and damaged or cut off.
         """
         self.url = url
+        # An archive closes its files when nobody keeps it.
         fs, path = fsspec.core.url_to_fs(url)
+        self._fs = fs
         self._stream: Any = fs.open(path, "rb", cache_type="none")
+        if url.startswith(("http://", "https://")) and not _has_ranges(self._stream):
+            self._stream.close()
+            self._stream = _downloaded(fs, path)
         if _is_compressed(self._stream.read(HEADER_BYTES)):
             with self._stream as compressed:
                 self._stream = _decompressed(url, compressed)
@@ -261,3 +267,29 @@ def _decompressed(url: str, compressed: Any) -> IO[bytes]:
         plain.close()
         raise
     return plain
+
+
+def _has_ranges(stream: Any) -> bool:
+    """Return whether a stream of fsspec over HTTP reads from the middle of its file."""
+    try:
+        stream.seek(1)
+        stream.read(1)
+        stream.seek(0)
+    except ValueError:
+        # What fsspec raises where the server answers with the whole file, or does not say how long it is.
+        return False
+    return True
+
+
+def _downloaded(fs: Any, path: str) -> IO[bytes]:
+    """Return a temporary file with the bytes of a whole file."""
+    whole = tempfile.TemporaryFile()  # noqa: SIM115 - the record file closes it
+    try:
+        with fs.open(path, "rb", block_size=0) as stream:
+            while block := stream.read(_SCAN_BYTES):
+                whole.write(block)
+        whole.seek(0)
+    except BaseException:
+        whole.close()
+        raise
+    return whole
