@@ -31,6 +31,7 @@ class Info:
 
     def run(self, console: Console) -> int:
         """Print, and return exit status 0."""
+        _check_snapshot(self.snapshot)
         print_info(open_lake(self.lake, self.snapshot), console)
         return 0
 
@@ -48,6 +49,7 @@ class Verify:
 
     def run(self, console: Console) -> int:
         """Print each problem on a line, and return exit status 0 only if there is none."""
+        _check_snapshot(self.snapshot)
         lake = open_lake(self.lake, self.snapshot)
         problems = 0
         checks = track(
@@ -117,6 +119,11 @@ class Show:
         save_frame(lake, self.split, segment, self.frame, self.camera, self.out)
         console.print(f"{segment} frame {self.frame} {self.camera}: {self.out}", highlight=False, soft_wrap=True)
         return 0
+
+
+def _check_snapshot(snapshot: int | None) -> None:
+    if snapshot is not None:
+        check_range("--snapshot", snapshot, 0)
 
 
 Command = (

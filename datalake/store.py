@@ -24,9 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
-import fsspec
-
 from datalake.disk import room_in
+from datalake.place import file_system
 from datalake.retry import Retry, StoreError, explain, is_taken, is_transient, was_refused
 
 Result = TypeVar("Result")
@@ -414,7 +413,7 @@ def _file_system(url: str, attempts: int) -> tuple[Any, str]:
     if is_s3:
         retries = {"mode": "standard", "total_max_attempts": attempts}
         options["config_kwargs"] = {"max_pool_connections": _CONNECTIONS, "retries": retries}
-    fs, path = fsspec.core.url_to_fs(url, **options)
+    fs, path = file_system(url, **options)
     if is_s3:
         # s3fs repeats what botocore has repeated in vain.
         fs.retries = 1

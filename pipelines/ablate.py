@@ -28,8 +28,10 @@ from rich.console import Console
 
 from datalake.children import process_pool
 from datalake.cli import run_command
+from datalake.limits import check_range
 from pipelines.data import check_disjoint_splits, check_no_leakage
 from pipelines.device import device_of
+from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from pipelines.teacher_loading import needs_points, open_pool, parse_teachers, read_cards
@@ -111,6 +113,7 @@ def jobs_of(study: AblateConfig) -> list[Job]:
             rates[arm] = float(rate)
         except ValueError as error:
             raise StudentError(f"--rates {text}: expected ARM=RATE") from error
+        check_range(f"--rates {arm}", rates[arm], 0, exclusive=True)
     if unknown := sorted({*arms, *rates} - set(known)):
         raise StudentError(f"unknown arm {unknown[0]}; there are {', '.join(known)}")
     if study.train.workers:
@@ -239,6 +242,7 @@ def opened(study: AblateConfig) -> AblateConfig:
 
 def run(study: AblateConfig, console: Console) -> int:
     """Train and compare, print the tables, and return the exit status 0."""
+    check_options(study)
     out = absolute(study.train.out)
     jobs = jobs_of(opened(study))
     found: dict[tuple[float, str, int], dict[str, float]] = {}

@@ -15,6 +15,7 @@ from datalake.cli import run_command
 from datalake.derived_table import missing_segments
 from datalake.lake import open_lake
 from pipelines.device import device_of
+from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from teachers.cached import cache_segment, origin_of
@@ -44,8 +45,7 @@ class CacheTargetsConfig:
 
 def run(config: CacheTargetsConfig, console: Console) -> int:
     """Cache what is missing, print a closing line, and return the exit status 0."""
-    if min(*config.grid, *config.image_size) < 1:
-        raise TeacherError(f"--grid {config.grid}, --image-size {config.image_size}: expected at least 1 each")
+    check_options(config)
     started = time.monotonic()
     lake = open_lake(absolute(config.lake))
     folder = absolute(config.teacher)

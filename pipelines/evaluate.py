@@ -29,6 +29,7 @@ from datalake.lake import Lake, open_lake
 from datalake.sample import Sample
 from pipelines.data import Frames, check_disjoint_splits, check_no_leakage
 from pipelines.device import decoding_threads, device_of
+from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from pipelines.teacher_loading import needs_points, open_pool, parse_teachers, read_cards
@@ -109,6 +110,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
 
     Raises LakeError, TeacherError or StudentError where that cannot be, or the metrics would mean nothing.
     """
+    check_options(config)
     checkpoint_url = absolute(config.checkpoint).rstrip("/")
     out = RunDir(absolute(config.out) if config.out is not None else f"{checkpoint_url}/evaluation")
     student, checkpoint = read_student(checkpoint_url)

@@ -20,6 +20,7 @@ from datalake.cli import run_command
 from datalake.lake import open_lake
 from pipelines.data import Frames
 from pipelines.device import device_of
+from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from teachers.card import TeacherCard, write_card, write_weights
 from teachers.lidar import SpvnasTeacher
@@ -87,6 +88,7 @@ def _write(url: str, teacher: SpvnasTeacher | MaskRcnnTeacher, card: TeacherCard
 
 def run(command: Spvnas | MaskRcnn, console: Console) -> int:
     """Import, say where to, and return the exit status 0."""
+    check_options(command)
     command.run()
     console.print(absolute(command.out), soft_wrap=True, highlight=False)
     return 0

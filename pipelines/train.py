@@ -22,6 +22,7 @@ from datalake.cli import run_command
 from pipelines.cluster import cluster
 from pipelines.data import mixed_batches
 from pipelines.device import decoding_threads, device_of
+from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from pipelines.teacher_loading import (
@@ -143,6 +144,7 @@ def teacher_of(plan: TrainPlan, name: str, device: torch.device | str) -> Teache
 
 def run(config: TrainConfig, console: Console) -> int:
     """Train, print a closing line, and return the exit status 0."""
+    check_options(config)
     with run_lock(absolute(config.out)):
         return _run(config, console)
 

@@ -23,6 +23,7 @@ from datalake.lake import Lake, open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
 from pipelines.device import device_of
+from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from teachers.card import TeacherCard, TrainingData
@@ -73,6 +74,7 @@ class TrainTeachersConfig:
 
 def run(config: TrainTeachersConfig, console: Console) -> int:
     """Train, print each teacher's metrics, and return the exit status 0."""
+    check_options(config)
     lake = open_lake(absolute(config.lake), config.snapshot)
     out = absolute(config.out)
     for name in (config.teacher,) if config.teacher else ("spvcnn", "mask_rcnn"):

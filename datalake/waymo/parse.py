@@ -144,7 +144,8 @@ def _read_jpeg_size(jpeg: bytes) -> tuple[int, int]:
         raise FrameError(f"its JPEG header cannot be read ({type(error).__name__})") from error
     if not 0 < width * height <= _MAX_PIXELS:
         raise FrameError(f"its JPEG header claims {width}x{height} pixels")
-    if b"\xff\xd9" not in jpeg[-64:]:
+    # Behind the last scan there may be padding. What a thumbnail ends with stands before it.
+    if jpeg.rfind(b"\xff\xd9") < jpeg.rfind(b"\xff\xda"):
         raise FrameError("its JPEG is cut off (no end-of-image marker)")
     return width, height
 

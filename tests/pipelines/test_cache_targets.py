@@ -110,7 +110,7 @@ def fails(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["--lake", "{lake}", "--teacher", "/nowhere"], "/nowhere/card.json: no such file"),
         (["--lake", "{lake}", "--teacher", "{teacher}", "--split", "val"], "no split 'val', there are: train"),
         (["--lake", "{lake}", "--teacher", "{teacher}", "--name", "A/B"], "table 'teacher_A/B': expected 'teacher_'"),
-        (["--lake", "{lake}", "--teacher", "{teacher}", "--grid", "0", "3"], "expected at least 1 each"),
+        (["--lake", "{lake}", "--teacher", "{teacher}", "--grid", "0", "3"], "--grid 0: expected 1 to 65535"),
         (["--lake", "{lake}", "--teacher", "{teacher}", "--device", "abacus"], "--device abacus: Expected one of"),
         (["--lake", "{lake}", "--teacher", "{lidar}"], "teacher lidar: 12 numbers per cell are too large to keep"),
         (["--lake", "{lake}", "--teacher", "{damaged}"], "does not match the card's"),

@@ -237,6 +237,24 @@ def test_broken_jpeg_costs_its_image_alone(broken: bytes, reason: str) -> None:
     assert reason in message
 
 
+@pytest.mark.parametrize("padding", [bytes(4096), b"\xff" * 100, b" \n" * 50, b"\xff\xd9"], ids=lambda p: repr(p[:2]))
+def test_padding_behind_the_end_of_a_jpeg_is_no_fault(padding: bytes) -> None:
+    record = make_frame()
+    record.images[0].image = jpeg() + padding
+    frame = _parse(record)
+    assert frame.images[0].jpeg == jpeg() + padding
+    assert frame.faults == ()
+
+
+def test_end_of_a_thumbnail_is_not_the_end_of_its_jpeg() -> None:
+    record = make_frame()
+    thumbnail = jpeg(8, 8)
+    segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
+    record.images[0].image = (jpeg()[:2] + segment + jpeg()[2:])[:-2]
+    (message,) = _messages(_parse(record), "image")
+    assert message == "image of FRONT is left out: its JPEG is cut off (no end-of-image marker)"
+
+
 def test_jpeg_that_claims_a_giant_image_is_left_out() -> None:
     record = make_frame()
     broken = bytearray(record.images[0].image)
