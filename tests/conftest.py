@@ -9,6 +9,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import hypothesis
@@ -18,13 +19,54 @@ from torch import Tensor
 
 from datalake.lake import Lake, open_lake
 from datalake.synthetic import DriveConfig, write_drives
+from pipelines.cluster import cluster
 from tests.drives import DRIVE_CAMERAS, DRIVE_FRAMES, DRIVE_SEGMENTS, build_drives
+from tests.support.programs import Call
 
 # On a developer's machine properties look for new counter-examples in every run; a gate has to give the same answer
 # for the same code.
 hypothesis.settings.register_profile("gate", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("gate")
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """The address of the tests' only Ray cluster; `ray_cluster` and `ray_driver` join it."""
+    assert "RAY_ADDRESS" not in os.environ
+    # Unit tests do without the second that Ray takes to be imported.
+    from tests.support.ray_cluster import ray_cluster
+
+    with ray_cluster() as address:
+        yield address
+
+
+@pytest.fixture
+def ray_cluster(ray_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have whatever connects to Ray in this test, or in programs that it starts, join the tests' cluster."""
+    from tests.support.ray_cluster import join
+
+    join(ray_address, monkeypatch)
+    return ray_address
+
+
+@pytest.fixture(scope="module")
+def ray_driver(ray_address: str) -> Iterator[None]:
+    """A connection to the tests' cluster, for all tests of a module."""
+    from tests.support.ray_cluster import join
+
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            join(ray_address, patch)
+            stack.enter_context(cluster())
+        yield
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """Calls a command in this process: `call(main, words)` returns its status and what it said."""
+    return Call(monkeypatch, capfd)
+
 
 _REAL_DATA = Path(__file__).parents[2] / "shared/data"
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from datalake.errors import UserError
 from datalake.synthetic.camera import CAMERA_NAMES, Camera
 from datalake.synthetic.image import develop, shade
 from datalake.synthetic.labels import (
@@ -41,7 +42,7 @@ _READOUT_S = 0.012
 
 @dataclass(frozen=True, slots=True)
 class DriveConfig:
-    """What is recorded, apart from the seed. Raises ValueError for what cannot be."""
+    """What is recorded, apart from the seed. Raises UserError for what cannot be."""
 
     image_width: int = 384
     image_height: int = 256
@@ -53,20 +54,20 @@ class DriveConfig:
 
     def __post_init__(self) -> None:
         if min(self.image_width, self.image_height) < 16:
-            raise ValueError(
+            raise UserError(
                 f"image size {self.image_width}x{self.image_height} is too small: take at least 16x16 pixels"
             )
         if self.beams < 2 or self.columns < 8:
-            raise ValueError(
+            raise UserError(
                 f"a lidar of {self.beams} beams by {self.columns} columns is too small: take at least 2 by 8"
             )
         if not 0 < self.frame_rate_hz <= 10:
-            raise ValueError(f"frame rate {self.frame_rate_hz} Hz: a sweep takes 0.1 s, take at most 10 Hz")
+            raise UserError(f"frame rate {self.frame_rate_hz} Hz: a sweep takes 0.1 s, take at most 10 Hz")
         for name in self.cameras:
             if name not in CAMERA_NAMES:
-                raise ValueError(f"unknown camera {name!r}: choose from {', '.join(CAMERA_NAMES)}")
+                raise UserError(f"unknown camera {name!r}: choose from {', '.join(CAMERA_NAMES)}")
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
-            raise ValueError(f"cameras {self.cameras}: name at least one, and none twice")
+            raise UserError(f"cameras {self.cameras}: name at least one, and none twice")
 
     def mounted(self) -> tuple[Camera, ...]:
         """Return the cameras."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,18 +21,11 @@ from datalake.vacuum import vacuum
 from datalake.verify import verify
 from datalake.waymo.protos import dataset_pb2
 from datalake.waymo.tfrecord import RecordFile, Slot, write_records
-from pipelines.cluster import cluster
 from tests.drives import DRIVE_CAMERAS, DRIVE_FRAMES, DRIVE_SEGMENTS
 
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_driver")]
+
 CONFIG = BuildConfig(cameras=DRIVE_CAMERAS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    """One local cluster for all tests of this module, the one a job starts for itself."""
-    assert "RAY_ADDRESS" not in os.environ
-    with cluster():
-        yield
 
 
 def tf_payloads(path: Path) -> list[bytes]:

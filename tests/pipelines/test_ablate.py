@@ -20,8 +20,8 @@ from pipelines.ablate import AblateConfig, jobs_of, opened, run
 from pipelines.train_config import TrainConfig
 from student.config import StudentError
 from tests.lakes import build_files
-from tests.pipelines.programs import start
 from tests.pipelines.small_teachers import admit_ignorance, write_teachers
+from tests.support.programs import start
 from training.checkpoint import CHECKPOINT_FILE
 from training.errors import TrainingError
 from training.loop import LoopConfig

@@ -12,12 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kills import contents, finish, kill_once, start
+from datalake.build import BuildConfig
 from datalake.lake import open_lake
 from datalake.synthetic import DriveConfig, write_drives
+from pipelines.build_lake import main
+from tests.drives import DRIVE_CAMERAS, DRIVE_FRAMES, DRIVE_SEGMENTS
+from tests.lakes import build_files
+from tests.support.data import ROOT
+from tests.support.kills import contents, kill_once
+from tests.support.programs import Call
 
-ROOT = Path(__file__).resolve().parents[2]
-SEGMENTS, FRAMES = 6, 40
+SEGMENTS, FRAMES = 4, 20
 
 
 @pytest.fixture(scope="module")
@@ -25,41 +30,41 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A glob of drives that take a few seconds to build."""
     folder = tmp_path_factory.mktemp("drives")
     config = DriveConfig(image_width=96, image_height=64, beams=32, columns=160)
-    write_drives(str(folder), config, segments=SEGMENTS, frames=FRAMES, seed=4, workers=2)
+    write_drives(str(folder), config, segments=SEGMENTS, frames=FRAMES, seed=4)
     return f"{folder}/*.tfrecord"
 
 
 @pytest.fixture(scope="module")
 def whole(sources: str, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
-    """The checksums of a lake that nothing interrupted."""
-    lake = tmp_path_factory.mktemp("whole")
-    finish(start(sources, lake))
-    return contents(open_lake(str(lake)))
+    """The checksums of a lake that nothing interrupted, built without Ray."""
+    files = sorted(map(str, Path(sources).parent.glob("*.tfrecord")))
+    return contents(build_files(str(tmp_path_factory.mktemp("whole") / "lake"), files, BuildConfig()).lake)
 
 
-def build(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "pipelines/build_lake.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=cwd)
-
-
-def test_a_build_ends_in_a_table_and_status_0(sources: str, tmp_path: Path) -> None:
-    done = build("--source", sources, "--lake", str(tmp_path / "lake"), "--cameras", "FRONT", "--split", "val")
-    assert done.returncode == 0, done.stderr
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_build_ends_in_a_table_and_status_0(drive_sources: list[str], tmp_path: Path, call: Call) -> None:
+    words = ["--source", *drive_sources, "--lake", str(tmp_path / "lake"), "--cameras", "FRONT", "--split", "val"]
+    status, output, errors = call(main, words)
+    assert status == 0, errors
     lake = open_lake(str(tmp_path / "lake"))
-    assert (lake.splits, len(lake.commits)) == (("val",), SEGMENTS)
-    for row in (f"{SEGMENTS} committed, 0 there before, 0 failed", f"{SEGMENTS * FRAMES} in ", "seconds per stage"):
-        assert row in done.stdout
+    assert (lake.splits, len(lake.commits)) == (("val",), DRIVE_SEGMENTS)
+    rows = (f"{DRIVE_SEGMENTS} committed, 0 there before, 0 failed", f"{DRIVE_SEGMENTS * DRIVE_FRAMES} in ")
+    for row in (*rows, "seconds per stage"):
+        assert row in output
 
 
-def test_one_failed_source_gives_status_1_and_one_line(sources: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("ray_cluster")
+def test_one_failed_source_gives_status_1_and_one_line(drive_sources: list[str], tmp_path: Path, call: Call) -> None:
     missing = tmp_path / "missing.tfrecord"
-    done = build("--source", sources, str(missing), "--lake", str(tmp_path / "lake"))
-    assert done.returncode == 1
-    assert [line for line in done.stdout.splitlines() if line.startswith("failed")] == [
+    words = ["--source", *drive_sources, str(missing), "--lake", str(tmp_path / "lake"), "--cameras", *DRIVE_CAMERAS]
+    status, output, _ = call(main, words)
+    assert status == 1
+    assert [line for line in output.splitlines() if line.startswith("failed")] == [
         f"failed {missing.as_uri()}: FileNotFoundError: [Errno 2] No such file or directory: '{missing}'"
     ]
 
 
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -72,14 +77,13 @@ def test_one_failed_source_gives_status_1_and_one_line(sources: str, tmp_path: P
         (["--source", "x", "--lake", "http://127.0.0.1/lake"], "a lake needs create-if-absent"),
     ],
 )
-def test_bad_arguments_give_status_2_and_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
-    done = build(*(part.format(lake=tmp_path / "lake") for part in arguments))
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_bad_arguments_give_status_2_and_one_line(
+    tmp_path: Path, arguments: list[str], message: str, call: Call
+) -> None:
+    assert message in call.refused(main, [part.format(lake=tmp_path / "lake") for part in arguments])
 
 
-@pytest.mark.parametrize("after_s", [0.3, 1.0])
+@pytest.mark.parametrize("after_s", [0.3, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_a_killed_driver_costs_time_only(
     sources: str, whole: dict[tuple[str, str], str], tmp_path: Path, after_s: float
 ) -> None:
@@ -88,6 +92,7 @@ def test_a_killed_driver_costs_time_only(
     assert outcome.problems == []
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_time_only(sources: str, whole: dict[tuple[str, str], str], tmp_path: Path) -> None:
     outcome = kill_once(sources, tmp_path / "lake", "worker", 0.0, whole)
     assert outcome.killed

@@ -25,8 +25,8 @@ from pipelines.train_on_ray import wants_gpus
 from pipelines.train_setup import prepare_training
 from student.checkpoint import read_student
 from teachers.card import WEIGHTS_FILE, TeacherError, TrainingData, read_card, write_card
-from tests.pipelines.programs import ROOT, start
 from tests.pipelines.small_teachers import admit_ignorance, write_teachers
+from tests.support.programs import ROOT, start
 from training.checkpoint import CHECKPOINT_FILE
 from training.distributed import Distributed
 from training.errors import TrainingError

@@ -28,7 +28,7 @@ from teachers.training.train_mask_rcnn import MaskRcnnTrainConfig
 from teachers.training.train_spvcnn import SpvcnnTrainConfig
 from tests.frames import COLUMNS, ROWS, int_matrix, make_frames, write_frames
 from tests.lakes import build_files
-from tests.pipelines.programs import start
+from tests.support.programs import start
 from training.errors import TrainingError
 from training.loop import LoopConfig
 from training.metrics_log import read_history

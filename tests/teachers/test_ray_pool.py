@@ -17,7 +17,6 @@ import ray
 import torch
 
 from datalake.sample import Sample
-from pipelines.cluster import cluster
 from teachers.card import TeacherCard, TeacherError
 from teachers.load import load_teacher
 from teachers.pool import LocalPool
@@ -27,13 +26,9 @@ from teachers.teacher import Teacher
 from tests.teachers.cards import lidar_folder
 from tests.teachers.test_pool import Swapper
 
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_driver")]
+
 GRID = (16, 24)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cluster() -> Iterator[None]:
-    with cluster():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def employed_lidar(folder: str) -> Iterator[None]:
+def employed_lidar(folder: str, ray_driver: None) -> Iterator[None]:  # noqa: ARG001 - it comes first
     """A lidar teacher at the post "lidar"."""
     with teacher_actors([post("lidar", partial(load_teacher, folder))]):
         yield
