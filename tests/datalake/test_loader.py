@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import shutil
 import threading
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -132,6 +133,18 @@ def test_points_of_some_lasers_are_those_of_all_without_the_others(lasers_lake: 
     assert torch.equal(top.pixel_depth_m, every.pixel_depth_m[seen])
     assert equal(top, every.of_laser(1))
     assert top.of_laser(1) is top
+
+
+def test_shared_memory_that_is_too_small_for_reader_processes_is_told_before_they_start(
+    drive_lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker_s = shutil.disk_usage("/")._replace(free=64 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: docker_s)
+    stream = SampleStream(drive_lake, replace(CONFIG, global_batch=8, image_size=None))
+    with pytest.raises(LakeError, match=r"64 MiB free, the images that 2 reader processes hold .* 225: .*--shm-size"):
+        stream.loader(workers=2)
+    SampleStream(drive_lake, replace(CONFIG, image_size=(96, 64))).loader(workers=2)
+    stream.loader(workers=0)
 
 
 def test_an_unknown_laser_is_refused(drive_lake: Lake) -> None:
