@@ -24,7 +24,7 @@ from teachers.load import load_teacher
 
 @dataclass(frozen=True, kw_only=True)
 class CacheTargetsConfig:
-    """Ask a teacher of classes about every image of a split once, and keep what it says as a table of the lake."""
+    """Ask a teacher about every image of a split once, and keep its answers as a table of the lake."""
 
     # The lake: a local path, s3:// or gs://.
     lake: str

@@ -1,30 +1,44 @@
-"""From the command line's teachers to a classroom that is fit to teach."""
+"""From the command line's teachers to a pool that is fit to teach."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from datalake.lake import Lake
 from datalake.sample import Sample
-from datalake.waymo.frame import CAMERAS
-from pipelines.data import Frames
-from teachers import lidar
 from teachers.cached import CachedTeacher
 from teachers.card import TeacherCard, TeacherError, read_card
 from teachers.load import load_teacher
 from teachers.pool import LocalPool
-from teachers.remembered import RememberedTeacher, remembered_count, remembered_folder
 from teachers.sanity import SanityReport, check_teacher
 from teachers.target import Target
 from teachers.teacher import Teacher
 
-# Images that a teacher looks at together when it answers ahead.
-_AT_ONCE = 6
+
+@dataclass(frozen=True, slots=True)
+class CachedTargets:
+    """Which teachers' answers are looked up, in a split of a lake where `cache_targets.py` has put them.
+
+    tables: teacher -> the name that it was cached under, None: its own; the other teachers are asked
+    """
+
+    lake: Lake
+    split: str
+    tables: dict[str, str | None]
+
+    def open(self, name: str, url: str) -> CachedTeacher | None:
+        """Return what is kept of the answers of the teacher in a folder, None where it is to be asked.
+
+        Raises LakeError where a segment is missing or was cached with other weights, TeacherError where it is another
+        teacher's.
+        """
+        if name not in self.tables:
+            return None
+        return CachedTeacher.open(self.lake, self.split, read_card(url), self.tables[name])
 
 
 def parse_teachers(arguments: Sequence[str]) -> dict[str, str]:
@@ -50,9 +64,18 @@ def read_cards(teachers: dict[str, str]) -> dict[str, TeacherCard]:
     return {name: read_card(url) for name, url in teachers.items()}
 
 
-def needs_points(cards: Iterable[TeacherCard]) -> bool:
-    """Return whether one of the teachers needs the lidar's points."""
-    return any(card.architecture == lidar.ARCHITECTURE for card in cards)
+def parse_cached(arguments: Sequence[str], teachers: Iterable[str]) -> dict[str, str | None]:
+    """Return teacher -> the name that its answers have in a lake, None: its own, for `spvcnn` or `spvcnn=TABLE`.
+
+    Raises TeacherError for one that is not among the teachers.
+    """
+    parts = (text.partition("=") for text in arguments)
+    tables = {name: table or None for name, _, table in parts}
+    if unknown := sorted(tables.keys() - set(teachers)):
+        raise TeacherError(
+            f"--cached {unknown[0]}: expected one of the teachers {', '.join(teachers) or '(there is none)'}"
+        )
+    return tables
 
 
 class NamedTeacher:
@@ -71,30 +94,17 @@ class NamedTeacher:
         return self._teacher.predict(samples, height, width)
 
 
-def open_teacher(name: str, url: str, device: torch.device | str, remember: Path | None) -> Teacher:
-    """Return the teacher in a folder under the name that the student calls it; see `open_classroom`."""
-    teacher: Teacher = load_teacher(url, device)
-    return NamedTeacher(name, teacher if remember is None else RememberedTeacher(teacher, remember))
-
-
-def open_cached(url: str, cached_as: str | None, lake: Lake, split: str) -> CachedTeacher:
-    """Return what is kept in the lake, as `cached_as` or as its own name, of the answers of the teacher in a folder.
-
-    Raises LakeError where a segment is missing or was cached with other weights, TeacherError where it is another
-    teacher's.
-    """
-    return CachedTeacher.open(lake, split, read_card(url), cached_as)
+def open_teacher(name: str, url: str, device: torch.device | str, cached: CachedTargets | None = None) -> Teacher:
+    """Return the teacher in a folder, or what is kept of its answers, under the name that the student calls it."""
+    return NamedTeacher(name, (cached and cached.open(name, url)) or load_teacher(url, device))
 
 
 def open_pool(
-    teachers: dict[str, str], grid: tuple[int, int], device: torch.device, remember: Path | None
+    teachers: dict[str, str], grid: tuple[int, int], device: torch.device, cached: CachedTargets | None = None
 ) -> LocalPool:
-    """Return the teachers in this process.
-
-    remember: a folder in which answers are kept, for runs that show the same frames again
-    """
-    loaded = [open_teacher(name, url, device, remember) for name, url in teachers.items()]
-    return LocalPool(loaded, grid, device=device)
+    """Return the teachers in this process."""
+    opened = [open_teacher(name, url, device, cached) for name, url in teachers.items()]
+    return LocalPool(opened, grid, device=device)
 
 
 def evaluate_teachers(
@@ -116,29 +126,3 @@ def class_shares(pool: LocalPool, batches: Iterable[Sequence[Sample]]) -> dict[s
             target = targets[name]
             count += torch.bincount(target.values[target.valid].flatten().cpu(), minlength=len(count))
     return {name: (count / count.sum().clamp(min=1)).float() for name, count in counts.items()}
-
-
-def precompute_targets(
-    teachers: dict[str, str], frames: Frames, grid: tuple[int, int], device: torch.device, folder: Path
-) -> None:
-    """Ask the teachers about all of the frames and keep their answers in the folder, unless all are there."""
-    if all_remembered(teachers, frames, grid, folder):
-        return
-    room = open_pool(teachers, grid, device, folder)
-    for _ in room.follow(frames.stream(_AT_ONCE, shuffle=False).loader()):
-        pass
-
-
-def all_remembered(teachers: dict[str, str], frames: Frames, grid: tuple[int, int], folder: Path) -> bool:
-    """Return whether the folder has every teacher's answer to every one of the frames."""
-    width, height = frames.image_size
-    cameras = {str(CAMERAS.index(camera)) for camera in frames.cameras}
-    images = {
-        commit.segment: sum(camera in cameras for group in commit.chunks for camera in group)
-        for commit in frames.chosen.in_split(frames.split)
-    }
-    for url in teachers.values():
-        answers = remembered_folder(folder, read_card(url), grid, (height, width))
-        if any(remembered_count(answers / segment, frames.cameras) < count for segment, count in images.items()):
-            return False
-    return True
