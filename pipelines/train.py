@@ -124,7 +124,7 @@ def _open_pool(plan: TrainPlan, grid: tuple[int, int], device: torch.device) -> 
 
 
 def teacher_of(plan: TrainPlan, name: str, device: torch.device | str) -> Teacher:
-    """Return a teacher, or what the lake has of its answers, under the name that the student calls it."""
+    """Return a teacher, or what the lake has of its answers."""
     config = plan.config
     cached = config.cached_targets(config.open_lake(plan.snapshot))
     return open_teacher(name, plan.teachers[name], device, cached)

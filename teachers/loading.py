@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from teachers.card import TeacherCard, TeacherError, read_card
 from teachers.load import load_teacher
 from teachers.pool import LocalPool
 from teachers.sanity import SanityReport, check_teacher
-from teachers.target import Target
 from teachers.teacher import Teacher
 
 
@@ -78,32 +77,16 @@ def parse_cached(arguments: Sequence[str], teachers: Iterable[str]) -> dict[str,
     return tables
 
 
-class NamedTeacher:
-    """A teacher under the name that the student calls it."""
-
-    def __init__(self, name: str, teacher: Teacher) -> None:
-        self.name, self._teacher = name, teacher
-
-    @property
-    def card(self) -> TeacherCard:
-        """The teacher's own card, renamed."""
-        return replace(self._teacher.card, name=self.name)
-
-    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-        """Return the teacher's answer."""
-        return self._teacher.predict(samples, height, width)
-
-
 def open_teacher(name: str, url: str, device: torch.device | str, cached: CachedTargets | None = None) -> Teacher:
-    """Return the teacher in a folder, or what is kept of its answers, under the name that the student calls it."""
-    return NamedTeacher(name, (cached and cached.open(name, url)) or load_teacher(url, device))
+    """Return the teacher that the student calls `name` from its folder, or what is kept of its answers."""
+    return (cached and cached.open(name, url)) or load_teacher(url, device)
 
 
 def open_pool(
     teachers: dict[str, str], grid: tuple[int, int], device: torch.device, cached: CachedTargets | None = None
 ) -> LocalPool:
     """Return the teachers in this process."""
-    opened = [open_teacher(name, url, device, cached) for name, url in teachers.items()]
+    opened = {name: open_teacher(name, url, device, cached) for name, url in teachers.items()}
     return LocalPool(opened, grid, device=device)
 
 

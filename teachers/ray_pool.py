@@ -1,8 +1,8 @@
 """Teachers in processes of their own: named Ray actors that any student of the same job can ask.
 
-    with employed([TeacherPost(name="lidar", load=partial(load_teacher, url), num_gpus=0.3)]):
-        classroom = RemoteClassroom(["lidar"], grid=(64, 96))      # here, or in any worker of the job
-        for batch, targets in classroom.follow(loader):
+    with teacher_actors({"lidar": ActorSpec(load=partial(load_teacher, url), num_gpus=0.3)}):
+        pool = RayPool(["lidar"], grid=(64, 96))      # here, or in any worker of the job
+        for batch, targets in pool.follow(loader):
             ...
 
 Whoever opens the posts keeps the teachers alive; students come and go. A teacher whose process dies is started again
@@ -11,7 +11,7 @@ and asked again: that costs time, no data. Ray must be initialized.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from datalake.sample import Sample
 from teachers.card import TeacherCard, TeacherError
-from teachers.pool import TeacherPool, by_name
+from teachers.pool import TeacherPool
 from teachers.target import SparseTarget
 from teachers.teacher import Teacher
 
@@ -36,12 +36,10 @@ _RETRIES = 5
 class ActorSpec:
     """One teacher's place.
 
-    name: what the actor and its answers are called
     load: from a device ("cpu" or "cuda") to the teacher; runs in the actor, so it must be picklable
     num_gpus: share of a GPU; with 0 the teacher runs on `num_cpus` CPUs
     """
 
-    name: str
     load: Callable[[str], Teacher]
     num_cpus: float = 1
     num_gpus: float = 0
@@ -61,16 +59,16 @@ class TeacherActor:
 
 
 @contextmanager
-def teacher_actors(posts: Sequence[ActorSpec], *, start_s: float = 600) -> Iterator[None]:
-    """Start a named actor per post, and stop them at the end of the block.
+def teacher_actors(posts: Mapping[str, ActorSpec], *, start_s: float = 600) -> Iterator[None]:
+    """Start an actor per post, named as its teacher, and stop them at the end of the block.
 
     Raises TeacherError, in one line, where a teacher does not load, the cluster has not enough for it, or it has not
     started within `start_s` seconds (which a loaded cluster may take).
     """
     desks: dict[str, Any] = {}
     try:
-        for name, post in by_name((post.name, post) for post in posts).items():
-            _check_resources(post)
+        for name, post in posts.items():
+            _check_resources(name, post)
             actor = ray.remote(TeacherActor).options(
                 name=_actor_name(name),
                 num_cpus=post.num_cpus,
@@ -99,7 +97,7 @@ class RayPool(TeacherPool):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(grid, window=window, device=device)
-        self._desks = by_name((name, _desk(name)) for name in names)
+        self._desks = {name: _desk(name) for name in names}
         self._cards = {name: _get(name, desk.card.remote()) for name, desk in self._desks.items()}
 
     @property
@@ -127,13 +125,13 @@ def _desk(name: str) -> Any:
         raise TeacherError(f"no teacher {name} is employed in this Ray job; open its post first") from error
 
 
-def _check_resources(post: ActorSpec) -> None:
+def _check_resources(name: str, post: ActorSpec) -> None:
     """Raise TeacherError where no node could ever take the post: Ray would wait for one for ever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = {"CPU": post.num_cpus, "GPU": post.num_gpus}
     if not any(all(node.get(kind, 0) >= amount for kind, amount in wanted.items()) for node in nodes):
         raise TeacherError(
-            f"teacher {post.name} needs {post.num_cpus} CPUs and {post.num_gpus} GPUs, which no node of the cluster has"
+            f"teacher {name} needs {post.num_cpus} CPUs and {post.num_gpus} GPUs, which no node of the cluster has"
         )
 
 

@@ -125,8 +125,8 @@ def test_a_student_is_told_the_same_from_the_cache_bit_for_bit(
     cached = CachedTeacher.open(mask_lake, "train", masks.card)
     told = []
     for teacher in (masks, cached):
-        room = LocalPool([teacher], GRID)
-        told.append(room.collect(room.submit(drive_samples))["mask_rcnn"])
+        ((_, targets),) = LocalPool({"masks": teacher}, GRID).follow([drive_samples])
+        told.append(targets["masks"])
     assert told[0].values.unique().numel() > 1
     assert told[0].confidence is not None
     assert_equal(told[1], told[0])
@@ -140,8 +140,9 @@ def test_a_lidar_teachers_cached_targets_need_no_points(
     cached = cache(open_lake(str(tmp_path / "lake")), teacher, "lidar")
     told = []
     blind = [replace(sample, lidar=None) for sample in drive_samples]
-    for room, samples in ((LocalPool([teacher], GRID), drive_samples), (LocalPool([cached], GRID), blind)):
-        told.append(room.collect(room.submit(samples))["lidar"])
+    for asked, samples in ((teacher, drive_samples), (cached, blind)):
+        ((_, targets),) = LocalPool({"lidar": asked}, GRID).follow([samples])
+        told.append(targets["lidar"])
     assert 0 < float(told[0].valid.float().mean()) < 1
     assert_equal(told[1], told[0])
 

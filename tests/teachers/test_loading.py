@@ -16,7 +16,6 @@ from teachers.card import TeacherError
 from teachers.load import load_teacher, needs_points
 from teachers.loading import (
     CachedTargets,
-    NamedTeacher,
     class_shares,
     evaluate_teachers,
     open_pool,
@@ -75,13 +74,6 @@ def test_only_a_lidar_teacher_needs_points(folders: dict[str, str]) -> None:
     assert not needs_points([])
 
 
-def test_a_named_teacher_says_the_same_under_another_name() -> None:
-    teacher = ColorTeacher()
-    named = NamedTeacher("left", teacher)
-    assert named.card == replace(teacher.card, name="left")
-    assert torch.equal(named.predict(samples(1), 4, 6).values, teacher.predict(samples(1), 4, 6).values)
-
-
 def test_a_classroom_has_the_teachers_by_the_students_names(drive_lake: Lake, folders: dict[str, str]) -> None:
     pool = open_pool(folders, GRID, CPU)
     ((_, targets),) = pool.follow([first_samples(drive_lake, 2)])
@@ -115,14 +107,14 @@ def test_a_cached_teacher_is_looked_up_and_the_other_asked(own_lake: Lake, folde
 
 
 def test_class_shares_are_of_the_cells_with_an_answer() -> None:
-    teachers = [ColorTeacher(COLORS), ColorTeacher(SHADES, blind=8)]
+    teachers = {"colors": ColorTeacher(COLORS), "shades": ColorTeacher(SHADES, blind=8)}
     pool = LocalPool(teachers, GRID)
     batches = [samples(3), samples(2)]
     shares = class_shares(pool, batches)
     assert list(shares) == ["shades"]
     counts = torch.zeros(3)
     for batch in batches:
-        values = teachers[1].predict(batch, *GRID).values[:, :, 8:]
+        values = teachers["shades"].predict(batch, *GRID).values[:, :, 8:]
         counts += torch.stack([(values == number).sum() for number in range(3)])
     assert torch.allclose(shares["shades"], counts / counts.sum())
     assert bool((shares["shades"] > 0).all())
