@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -34,7 +33,6 @@ from pipelines.device import device_of
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from pipelines.teacher_loading import needs_points, open_pool, parse_teachers, read_cards
 from pipelines.train import train_worker
 from pipelines.train_config import TrainConfig, run_fingerprint
 from pipelines.train_setup import prepare_training
@@ -44,6 +42,8 @@ from student.evaluation.imitation import CellMean
 from student.evaluation.run import evaluate_student
 from student.report.ablation import CLASSROOM, NONE, SHUFFLED, Results, fill_page, markdown
 from student.report.page import Page
+from teachers.load import needs_points
+from teachers.loading import open_pool, parse_teachers, read_cards
 from training.checkpoint import CHECKPOINT_FILE
 from training.distributed import Distributed
 from training.errors import TrainingError
@@ -205,24 +205,28 @@ def _examined(job: Job) -> dict[str, float]:
     student, _ = read_student(config.out)
     student = student.to(device)
     lake = config.open_lake(config.snapshot)
-    points = needs_points(read_cards(parse_teachers(config.teachers)).values())
+    named = parse_teachers(config.teachers)
+    cards = read_cards(named)
+    points = needs_points(card for name, card in cards.items() if name not in config.tables)
     # Of all seeds the same, so that all are compared with the same means.
     frames = replace(config.frames(lake, points=points), split=job.examined, seed=0)
     grid = student.config.grid(config.image_size[1], config.image_size[0])
-    remember = Path(absolute(config.remember)) if config.remember else None
-    room = open_pool(parse_teachers(config.teachers), grid, device, remember)
-    means = {name: CellMean(card.channels, *grid) for name, card in room.cards.items() if card.kind == "regression"}
-    seen = 0
-    for batch, targets in room.follow(replace(frames, split=config.split).stream(config.batch, shuffle=True).loader()):
-        for name, mean in means.items():
-            mean.add(targets[name])
-        seen += len(batch)
-        if seen >= _CELL_MEAN_SAMPLES:
-            break
+    cached = config.cached_targets(lake)
+    of_numbers = {name: url for name, url in named.items() if cards[name].kind == "regression"}
+    means = {name: CellMean(cards[name].channels, *grid) for name in of_numbers}
+    if means:
+        seen = 0
+        trained = replace(frames, split=config.split).stream(config.batch, shuffle=True).loader()
+        for batch, targets in open_pool(of_numbers, grid, device, cached).follow(trained):
+            for name, mean in means.items():
+                mean.add(targets[name])
+            seen += len(batch)
+            if seen >= _CELL_MEAN_SAMPLES:
+                break
     result = evaluate_student(
         student,
         frames.stream(config.batch, shuffle=False).loader(),
-        room,
+        open_pool(named, grid, device, replace(cached, split=job.examined)),
         cell_means={name: mean.values() for name, mean in means.items()},
         bfloat16=uses_bfloat16(config.loop.precision, device),
     )
@@ -232,11 +236,16 @@ def _examined(job: Job) -> dict[str, float]:
 def opened(study: AblateConfig) -> AblateConfig:
     """Return the study of the lake as it is now: a snapshot that is published meanwhile changes none of its students.
 
-    Raises LakeError or TeacherError where a student or teacher would be evaluated on segments that it was trained on.
+    Raises LakeError or TeacherError where somebody would be examined on what he was trained on, or answers that are to
+    be looked up are missing.
     """
     lake = study.train.open_lake(study.train.snapshot)
     check_disjoint_splits(lake, study.train.split, study.examined)
     check_no_leakage(read_cards(parse_teachers(study.train.teachers)), lake, [study.train.split, study.examined])
+    cached = study.train.cached_targets(lake)
+    for split in (study.train.split, study.examined):
+        for name, url in parse_teachers(study.train.teachers).items():
+            replace(cached, split=split).open(name, url)
     return replace(study, train=replace(study.train, snapshot=lake.snapshot))
 
 

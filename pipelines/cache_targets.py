@@ -25,7 +25,7 @@ from teachers.load import load_teacher
 
 @dataclass(frozen=True, kw_only=True)
 class CacheTargetsConfig:
-    """Run a teacher of classes on every image of a split once, and store its predictions as a table of the lake."""
+    """Ask a teacher about every image of a split once, and keep its answers as a table of the lake."""
 
     # The lake: a local path, s3:// or gs://.
     lake: str

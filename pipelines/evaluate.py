@@ -15,7 +15,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,6 @@ from pipelines.device import decoding_threads, device_of
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from pipelines.teacher_loading import needs_points, open_pool, parse_teachers, read_cards
 from student.checkpoint import read_student
 from student.config import StudentError
 from student.detector import Student
@@ -44,7 +42,9 @@ from student.report.comparisons import comparisons
 from student.report.evaluation import Evaluation, write_report
 from student.report.page import Page
 from teachers.card import TeacherCard, TeacherError
-from teachers.pool import TeacherPool
+from teachers.load import needs_points
+from teachers.loading import CachedTargets, open_pool, parse_cached, parse_teachers, read_cards
+from teachers.pool import LocalPool
 from training.checkpoint import Checkpoint
 from training.metrics_log import HISTORY_FILE
 from training.precision import uses_bfloat16
@@ -88,8 +88,9 @@ class EvaluateConfig:
     samples: int | None = None
     # The split whose mean in each cell the imitation of regression teachers is compared with.
     train_split: str = "train"
-    # Folder in which teachers' predictions are kept; by default they are computed anew.
-    remember: str | None = None
+    # Teachers whose answers are looked up in the lake, where `cache_targets.py` has put them: NAME, or NAME=CACHED if
+    # they were put there under another name than the teacher's own. Those of numbers for the training split, too.
+    cached: tuple[str, ...] = ()
     # cpu, cuda, cuda:1 …; by default the GPU if there is one.
     device: str = "auto"
 
@@ -117,7 +118,9 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
     lake = open_lake(absolute(config.lake))
     named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
     cards = read_cards(named)
-    frames = _frames(config, checkpoint, lake, needs_points(cards.values()), console)
+    tables = parse_cached(config.cached, named)
+    asked = [card for name, card in cards.items() if name not in tables]
+    frames = _frames(config, checkpoint, lake, needs_points(asked), console)
     _check(config, student, checkpoint, lake, cards, console)
     width, height = frames.image_size
     grid = student.config.grid(height, width)
@@ -128,10 +131,9 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
     frames = replace(frames, threads=decoding_threads(device))
     # As in the training, where this device can.
     bfloat16 = bool(checkpoint.fingerprint.get("bfloat16")) and uses_bfloat16("auto", device)
-    pool = None
-    if named:
-        remember = Path(absolute(config.remember)) if config.remember else None
-        pool = open_pool(named, grid, device, remember)
+    pool = open_pool(named, grid, device, CachedTargets(lake, config.split, tables)) if named else None
+    of_numbers = {name: url for name, url in named.items() if cards[name].kind == "regression"}
+    mean_pool = open_pool(of_numbers, grid, device, CachedTargets(lake, config.train_split, tables))
     layout = memory_format(student.config.norm, device)
     student = student.to(device).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     batches, samples = _batches(frames, config)
@@ -140,7 +142,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
             student,
             batches,
             pool,
-            cell_means=_cell_means(config, frames, cards, pool, bar.update) if pool else None,
+            cell_means=_cell_means(config, frames, mean_pool, bar.update),
             example_every=-(-samples // _EXAMPLES),
             bfloat16=bfloat16,
             progress=lambda done: bar.update("evaluate", done, samples, "samples"),
@@ -262,11 +264,9 @@ def _export(config: EvaluateConfig, student: Student, frames: Frames, out: RunDi
     return export_student(student, out.url, [sample.image for batch in batches for sample in batch]).metrics()
 
 
-def _cell_means(
-    config: EvaluateConfig, frames: Frames, cards: Mapping[str, TeacherCard], pool: TeacherPool, tell: Tell
-) -> dict[str, Tensor]:
-    """Return the mean of each cell over samples of the training split, for each regression teacher."""
-    means = {name: CellMean(card.channels, *pool.grid) for name, card in cards.items() if card.kind == "regression"}
+def _cell_means(config: EvaluateConfig, frames: Frames, pool: LocalPool, tell: Tell) -> dict[str, Tensor]:
+    """Return the mean of each cell over samples of the training split, for each of these teachers of numbers."""
+    means = {name: CellMean(card.channels, *pool.grid) for name, card in pool.cards.items()}
     if not means:
         return {}
     batches, samples = _batches(replace(frames, split=config.train_split), replace(config, samples=_MEAN_SAMPLES))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -25,14 +24,6 @@ from pipelines.device import decoding_threads, device_of
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from pipelines.teacher_loading import (
-    NamedTeacher,
-    all_remembered,
-    needs_points,
-    open_cached,
-    open_teacher,
-    read_cards,
-)
 from pipelines.train_config import TrainConfig
 from pipelines.train_setup import TrainPlan, prepare_training
 from student.detector import Student
@@ -40,7 +31,9 @@ from student.distillation.imitation import Imitation
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import DetectionObjective
 from student.layers import memory_format
-from teachers.pool import LocalPool, TeacherPool
+from teachers.load import needs_points
+from teachers.loading import open_pool, open_teacher, read_cards
+from teachers.pool import TeacherPool
 from teachers.teacher import Teacher
 from training.distributed import Distributed
 from training.loop import Trained, TrainInputs, train
@@ -64,12 +57,9 @@ def train_worker(
     lake = config.open_lake(plan.snapshot)
     width, height = config.image_size
     grid = plan.student.grid(height, width)
-    remember = Path(absolute(config.remember)) if config.remember else None
-    points = needs_points(read_cards(plan.teachers).values())
-    if points and remember is not None:
-        # Points are not needed where all predictions are there, and they are most of what would be read.
-        everything = config.frames(lake, points=False)
-        points = not all_remembered(plan.teachers, everything, grid, remember)
+    # Points are most of what would be read; nobody looks at them where answers are looked up.
+    asked = {name: url for name, url in plan.teachers.items() if name not in config.tables}
+    points = needs_points(read_cards(asked).values())
     threads = decoding_threads(distributed.device)
     labelled, unlabelled = (
         config.frames(lake, points=points, segments=segments, threads=threads)
@@ -130,16 +120,15 @@ def _open_pool(plan: TrainPlan, grid: tuple[int, int], device: torch.device) -> 
         from teachers.ray_pool import RayPool
 
         return RayPool(list(plan.teachers), grid, device=device)
-    return LocalPool([teacher_of(plan, name, device) for name in plan.teachers], grid, device=device)
+    config = plan.config
+    return open_pool(plan.teachers, grid, device, config.cached_targets(config.open_lake(plan.snapshot)))
 
 
 def teacher_of(plan: TrainPlan, name: str, device: torch.device | str) -> Teacher:
-    """Return a teacher, or its predictions in the lake, under the name that the student calls it."""
-    config, url = plan.config, plan.teachers[name]
-    if name in config.tables:
-        lake = config.open_lake(plan.snapshot)
-        return NamedTeacher(name, open_cached(url, config.tables[name], lake, config.split))
-    return open_teacher(name, url, device, Path(absolute(config.remember)) if config.remember else None)
+    """Return a teacher, or what the lake has of its answers."""
+    config = plan.config
+    cached = config.cached_targets(config.open_lake(plan.snapshot))
+    return open_teacher(name, plan.teachers[name], device, cached)
 
 
 def run(config: TrainConfig, console: Console) -> int:

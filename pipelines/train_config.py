@@ -11,12 +11,12 @@ from datalake.cache import RangeCache
 from datalake.lake import Lake, open_lake
 from pipelines.data import Frames, labelled_segments, unlabelled_per_batch
 from pipelines.paths import absolute
-from pipelines.teacher_loading import parse_teachers, read_cards
 from student.augmentation import Augmentation
 from student.config import Feed, Preset, StudentError
 from student.distillation.controls import Targets
 from student.distillation.imitation import ImitationConfig
 from student.distillation.objective import LossWeights
+from teachers.loading import CachedTargets, parse_cached, parse_teachers, read_cards
 from training.fingerprint import Plain, flatten
 from training.loop import LoopConfig
 from training.optimizer import OptimizerConfig
@@ -28,7 +28,6 @@ Anchors = Literal["fitted", "paper"]
 # What does not decide about the result: where things are kept and which processes compute.
 _IRRELEVANT = {
     "out",
-    "remember",
     "cache",
     "cache_bytes",
     "cached",
@@ -96,9 +95,6 @@ class TrainConfig:
     # Teachers whose predictions are read from the lake, where `cache_targets.py` has stored them: NAME, or NAME=CACHED
     # if they were stored under another name than the teacher's own.
     cached: tuple[str, ...] = ()
-    # Folder in which teachers' predictions are kept, for runs that see the same frames again; by default they are
-    # computed anew.
-    remember: str | None = None
     # Local folder in which what is read of a remote lake is kept, for the next epoch and the next run.
     cache: str | None = None
     # At most so many bytes are kept there.
@@ -132,7 +128,6 @@ class TrainConfig:
             out=absolute(self.out),
             teachers=tuple(f"{name}={absolute(url)}" for name, url in parse_teachers(self.teachers).items())
             or ("none",),
-            remember=None if self.remember is None else absolute(self.remember),
             cache=None if self.cache is None else absolute(self.cache),
         )
 
@@ -156,9 +151,12 @@ class TrainConfig:
 
     @property
     def tables(self) -> dict[str, str | None]:
-        """Teachers whose predictions are read from the lake, and the names of their tables; None: the teacher's own."""
-        parts = (text.partition("=") for text in self.cached)
-        return {name: table or None for name, _, table in parts}
+        """Teachers whose answers are looked up, and the names that these have in the lake; None: the teacher's own."""
+        return parse_cached(self.cached, parse_teachers(self.teachers))
+
+    def cached_targets(self, lake: Lake) -> CachedTargets:
+        """Return the teachers whose answers are looked up in the split to train on."""
+        return CachedTargets(lake, self.split, self.tables)
 
     def open_lake(self, snapshot: int | None) -> Lake:
         """Return the lake at a snapshot, read through the local cache if there is to be one."""

@@ -80,14 +80,14 @@ def wants_gpus(config: TrainConfig, available: int) -> bool:
     return True
 
 
-def _actor_specs(plan: TrainPlan) -> list[ActorSpec]:
+def _actor_specs(plan: TrainPlan) -> dict[str, ActorSpec]:
     if plan.config.teachers_in == "process":
-        return []
+        return {}
     # No CPU is set aside: Ray would wait for ever for one that workers have taken.
-    return [
-        ActorSpec(name=name, load=partial(teacher_of, plan, name), num_cpus=0, num_gpus=plan.config.teacher_gpus)
+    return {
+        name: ActorSpec(load=partial(teacher_of, plan, name), num_cpus=0, num_gpus=plan.config.teacher_gpus)
         for name in plan.teachers
-    ]
+    }
 
 
 def _last_line(error: BaseException) -> str:

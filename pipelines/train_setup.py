@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from torch import Tensor
@@ -14,20 +13,13 @@ from datalake.sample import Sample
 from pipelines.data import check_no_leakage, read_boxes
 from pipelines.device import device_of
 from pipelines.paths import absolute
-from pipelines.teacher_loading import (
-    class_shares,
-    evaluate_teachers,
-    needs_points,
-    open_cached,
-    open_pool,
-    parse_teachers,
-    read_cards,
-)
 from pipelines.train_config import TrainConfig
 from student.anchors import AnchorReport, anchor_recall, fit_anchors
 from student.config import AnchorShapes, BranchSpec, StudentConfig, StudentError
 from student.distillation.imitation import balanced_weights
 from teachers.card import TeacherError
+from teachers.load import needs_points
+from teachers.loading import class_shares, evaluate_teachers, open_pool, parse_teachers, read_cards
 from training.distributed import Distributed
 
 # torchvision's own, which the paper took: made for images of 1333 pixels.
@@ -130,14 +122,10 @@ def _check_teachers_in(config: TrainConfig, lake: Lake, grid: tuple[int, int]) -
     if config.teacher_gpus and config.teachers_in != "actors":
         raise TeacherError("--teacher-gpus: only with --teachers-in actors; in its process a teacher shares the GPU")
     height, width = grid
-    for name, cached_as in config.tables.items():
-        if name not in config.active_teachers:
-            raise TeacherError(
-                f"--cached {name}: expected one of the teachers to distill from,"
-                f" {', '.join(config.active_teachers) or '(there is none)'}"
-            )
-        cached = open_cached(config.active_teachers[name], cached_as, lake, config.split)
-        if (cached.grid, cached.image_size) != (grid, config.image_size):
+    tables = config.cached_targets(lake)
+    for name, url in config.active_teachers.items():
+        cached = tables.open(name, url)
+        if cached and (cached.grid, cached.image_size) != (grid, config.image_size):
             raise TeacherError(
                 f"--cached {name}: the lake has its predictions for images of {_by(cached.image_size)} pixels on a grid"
                 f" of {_by(cached.grid)} cells, not {_by(config.image_size)} and {_by(grid)}; run cache_targets.py with"
@@ -193,6 +181,7 @@ def _check_teachers(
             soft_wrap=True,
             highlight=False,
         )
-    remember = Path(config.remember) if config.remember else None
-    shares = class_shares(open_pool(config.active_teachers, grid, device, remember), batches)
+    cards = read_cards(config.active_teachers)
+    of_classes = {name: url for name, url in config.active_teachers.items() if cards[name].kind == "classification"}
+    shares = class_shares(open_pool(of_classes, grid, device, config.cached_targets(lake)), batches)
     return {name: balanced_weights(share) for name, share in shares.items()}

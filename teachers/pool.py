@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,13 +17,7 @@ from teachers.target import SparseTarget, Target
 from teachers.teacher import Teacher
 from training.objective import Batch
 
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """What a submitted batch is collected by, once."""
-
-    number: int
-    keys: tuple[SampleKey, ...]
+Asked = TypeVar("Asked")
 
 
 class TeacherPool(ABC):
@@ -37,14 +31,12 @@ class TeacherPool(ABC):
         """Open the pool.
 
         grid: height and width of the student's grid
-        window: how many batches may be submitted and not yet collected
+        window: how many batches the teachers may be asked about ahead, the next one included
         device: where the targets go
         """
         if window < 1:
             raise TeacherError(f"window: expected at least 1 batch, got: {window}")
         self.grid, self.window, self.device = grid, window, torch.device(device)
-        self._asked: dict[Ticket, Any] = {}
-        self._submitted = 0
 
     @property
     @abstractmethod
@@ -59,89 +51,61 @@ class TeacherPool(ABC):
     def _answers(self, asked: Any) -> Mapping[str, SparseTarget | Target]:
         """Return every teacher's target, by its name: sparse, or dense and rounded alike."""
 
-    @property
-    def in_flight(self) -> int:
-        """How many batches are submitted and not yet collected."""
-        return len(self._asked)
-
-    def submit(self, batch: Sequence[Sample]) -> Ticket:
-        """Hand in a batch; return the ticket to collect the targets by.
-
-        Raises TeacherError where the window is full. It does not wait: only the caller can collect.
-        """
-        if self.in_flight >= self.window:
-            raise TeacherError(f"{self.in_flight} batches are in flight, the window's size; collect one first")
-        ticket = Ticket(self._submitted, tuple(sample.key for sample in batch))
-        self._submitted += 1
-        with naming(ticket.keys):
-            self._asked[ticket] = self._ask([_question(sample) for sample in batch])
-        return ticket
-
-    def collect(self, ticket: Ticket) -> dict[str, Target]:
-        """Return the targets of a submitted batch by the teachers' names, waiting for them; a ticket serves once.
-
-        Raises TeacherError where a teacher fails, or predicts other samples.
-        """
-        if ticket not in self._asked:
-            raise TeacherError(f"batch {ticket.number} is not in flight: never submitted here, or collected already")
-        with naming(ticket.keys):
-            answers = self._answers(self._asked.pop(ticket))
-            for name, answer in answers.items():
-                if answer.keys != ticket.keys:
-                    raise TeacherError(_mismatch(name, ticket, answer))
-                _check_classes(name, answer, self.cards[name])
-            arrived = {name: answer.to(self.device) for name, answer in answers.items()}
-            return {name: one.to_dense() if isinstance(one, SparseTarget) else one for name, one in arrived.items()}
-
     def follow(
         self, batches: Iterable[Sequence[Sample]]
     ) -> Generator[tuple[Sequence[Sample], dict[str, Target]], None, None]:
-        """Yield each batch with its targets, in order, while the teachers work up to a window ahead.
+        """Yield each batch with its targets, by the teachers' names and in order, as the teachers work ahead.
 
-        Batches are taken as the window allows: a slow student slows down their source.
+        Batches are taken as there is room in the window: a slow student slows down whoever makes them.
+
+        Raises TeacherError where a teacher fails, or answers about other samples.
         """
-        waiting: deque[tuple[Sequence[Sample], Ticket]] = deque()
-        try:
-            for batch in batches:
-                waiting.append((batch, self.submit(batch)))
-                if len(waiting) == self.window:
-                    yield self._next(waiting)
-            while waiting:
-                yield self._next(waiting)
-        finally:
-            for _, ticket in waiting:
-                del self._asked[ticket]
+        return self._ahead((batch, batch) for batch in batches)
 
-    def teach(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, dict[str, Target]]]:
-        """Yield each batch of a training with its targets, in order (see `follow`)."""
-        asked: deque[Batch] = deque()
+    def teach(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, dict[str, Target]], None, None]:
+        """Yield each batch of a training with its targets (see `follow`)."""
+        return self._ahead((batch, batch.samples) for batch in batches)
 
-        def samples() -> Iterator[Sequence[Sample]]:
-            for batch in batches:
-                asked.append(batch)
-                yield batch.samples
+    def _ahead(
+        self, questions: Iterable[tuple[Asked, Sequence[Sample]]]
+    ) -> Generator[tuple[Asked, dict[str, Target]], None, None]:
+        window: deque[tuple[Asked, int, tuple[SampleKey, ...], Any]] = deque()
+        for number, (batch, samples) in enumerate(questions):
+            keys = tuple(sample.key for sample in samples)
+            with naming(keys):
+                window.append((batch, number, keys, self._ask([_question(sample) for sample in samples])))
+            if len(window) == self.window:
+                yield self._collected(*window.popleft())
+        while window:
+            yield self._collected(*window.popleft())
 
-        for _, targets in self.follow(samples()):
-            yield asked.popleft(), targets
-
-    def _next(self, waiting: deque[tuple[Sequence[Sample], Ticket]]) -> tuple[Sequence[Sample], dict[str, Target]]:
-        batch, ticket = waiting.popleft()
-        return batch, self.collect(ticket)
+    def _collected(
+        self, batch: Asked, number: int, keys: tuple[SampleKey, ...], asked: Any
+    ) -> tuple[Asked, dict[str, Target]]:
+        with naming(keys):
+            answers = self._answers(asked)
+            for name, answer in answers.items():
+                if answer.keys != keys:
+                    raise TeacherError(_mismatch(name, number, keys, answer))
+                _check_classes(name, answer, self.cards[name])
+            arrived = {name: answer.to(self.device) for name, answer in answers.items()}
+            targets = {name: one.to_dense() if isinstance(one, SparseTarget) else one for name, one in arrived.items()}
+        return batch, targets
 
 
 class LocalPool(TeacherPool):
-    """Teachers in the student's own process, which run on a batch when it is collected."""
+    """Teachers in the student's own process, by name; they look at a batch when its targets are due."""
 
     def __init__(
         self,
-        teachers: Sequence[Teacher],
+        teachers: Mapping[str, Teacher],
         grid: tuple[int, int],
         *,
         window: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(grid, window=window, device=device)
-        self._teachers = by_name((teacher.card.name, teacher) for teacher in teachers)
+        self._teachers = dict(teachers)
 
     @property
     def cards(self) -> dict[str, TeacherCard]:
@@ -159,16 +123,6 @@ class LocalPool(TeacherPool):
             if not sound:
                 answers[name].to_sparse()
         return {name: answer for name, (answer, _) in rounded.items()}
-
-
-def by_name(named: Iterable[tuple[str, Any]]) -> Mapping[str, Any]:
-    """Return the items by name; raises TeacherError where two have the same."""
-    items: dict[str, Any] = {}
-    for name, item in named:
-        if name in items:
-            raise TeacherError(f"two teachers are called {name}; name each once")
-        items[name] = item
-    return items
 
 
 def _question(sample: Sample) -> Sample:
@@ -206,11 +160,11 @@ def _check_classes(name: str, answer: SparseTarget | Target, card: TeacherCard) 
         )
 
 
-def _mismatch(name: str, ticket: Ticket, answer: SparseTarget | Target) -> str:
-    if len(answer.keys) != len(ticket.keys):
-        return f"teacher {name} predicted {len(answer.keys)} samples of a batch of {len(ticket.keys)}"
-    place = next(i for i, pair in enumerate(zip(ticket.keys, answer.keys, strict=True)) if pair[0] != pair[1])
+def _mismatch(name: str, number: int, keys: tuple[SampleKey, ...], answer: SparseTarget | Target) -> str:
+    if len(answer.keys) != len(keys):
+        return f"teacher {name} answered about {len(answer.keys)} samples of a batch of {len(keys)}"
+    place = next(i for i, pair in enumerate(zip(keys, answer.keys, strict=True)) if pair[0] != pair[1])
     return (
-        f"teacher {name} predicted other samples than were submitted: sample {place} of batch {ticket.number} is"
-        f" {ticket.keys[place]}, got: {answer.keys[place]}"
+        f"teacher {name} answered about other samples than it was asked: sample {place} of batch {number} is"
+        f" {keys[place]}, got: {answer.keys[place]}"
     )

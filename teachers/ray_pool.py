@@ -1,6 +1,6 @@
 """Teachers in processes of their own: named Ray actors that all students of the same job share.
 
-    with teacher_actors([ActorSpec(name="lidar", load=partial(load_teacher, url), num_gpus=0.3)]):
+    with teacher_actors({"lidar": ActorSpec(load=partial(load_teacher, url), num_gpus=0.3)}):
         pool = RayPool(["lidar"], grid=(64, 96))      # here, or in any worker of the job
         for batch, targets in pool.follow(loader):
             ...
@@ -11,7 +11,7 @@ again: that costs time, no data. Ray must be initialized.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from datalake.sample import Sample
 from teachers.card import TeacherCard, TeacherError
-from teachers.pool import TeacherPool, by_name
+from teachers.pool import TeacherPool
 from teachers.target import SparseTarget
 from teachers.teacher import Teacher
 
@@ -35,12 +35,10 @@ _RETRIES = 5
 class ActorSpec:
     """How one teacher's actor is started.
 
-    name: of the actor and its targets
     load: from a device ("cpu" or "cuda") to the teacher; runs in the actor, so it must be picklable
     num_gpus: share of a GPU; with 0 the teacher runs on `num_cpus` CPUs
     """
 
-    name: str
     load: Callable[[str], Teacher]
     num_cpus: float = 1
     num_gpus: float = 0
@@ -60,16 +58,16 @@ class TeacherActor:
 
 
 @contextmanager
-def teacher_actors(posts: Sequence[ActorSpec], *, start_s: float = 600) -> Iterator[None]:
-    """Start a named actor for each teacher, and stop them at the end of the block.
+def teacher_actors(posts: Mapping[str, ActorSpec], *, start_s: float = 600) -> Iterator[None]:
+    """Start an actor per post, named as its teacher, and stop them at the end of the block.
 
     Raises TeacherError, in one line, where a teacher does not load, the cluster has not enough for it, or it has not
     started within `start_s` seconds (which a loaded cluster may take).
     """
     desks: dict[str, Any] = {}
     try:
-        for name, post in by_name((post.name, post) for post in posts).items():
-            _check_resources(post)
+        for name, post in posts.items():
+            _check_resources(name, post)
             actor = ray.remote(TeacherActor).options(
                 name=_actor_name(name),
                 num_cpus=post.num_cpus,
@@ -98,7 +96,7 @@ class RayPool(TeacherPool):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(grid, window=window, device=device)
-        self._desks = by_name((name, _desk(name)) for name in names)
+        self._desks = {name: _desk(name) for name in names}
         self._cards = {name: _get(name, desk.card.remote()) for name, desk in self._desks.items()}
 
     @property
@@ -126,13 +124,13 @@ def _desk(name: str) -> Any:
         raise TeacherError(f"no actor of teacher {name} in this Ray job; start it with teacher_actors first") from error
 
 
-def _check_resources(post: ActorSpec) -> None:
-    """Raise TeacherError where no node could ever run the actor: Ray would wait for one for ever."""
+def _check_resources(name: str, post: ActorSpec) -> None:
+    """Raise TeacherError where no node could ever take the post: Ray would wait for one for ever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = {"CPU": post.num_cpus, "GPU": post.num_gpus}
     if not any(all(node.get(kind, 0) >= amount for kind, amount in wanted.items()) for node in nodes):
         raise TeacherError(
-            f"teacher {post.name} needs {post.num_cpus} CPUs and {post.num_gpus} GPUs, which no node of the cluster has"
+            f"teacher {name} needs {post.num_cpus} CPUs and {post.num_gpus} GPUs, which no node of the cluster has"
         )
 
 

@@ -166,7 +166,7 @@ class SparseTarget:
             else:
                 cells = rows.new_zeros(math.prod((batch, height, width)), rows.shape[1])
                 cells[self.index] = rows
-            return cells.reshape(batch, height, width, -1).permute(0, 3, 1, 2).contiguous()
+            return cells.reshape(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2).contiguous()
 
         valid = spread(torch.ones(len(self.values), 1, dtype=torch.bool, device=self.values.device))
         confidence = None if self.confidence is None else spread(self.confidence[:, None].float())

@@ -14,9 +14,12 @@ import torch
 from rich.console import Console
 
 from datalake.build import BuildConfig
+from datalake.commit import LakeError
 from datalake.lake import open_lake
 from datalake.synthetic import DriveConfig, write_drives
 from pipelines.ablate import AblateConfig, jobs_of, opened, run
+from pipelines.cache_targets import CacheTargetsConfig
+from pipelines.cache_targets import run as cache_targets
 from pipelines.train_config import TrainConfig
 from student.config import StudentError
 from tests.lakes import build_files
@@ -44,6 +47,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
     teachers = write_teachers(folder / "teachers")
     for url in teachers.values():
         admit_ignorance(url)
+        for split in ("train", "val"):
+            answers = CacheTargetsConfig(
+                lake=str(folder / "lake"), teacher=url, split=split, grid=(16, 24), image_size=SIZE, device="cpu"
+            )
+            assert cache_targets(answers, Console(quiet=True)) == 0
     train = TrainConfig(
         lake=str(folder / "lake"),
         out=str(folder / "study"),
@@ -52,7 +60,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
         batch=4,
         unlabelled=2,
         min_anchor_recall=0.0,
-        remember=str(folder / "answers"),
+        cached=tuple(teachers),
         loop=LoopConfig(steps=STEPS, precision="float32"),
         device="cpu",
     )
@@ -195,6 +203,11 @@ def test_a_student_that_is_killed_ends_the_study_in_one_line(study: AblateConfig
     assert not any(Path(f"/proc/{student}").exists() for student in students)
 
 
+def test_answers_that_are_to_be_looked_up_must_be_there_for_both_splits(study: AblateConfig) -> None:
+    with pytest.raises(LakeError, match="table teacher_lidar lacks 1 of 1 segments of split 'test'"):
+        opened(replace(study, examined="test"))
+
+
 def test_all_students_are_of_one_snapshot(study: AblateConfig) -> None:
     assert study.train.snapshot is None
     assert opened(study).train.snapshot == open_lake(study.train.lake).snapshot
@@ -202,7 +215,7 @@ def test_all_students_are_of_one_snapshot(study: AblateConfig) -> None:
 
 def test_students_are_examined_on_another_split_without_being_trained_again(study: AblateConfig) -> None:
     before, found = trained_at(study), results_of(study)
-    other = replace(study, examined="test")
+    other = replace(study, examined="test", train=replace(study.train, cached=()))
     assert run(other, Console(quiet=True)) == 0
     assert trained_at(study) == before
     assert results_of(study) == found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,12 @@ import torch
 from rich.console import Console
 
 from datalake.build import BuildConfig
+from datalake.commit import LakeError
 from datalake.lake import open_lake
 from datalake.synthetic import DriveConfig, write_drives
 from pipelines import train
+from pipelines.cache_targets import CacheTargetsConfig
+from pipelines.cache_targets import run as cache_targets
 from pipelines.evaluate import METRICS_FILE, REPORT_FILE, EvaluateConfig, evaluate, main, run
 from pipelines.train_config import TrainConfig
 from student.checkpoint import read_student
@@ -97,6 +101,28 @@ def test_frames_are_seen_as_in_the_training(examined: tuple[Path, str]) -> None:
     how = json.loads((examined[0] / METRICS_FILE).read_text())["examined"]
     assert (how["cameras"], how["image_size"], how["bfloat16"]) == (["FRONT"], list(SIZE), False)
     assert "the student was trained with" not in examined[1]
+
+
+def test_a_teacher_that_is_looked_up_is_imitated_as_well_as_one_that_is_asked(
+    folder: Path, examined: tuple[Path, str], tmp_path: Path
+) -> None:
+    lake = shutil.copytree(folder / "lake", tmp_path / "lake")
+    config = settings(folder, lake=str(lake), cached=("lidar",), out=str(tmp_path / "out"))
+    with pytest.raises(LakeError, match="table teacher_lidar lacks 1 of 1 segments of split 'val'"):
+        evaluate(config, Console(quiet=True))
+    for split in ("train", "val"):
+        answers = CacheTargetsConfig(
+            lake=str(lake), teacher=str(folder / "teacher"), split=split, grid=(16, 24), image_size=SIZE, device="cpu"
+        )
+        assert cache_targets(answers, Console(quiet=True)) == 0
+        for table in ("point", "depth"):
+            shutil.rmtree(lake / split / table)
+    found = evaluate(config, Console(quiet=True)).evaluation.metrics
+    expected = json.loads((examined[0] / METRICS_FILE).read_text())["metrics"]
+    imitation = [name for name in expected if name.startswith("imitation/lidar/")]
+    assert {name: found[name] for name in imitation} == pytest.approx(
+        {name: expected[name] for name in imitation}, rel=1e-3, abs=1e-4
+    )
 
 
 def test_another_size_of_images_is_told(folder: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Knowing(Student):
 
 
 def pool() -> LocalPool:
-    return LocalPool([ColorTeacher(COLORS, 3), ColorTeacher(SHADES, 3)], GRID)
+    return LocalPool({"colors": ColorTeacher(COLORS, 3), "shades": ColorTeacher(SHADES, 3)}, GRID)
 
 
 def metrics(student: Student, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:

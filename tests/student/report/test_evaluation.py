@@ -41,7 +41,7 @@ FIGURES = {
 def result() -> EvaluationResult:
     """An untrained student on ten images, beside two teachers that are blind above."""
     grid = TAUGHT.grid(HEIGHT, WIDTH)
-    room = LocalPool([ColorTeacher(COLORS, 3), ColorTeacher(SHADES, 3)], grid)
+    room = LocalPool({"colors": ColorTeacher(COLORS, 3), "shades": ColorTeacher(SHADES, 3)}, grid)
     mean = CellMean(COLORS.channels, *grid)
     mean.add(targets_of(samples(4))["colors"])
     images = samples(10)
