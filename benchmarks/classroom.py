@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 
 from pipelines import ablate
-from pipelines.demo import DemoConfig, build, teach
+from pipelines.demo import DemoConfig, build, cached_as, teach
 from pipelines.train_config import TrainConfig
 from training.loop import LoopConfig
 
@@ -81,13 +81,13 @@ def run(options: Options, console: Console) -> int:
     lake_url = str(out / "lake")
     if not build(demo, lake_url, console):
         return 1
-    teachers = teach(demo, lake_url, out / "answers", console)
+    teachers = teach(demo, lake_url, console)
     study = ablate.AblateConfig(
         train=TrainConfig(
             lake=lake_url,
             out=str(out / "study"),
             teachers=tuple(f"{name}={folder}" for name, folder in teachers.items()),
-            remember=str(out / "answers"),
+            cached=tuple(f"{name}={cached_as(folder)}" for name, folder in teachers.items()),
             loop=LoopConfig(),
         ),
         arms=form.arms,

@@ -31,6 +31,7 @@ class Info:
 
     def run(self, console: Console) -> int:
         """Print, and return exit status 0."""
+        _check_snapshot(self.snapshot)
         print_info(open_lake(self.lake, self.snapshot), console)
         return 0
 
@@ -43,12 +44,21 @@ class Verify:
     lake: str
     # A snapshot by number; the newest if not given.
     snapshot: int | None = None
+    # Also decode every image and every panoptic label: hours for a large lake.
+    decode: bool = False
 
     def run(self, console: Console) -> int:
         """Print each problem on a line, and return exit status 0 only if there is none."""
+        _check_snapshot(self.snapshot)
         lake = open_lake(self.lake, self.snapshot)
         problems = 0
-        checks = track(verify(lake), "verify", len(lake.commits), console=console, disable=not console.is_terminal)
+        checks = track(
+            verify(lake, decode=self.decode),
+            "verify",
+            len(lake.commits),
+            console=console,
+            disable=not console.is_terminal,
+        )
         for _, found in checks:
             problems += len(found)
             for problem in found:
@@ -109,6 +119,11 @@ class Show:
         save_frame(lake, self.split, segment, self.frame, self.camera, self.out)
         console.print(f"{segment} frame {self.frame} {self.camera}: {self.out}", highlight=False, soft_wrap=True)
         return 0
+
+
+def _check_snapshot(snapshot: int | None) -> None:
+    if snapshot is not None:
+        check_range("--snapshot", snapshot, 0)
 
 
 Command = (

@@ -19,9 +19,10 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from datalake.commit import Commit, LakeError
 from datalake.lake import Lake
 from datalake.ranges import RangeReader, RangeTable, open_parquet
-from datalake.sample import Lidar, Objects, Panoptic, Sample, SampleKey
+from datalake.sample import Lidar, Objects, Panoptic, Sample, SampleKey, naming
 from datalake.store import Range
 from datalake.waymo.frame import OBJECT_TYPES
+from datalake.waymo.panoptic import PanopticError, decode_panoptic
 
 _COLUMNS = {
     "image": ["timestamp_us", "camera", "jpeg", "width", "height", "intrinsic", "camera_to_vehicle"],
@@ -168,9 +169,16 @@ class Chunk:
             self._seen = {name: _rows(lists) for name, lists in tables["depth"].items()}
 
     def sample(self, row: int) -> Sample:
-        """Return the sample of image row `row` of this chunk; raises LakeError where its JPEG does not decode."""
-        timestamp_us, camera = int(self._image["timestamp_us"][row]), self._camera[row]
-        key = SampleKey(self._segment, timestamp_us, camera)
+        """Return the sample of image row `row` of this chunk.
+
+        Raises LakeError where its JPEG or its panoptic label does not decode; whatever else is raised names the sample.
+        """
+        key = SampleKey(self._segment, int(self._image["timestamp_us"][row]), self._camera[row])
+        with naming([key]):
+            return self._sample(row, key)
+
+    def _sample(self, row: int, key: SampleKey) -> Sample:
+        timestamp_us, camera = key.timestamp_us, key.camera
         width, height = int(self._image["width"][row]), int(self._image["height"][row])
         size = self._options.image_size or (width, height)
         scale = size[0] / width, size[1] / height
@@ -178,9 +186,9 @@ class Chunk:
         return Sample(
             key=key,
             image=self._decode(row, key, size),
-            objects=self._objects(timestamp_us, camera, scale),
+            objects=self._objects(timestamp_us, camera, scale, size),
             lidar=self._lidar(row, timestamp_us, scale) if self._options.points else None,
-            panoptic=self._panoptic(row, size) if self._options.panoptic else None,
+            panoptic=self._panoptic(row, key, size) if self._options.panoptic else None,
             intrinsic=None if intrinsic is None else torch.from_numpy(intrinsic * [*scale, *scale, 1, 1, 1, 1, 1]),
             camera_to_vehicle=None if camera_to_vehicle is None else _tensor(camera_to_vehicle).reshape(4, 4),
         )
@@ -204,10 +212,14 @@ class Chunk:
                 " exclude the segment, or build it again from an intact source"
             ) from error
 
-    def _objects(self, timestamp_us: int, camera: str, scale: tuple[float, float]) -> Objects:
+    def _objects(self, timestamp_us: int, camera: str, scale: tuple[float, float], size: tuple[int, int]) -> Objects:
         mine = np.array(self._labels.get((timestamp_us, camera), ()), np.intp)
+        # Lakes of version 0.1 have boxes that reach beyond the image, and some that lie there.
+        boxes = np.clip(self._boxes[mine] * np.array(scale * 2, np.float32), 0, np.array(size * 2, np.float32))
+        seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        mine = mine[seen]
         return Objects(
-            boxes=torch.from_numpy(self._boxes[mine] * np.array(scale * 2, np.float32)),
+            boxes=torch.from_numpy(boxes[seen]),
             classes=torch.from_numpy(self._classes[mine]),
             depth_m=torch.from_numpy(self._depth_m[mine]),
         )
@@ -230,13 +242,18 @@ class Chunk:
             pixel_depth_m=_tensor(seen["depth_m"]),
         )
 
-    def _panoptic(self, row: int, size: tuple[int, int]) -> Panoptic | None:
+    def _panoptic(self, row: int, key: SampleKey, size: tuple[int, int]) -> Panoptic | None:
         if not self._image["panoptic"][row].is_valid:
             return None
-        with Image.open(io.BytesIO(self._image["panoptic"][row].as_buffer()), formats=("PNG",)) as image:
-            code = np.array(image.resize(size, Image.Resampling.NEAREST)).astype(np.int32)
-        divisor = int(self._image["panoptic_divisor"][row])
-        return Panoptic(torch.from_numpy((code // divisor).astype(np.uint8)), torch.from_numpy(code % divisor))
+        png, divisor = self._image["panoptic"][row].as_buffer(), int(self._image["panoptic_divisor"][row])
+        try:
+            semantic_class, instance = decode_panoptic(memoryview(png), divisor, size)
+        except PanopticError as error:
+            raise LakeError(
+                f"{self._name}: the panoptic label of {key.camera} at {key.timestamp_us} cannot be used: {error};"
+                " exclude the segment, or build it again, which leaves such labels out"
+            ) from error
+        return Panoptic(torch.from_numpy(semantic_class), torch.from_numpy(instance))
 
 
 def _read_clouds(point: dict[str, Any], lasers: frozenset[int]) -> dict[int, _Cloud]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -28,11 +29,16 @@ def run_command(
     config: a dataclass, or several as tyro's subcommands
     prog: how the command is called, where that is not its file's name
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal of ASCII or Latin-1 shows a question mark for what it does not have.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     settings = tyro.cli(config, description=description, prog=prog)
     try:
         with stoppable(program):
             status = run(settings, Console())
     except (UserError, OSError) as error:
-        Console(stderr=True).print(f"{program}: {error}", soft_wrap=True, highlight=False, markup=False)
+        told = "; ".join([f"{program}: {error}", *getattr(error, "__notes__", ())])
+        Console(stderr=True).print(told, soft_wrap=True, highlight=False, markup=False)
         sys.exit(2)
     sys.exit(status)

@@ -15,9 +15,10 @@ from typing import Any
 from datalake.build import BuildConfig, SegmentReport, build_segment
 from datalake.commit import Commit, check_split_name, commit_name
 from datalake.lake import list_commits, newest_commits, prepare_lake, publish_snapshot, read_commits
-from datalake.plan import SegmentPlan, SourceIndex, index_source, list_sources, plan_segments
+from datalake.plan import SegmentPlan, SourceIndex, index_source, plan_segments
 from datalake.ray_tasks import run_on_ray
 from datalake.revision import file_name, is_built, obstacle
+from datalake.source_list import list_sources
 from datalake.store import Store
 from datalake.vacuum import GRACE_S, vacuum
 
@@ -77,7 +78,7 @@ def build_lake(
     store = Store(lake_url)
     prepare_lake(store, config.points)
     report = BuildReport()
-    plans = plan_segments(_index(list_sources(sources), index, run, report, notify))
+    plans = plan_segments(_index(list_sources(sources, report.failures), index, run, report, notify))
     unread = list(report.failures)
     if not config.allow_truncated:
         unread += sorted({source.uri for plan in plans for source in plan.sources if source.cut_off_at is not None})

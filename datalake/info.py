@@ -65,7 +65,8 @@ def _histogram(values: np.ndarray, edges: tuple[float, ...], unit: str) -> dict[
 
 def _print_bars(title: str, counts: dict[str, int], console: Console) -> None:
     table = Table(title=title, show_header=False, title_justify="left", box=None)
+    bar = "#" if console.options.ascii_only else "█"
     most = max(counts.values(), default=0) or 1
     for name, count in counts.items():
-        table.add_row(name, f"{count:>8,}", "█" * round(count / most * _BAR_WIDTH))
+        table.add_row(name, f"{count:>8,}", bar * round(count / most * _BAR_WIDTH))
     console.print(table)

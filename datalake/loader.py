@@ -12,10 +12,12 @@ divides the global batch. Nothing is kept on disk or between processes.
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -37,6 +39,11 @@ _CHUNKS_AHEAD = 2
 _PICTURES_AHEAD = 2
 # One thread makes chunks for so many that decode images of them.
 _DECODERS_A_READER = 3
+# What reader processes give passes through here; each has so many batches ready (torch's default).
+_SHARED_MEMORY = Path("/dev/shm")
+_BATCHES_WAITING = 2
+# Of a record's largest image, width and height.
+_FULL_SIZE = (1920, 1280)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +121,11 @@ class SampleStream(IterableDataset[Sample]):
         """Return a DataLoader whose batches are lists of this rank's samples, in order.
 
         workers: processes that make whole batches ahead, two each; 0: threads of this process alone
+
+        Raises LakeError where the shared memory, through which they give them, is too small.
         """
+        if workers:
+            self._check_shared_memory(workers)
         return DataLoader(
             cast(IterableDataset[list[Sample]], self),
             batch_size=self._rank_batch,
@@ -123,6 +134,20 @@ class SampleStream(IterableDataset[Sample]):
             worker_init_fn=die_with_parent,
             multiprocessing_context=self._start_method() if workers else None,
         )
+
+    def _check_shared_memory(self, workers: int) -> None:
+        """Raise LakeError where what waits in shared memory would not fit: a worker would die of it, without a word."""
+        if not _SHARED_MEMORY.is_dir():
+            return
+        width, height = self.config.image_size or _FULL_SIZE
+        needed = _BATCHES_WAITING * workers * self._rank_batch * 3 * width * height
+        free = shutil.disk_usage(_SHARED_MEMORY).free
+        if free < needed:
+            raise LakeError(
+                f"{_SHARED_MEMORY} has {free >> 20:,} MiB free, the images that {workers} reader processes hold ready"
+                f" take {needed >> 20:,}: start the container with --ipc=host or --shm-size, or read with threads alone"
+                " (--data-workers 0)"
+            )
 
     @property
     def _rank_batch(self) -> int:

@@ -7,17 +7,18 @@ are read. Only then is it known that a segment is whole, however its frames are 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import fsspec
 import google_crc32c
 from google.protobuf.message import DecodeError
 
 from datalake.commit import LakeError, SourceFile
+from datalake.place import file_system
 from datalake.waymo.frame import FrameError
 from datalake.waymo.protos import dataset_pb2
 from datalake.waymo.segment_name import check_segment_name
+from datalake.waymo.source_kind import HEAD_BYTES, kind_of_file, kind_of_record
 from datalake.waymo.tfrecord import HEADER_BYTES, PEEK_BYTES, Gap, RecordError, RecordFile, Slot
 from datalake.waymo.wire import WireError, peek_frame
 
@@ -94,38 +95,12 @@ class _Segments:
         (self.early if self.current is None else self.bad[self.current]).append(record)
 
 
-def list_sources(patterns: Sequence[str]) -> list[str]:
-    """Return the URLs that `patterns` name, each once, sorted.
-
-    A pattern is a URL, a glob on any fsspec store, or a `.txt` file with one URL or glob a line ('#' starts a
-    comment). Raises LakeError for a pattern that names nothing.
-    """
-    found: set[str] = set()
-    for pattern in patterns:
-        if pattern.endswith(".txt"):
-            with fsspec.open(pattern, "rt") as stream:
-                lines = [line.strip() for line in stream]
-            nested = [line for line in lines if line and not line.startswith("#")]
-            if not nested:
-                raise LakeError(f"{pattern}: the list of sources is empty")
-            if lists := [line for line in nested if line.endswith(".txt")]:
-                raise LakeError(f"{pattern}: a list of sources cannot name another list ({lists[0]})")
-            found.update(list_sources(nested))
-            continue
-        fs, path = fsspec.core.url_to_fs(pattern)
-        matches = fs.glob(path) if any(mark in path for mark in "*?[") else [path]
-        if not matches:
-            raise LakeError(f"{pattern}: no file matches; check the path, and quote the glob")
-        found.update(fs.unstrip_protocol(match) for match in matches)
-    return sorted(found)
-
-
 def index_source(uri: str) -> SourceIndex:
     """Walk one TFRecord file and return whose records it holds.
 
     Raises OSError where it cannot be read, LakeError where no record of it belongs to a segment.
     """
-    fs, path = fsspec.core.url_to_fs(uri)
+    fs, path = file_system(uri)
     info = fs.info(path)
     if info.get("type") == "directory":
         raise LakeError(f"{uri}: is a folder; name its files, for example {uri.rstrip('/')}/*.tfrecord")
@@ -151,9 +126,8 @@ def index_source(uri: str) -> SourceIndex:
             segments.add(segment, RecordRef(uri, found, timestamp_us))
             checksums[segment] = google_crc32c.extend(checksums[segment], stated)
         size = file.size
-    if not segments.records:
-        reason = f"the first at byte 0: {segments.early[0].message}" if segments.early else "it is empty"
-        raise LakeError(f"{uri}: no record of a Waymo segment in {size} bytes ({reason})")
+        if not segments.records:
+            raise LakeError(f"{uri}: no record of a Waymo segment in {size} bytes: {_kind(file, segments.early)}")
     return SourceIndex(
         uri,
         size,
@@ -186,6 +160,24 @@ def plan_segments(indexes: Iterable[SourceIndex]) -> list[SegmentPlan]:
         )
         for segment in sorted(records)
     ]
+
+
+def _kind(file: RecordFile, bad: list[BadRecord]) -> str:
+    """Return what a file is that has no record of a segment, and what to do with it."""
+    if not bad:
+        return "it is empty"
+    if (kind := kind_of_file(file.read_range(0, HEAD_BYTES))) is not None:
+        return kind
+    for found in file.slots():
+        if isinstance(found, Slot):
+            try:
+                kind = kind_of_record(file.read(found))
+            except RecordError:
+                continue
+            if kind is not None:
+                return f"it holds {kind}; name the TFRecords of Waymo perception 1.x"
+            break
+    return f"the first at byte {bad[0].offset}: {bad[0].message}"
 
 
 def _identify(file: RecordFile, slot: Slot, current: str | None) -> tuple[str, int]:

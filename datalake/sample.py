@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +21,24 @@ class SampleKey:
         return f"{self.segment} {self.timestamp_us} {self.camera}"
 
 
+@contextmanager
+def naming(keys: Iterable[SampleKey]) -> Iterator[None]:
+    """Let every exception that leaves the block say which samples it was about, in a note."""
+    try:
+        yield
+    except Exception as error:
+        about = f"about {', '.join(map(str, keys))}"
+        # The inner block knows better.
+        if not any(note.startswith("about ") for note in getattr(error, "__notes__", ())):
+            error.add_note(about)
+        raise
+
+
 @dataclass(frozen=True, slots=True)
 class Objects:
     """The M labelled objects of one image.
 
-    boxes: float32 [M, 4], x0, y0, x1, y1 in pixels
+    boxes: float32 [M, 4], x0, y0, x1, y1 in pixels, within the image and with an area
     classes: int64 [M], 1 VEHICLE, 2 PEDESTRIAN, 3 SIGN, 4 CYCLIST
     depth_m: float32 [M], mean distance of the object's points from the camera's center, NaN without points
     """

@@ -83,7 +83,8 @@ LABEL = pa.schema(
         _CAMERA,
         _required("object_id", pa.string()),
         _required("type", pa.string()),  # VEHICLE, PEDESTRIAN, SIGN, CYCLIST
-        _required("x0", pa.float32()),  # pixels; bounds are inclusive where points are counted
+        # Pixels, clipped to the image; bounds are inclusive where points are counted.
+        _required("x0", pa.float32()),
         _required("y0", pa.float32()),
         _required("x1", pa.float32()),
         _required("y1", pa.float32()),

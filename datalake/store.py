@@ -14,6 +14,7 @@ turns out to be closed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -24,9 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
-import fsspec
-
 from datalake.disk import room_in
+from datalake.place import file_system
 from datalake.retry import Retry, StoreError, explain, is_taken, is_transient, was_refused
 
 Result = TypeVar("Result")
@@ -39,6 +39,7 @@ _CLIENT_ATTEMPTS = 5
 # s3fs would keep ten, fewer than a loader has reads in flight.
 _CONNECTIONS = 64
 _EXCLUSIVE = {"s3", "s3a", "gs", "gcs", "memory"}
+_NOT_FOR_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EISDIR, errno.EACCES}
 _TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.json\.[0-9a-f]{32}\.tmp")
 
 
@@ -414,7 +415,7 @@ def _file_system(url: str, attempts: int) -> tuple[Any, str]:
     if is_s3:
         retries = {"mode": "standard", "total_max_attempts": attempts}
         options["config_kwargs"] = {"max_pool_connections": _CONNECTIONS, "retries": retries}
-    fs, path = fsspec.core.url_to_fs(url, **options)
+    fs, path = file_system(url, **options)
     if is_s3:
         # s3fs repeats what botocore has repeated in vain.
         fs.retries = 1
@@ -471,12 +472,17 @@ def _create_local(path: Path, data: bytes) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the folder's new entries survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make the folder's new entries survive a power cut, on file systems that can be asked for that."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # Network and FUSE file systems refuse it for folders; their entries are as safe as their server makes them.
+        if error.errno not in _NOT_FOR_FOLDERS:
+            raise
 
 
 def _modified(info: dict[str, Any]) -> float:

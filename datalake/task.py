@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from datalake.commit import LakeError
+from datalake.errors import UserError
 from datalake.retry import UnavailableError, explain
 
 # A store that fails is asked again after these pauses; what will not change by waiting is not.
@@ -32,7 +32,7 @@ def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
     for delay_s in _BACKOFF_S:
         try:
             return function(*arguments)
-        except LakeError as error:
+        except UserError as error:
             return error
         except Exception as error:
             # Of the sources' clients some errors are no OSError.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 
 import pyarrow.parquet as pq
+from PIL import Image
 
 from datalake.commit import Commit, DataFile, LakeError
 from datalake.derived_table import DerivedCommit, list_derived_tables, read_derived_commits
@@ -13,10 +15,13 @@ from datalake.lake import Lake, read_commits
 from datalake.ranges import RangeReader, open_parquet
 from datalake.schema import TABLES
 from datalake.store import Store
+from datalake.waymo.panoptic import PanopticError, check_panoptic, decode_panoptic
 
 
-def verify(lake: Lake) -> Iterator[tuple[Commit, list[str]]]:
+def verify(lake: Lake, *, decode: bool = False) -> Iterator[tuple[Commit, list[str]]]:
     """Yield each commit of the snapshot with what is wrong with it: nothing, or one line a problem.
+
+    decode: also decode every image and every panoptic label
 
     Every file is read once, whole: size, SHA-256, schema, rows, and the row groups that the tables share. The
     commit object must say what the snapshot says. Derived tables are checked for the segments that they have.
@@ -24,6 +29,8 @@ def verify(lake: Lake) -> Iterator[tuple[Commit, list[str]]]:
     derived_tables = list_derived_tables(lake.store)
     for commit in lake.commits:
         problems = list(_problems(lake, commit))
+        if decode and not problems:
+            problems += _undecodable(lake, commit)
         for table in derived_tables:
             problems += _derived_problems(lake, commit, table)
         yield commit, problems
@@ -87,6 +94,35 @@ def _structure(lake: Lake, commit: Commit, table: str) -> Iterator[str]:
             yield f"{where}: {parquet.num_row_groups} row groups, {len(commit.chunks)} committed"
         elif table in ("image", "depth") and _group_rows(parquet) != [len(chunk) for chunk in commit.chunks]:
             yield f"{where}: its row groups do not hold the images that the commit lists"
+
+
+def _undecodable(lake: Lake, commit: Commit) -> Iterator[str]:
+    path = commit.file_name("image")
+    columns = ["timestamp_us", "camera", "jpeg", "width", "height", "panoptic", "panoptic_divisor"]
+    with open_parquet(RangeReader(lake.store, None), path, commit.files["image"].bytes) as parquet:
+        for group in range(parquet.num_row_groups):
+            for row in parquet.read_row_group(group, columns=columns).to_pylist():
+                where = f"{lake.store.url}/{path}: {{}} of {row['camera']} at {row['timestamp_us']}"
+                size = row["width"], row["height"]
+                if problem := _image_damage(row["jpeg"], size):
+                    yield f"{where.format('the JPEG')} {problem}"
+                if row["panoptic"] is None:
+                    continue
+                try:
+                    check_panoptic(row["panoptic"], size)
+                    decode_panoptic(row["panoptic"], row["panoptic_divisor"])
+                except PanopticError as error:
+                    yield f"{where.format('the panoptic label')} cannot be used: {error}"
+
+
+def _image_damage(jpeg: bytes, size: tuple[int, int]) -> str:
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+            image.load()
+            found = image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"does not decode: {error}"
+    return "" if found == size else f"is {found[0]}x{found[1]}, {size[0]}x{size[1]} committed"
 
 
 def _derived_structure(lake: Lake, commit: Commit, part: DerivedCommit) -> Iterator[str]:

@@ -1,14 +1,14 @@
-"""Does listening help? `python pipelines/ablate.py --train.lake URL --train.out FOLDER --train.teachers NAME=FOLDER …`.
+"""Does distillation help? `python pipelines/ablate.py --train.lake URL --train.out OUT --train.teachers NAME=FOLDER …`.
 
-Trains one student for each arm and seed, examines all of them on the same frames, and writes the table with means and
-spreads: OUT/ablation-SPLIT.json, OUT/ablation-SPLIT.md and OUT/report-SPLIT.html, for the split of the examination.
+Trains one student for each arm and seed, evaluates all of them on the same frames, and writes the table with means and
+standard deviations: OUT/ablation-SPLIT.json, OUT/ablation-SPLIT.md and OUT/report-SPLIT.html, for the evaluated split.
 
-    none        the same architecture; no teacher is asked; every image of its batches is labelled
-    classroom   every teacher
-    <teacher>   that teacher alone; the other branches stay, undistilled
-    shuffled    every teacher, but each image gets what they say of another
+    none        the same architecture without distillation; every image of its batches is labelled
+    classroom   distilled from every teacher
+    <teacher>   distilled from that teacher alone; the other branches stay, not distilled
+    shuffled    distilled from every teacher, but each image gets the targets of another
 
-Run it again after any interruption: finished arms are kept, unfinished ones go on where they were.
+Run it again after any interruption: finished arms are kept, unfinished ones continue.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from datalake.children import process_pool
 from datalake.cli import run_command
+from datalake.limits import check_range
 from pipelines.data import check_disjoint_splits, check_no_leakage
 from pipelines.device import device_of
+from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from pipelines.teacher_loading import needs_points, open_pool, parse_teachers, read_cards
 from pipelines.train import train_worker
 from pipelines.train_config import TrainConfig, run_fingerprint
 from pipelines.train_setup import prepare_training
@@ -42,6 +42,8 @@ from student.evaluation.imitation import CellMean
 from student.evaluation.run import evaluate_student
 from student.report.ablation import CLASSROOM, NONE, SHUFFLED, Results, fill_page, markdown
 from student.report.page import Page
+from teachers.load import needs_points
+from teachers.loading import open_pool, parse_teachers, read_cards
 from training.checkpoint import CHECKPOINT_FILE
 from training.distributed import Distributed
 from training.errors import TrainingError
@@ -65,7 +67,7 @@ class AblateConfig:
     """Train the same student with and without its teachers, and compare."""
 
     # How each student is trained; `--train.lake`, `--train.out` and `--train.teachers` are those of the study. The
-    # arms set seed, rate and whom the student hears.
+    # arms set seed, rate and the teachers that the student is distilled from.
     train: TrainConfig
     # The arms; by default all: none, classroom, each teacher alone, shuffled.
     arms: tuple[str, ...] = ()
@@ -77,7 +79,7 @@ class AblateConfig:
     steps: tuple[int, ...] = ()
     # Learning rate of an arm, as ARM=RATE, where it is not the training's own: tune it for each before comparing.
     rates: tuple[str, ...] = ()
-    # The split to examine on.
+    # The split to evaluate on.
     examined: str = "val"
     # Students trained at a time, each on its share of the CPU's cores; they share the GPU if there is one.
     parallel: int = field(default_factory=_at_a_time)
@@ -111,6 +113,7 @@ def jobs_of(study: AblateConfig) -> list[Job]:
             rates[arm] = float(rate)
         except ValueError as error:
             raise StudentError(f"--rates {text}: expected ARM=RATE") from error
+        check_range(f"--rates {arm}", rates[arm], 0, exclusive=True)
     if unknown := sorted({*arms, *rates} - set(known)):
         raise StudentError(f"unknown arm {unknown[0]}; there are {', '.join(known)}")
     if study.train.workers:
@@ -155,7 +158,7 @@ def _named(fraction: float) -> str:
 
 
 def finished(job: Job) -> dict[str, float] | None:
-    """Return the metrics of a student that was trained and examined before, if it was.
+    """Return the metrics of a student that was trained and evaluated before, if it was.
 
     Raises TrainingError where it was trained with other settings.
     """
@@ -171,12 +174,12 @@ def finished(job: Job) -> dict[str, float] | None:
 
 
 def _kept(job: Job) -> str:
-    # The same students may be examined on another split later.
+    # The same students may be evaluated on another split later.
     return f"metrics-{job.examined}.json"
 
 
 def work(job: Job) -> dict[str, float]:
-    """Train and examine one student, from its checkpoint if there is one; return its metrics."""
+    """Train and evaluate one student, from its checkpoint if there is one; return its metrics."""
     torch.set_num_threads(job.threads)
     silent = Console(file=sys.stderr, quiet=True)
     plan = prepare_training(job.config, silent, lambda *_: None)
@@ -202,24 +205,28 @@ def _examined(job: Job) -> dict[str, float]:
     student, _ = read_student(config.out)
     student = student.to(device)
     lake = config.open_lake(config.snapshot)
-    points = needs_points(read_cards(parse_teachers(config.teachers)).values())
+    named = parse_teachers(config.teachers)
+    cards = read_cards(named)
+    points = needs_points(card for name, card in cards.items() if name not in config.tables)
     # Of all seeds the same, so that all are compared with the same means.
     frames = replace(config.frames(lake, points=points), split=job.examined, seed=0)
     grid = student.config.grid(config.image_size[1], config.image_size[0])
-    remember = Path(absolute(config.remember)) if config.remember else None
-    room = open_pool(parse_teachers(config.teachers), grid, device, remember)
-    means = {name: CellMean(card.channels, *grid) for name, card in room.cards.items() if card.kind == "regression"}
-    seen = 0
-    for batch, targets in room.follow(replace(frames, split=config.split).stream(config.batch, shuffle=True).loader()):
-        for name, mean in means.items():
-            mean.add(targets[name])
-        seen += len(batch)
-        if seen >= _CELL_MEAN_SAMPLES:
-            break
+    cached = config.cached_targets(lake)
+    of_numbers = {name: url for name, url in named.items() if cards[name].kind == "regression"}
+    means = {name: CellMean(cards[name].channels, *grid) for name in of_numbers}
+    if means:
+        seen = 0
+        trained = replace(frames, split=config.split).stream(config.batch, shuffle=True).loader()
+        for batch, targets in open_pool(of_numbers, grid, device, cached).follow(trained):
+            for name, mean in means.items():
+                mean.add(targets[name])
+            seen += len(batch)
+            if seen >= _CELL_MEAN_SAMPLES:
+                break
     result = evaluate_student(
         student,
         frames.stream(config.batch, shuffle=False).loader(),
-        room,
+        open_pool(named, grid, device, replace(cached, split=job.examined)),
         cell_means={name: mean.values() for name, mean in means.items()},
         bfloat16=uses_bfloat16(config.loop.precision, device),
     )
@@ -229,16 +236,22 @@ def _examined(job: Job) -> dict[str, float]:
 def opened(study: AblateConfig) -> AblateConfig:
     """Return the study of the lake as it is now: a snapshot that is published meanwhile changes none of its students.
 
-    Raises LakeError or TeacherError where somebody would be examined on what he was trained on.
+    Raises LakeError or TeacherError where somebody would be examined on what he was trained on, or answers that are to
+    be looked up are missing.
     """
     lake = study.train.open_lake(study.train.snapshot)
     check_disjoint_splits(lake, study.train.split, study.examined)
     check_no_leakage(read_cards(parse_teachers(study.train.teachers)), lake, [study.train.split, study.examined])
+    cached = study.train.cached_targets(lake)
+    for split in (study.train.split, study.examined):
+        for name, url in parse_teachers(study.train.teachers).items():
+            replace(cached, split=split).open(name, url)
     return replace(study, train=replace(study.train, snapshot=lake.snapshot))
 
 
 def run(study: AblateConfig, console: Console) -> int:
     """Train and compare, print the tables, and return the exit status 0."""
+    check_options(study)
     out = absolute(study.train.out)
     jobs = jobs_of(opened(study))
     found: dict[tuple[float, str, int], dict[str, float]] = {}
@@ -285,7 +298,7 @@ def _write(out: str, results: Results, split: str) -> None:
     folder = RunDir(out)
     folder.write(f"ablation-{split}.json", json.dumps(results, indent=1, allow_nan=False).encode())
     folder.write(f"ablation-{split}.md", markdown(results).encode())
-    page = Page(f"ClassroomNet: does listening help? Examined on {split}")
+    page = Page(f"ClassroomNet: does distillation help? Evaluated on {split}")
     fill_page(page, results)
     page.write(folder.place(f"report-{split}.html"))
 

@@ -1,7 +1,7 @@
-"""Keep a teacher's answers in the lake: `python pipelines/cache_targets.py --lake URL --teacher FOLDER`.
+"""Store a teacher's predictions in the lake: `python pipelines/cache_targets.py --lake URL --teacher FOLDER`.
 
-Trainings with `--cached NAME` and the same teacher, images and grid look them up; its network is asked only before
-the first step, about a few images. Run it again after any interruption: segments that are committed are skipped.
+Trainings with `--cached NAME` and the same teacher, images and grid read them; its network runs only before the first
+step, on a few images. Run it again after any interruption: segments that are committed are skipped.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from datalake.cli import run_command
 from datalake.derived_table import missing_segments
 from datalake.lake import open_lake
 from pipelines.device import device_of
+from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from teachers.cached import cache_segment, origin_of
@@ -24,28 +25,27 @@ from teachers.load import load_teacher
 
 @dataclass(frozen=True, kw_only=True)
 class CacheTargetsConfig:
-    """Ask a teacher of classes about every image of a split once, and keep what it says as a table of the lake."""
+    """Ask a teacher about every image of a split once, and keep its answers as a table of the lake."""
 
     # The lake: a local path, s3:// or gs://.
     lake: str
     # The teacher's folder, with its weights and card; any fsspec URL.
     teacher: str
-    # The table will be called teacher_NAME; by default as the teacher's card says.
+    # The table will be called teacher_NAME; by default the name in the teacher's card.
     name: str | None = None
-    # The split whose images are looked at.
+    # The split whose images are predicted.
     split: str = "train"
     # Height and width of the student's grid in cells.
     grid: tuple[int, int] = (64, 96)
     # Width and height that images are scaled to, as in the training.
     image_size: tuple[int, int] = (384, 256)
-    # Where the teacher looks: cpu, cuda, cuda:1 …; by default on the GPU if there is one.
+    # Where the teacher runs: cpu, cuda, cuda:1 …; by default on the GPU if there is one.
     device: str = "auto"
 
 
 def run(config: CacheTargetsConfig, console: Console) -> int:
     """Cache what is missing, print a closing line, and return the exit status 0."""
-    if min(*config.grid, *config.image_size) < 1:
-        raise TeacherError(f"--grid {config.grid}, --image-size {config.image_size}: expected at least 1 each")
+    check_options(config)
     started = time.monotonic()
     lake = open_lake(absolute(config.lake))
     folder = absolute(config.teacher)

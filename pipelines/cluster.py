@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,9 +17,12 @@ from pipelines.reaper import reaped
 # Ray's local clusters authenticate by token, which is right, and say so at every start, which is noise.
 _TOKEN_NOTICE = "ray._private.authentication.authentication_token_setup"
 
+# A cluster that is there answers at once, also from another continent.
+_ANSWER_S = 15.0
+
 
 class NoRayError(OSError):
-    """Ray is not installed, and what was asked for runs on it."""
+    """Ray is not installed, or cannot be reached, and the command needs it."""
 
 
 @contextmanager
@@ -28,7 +32,7 @@ def cluster() -> Iterator[None]:
     Under `ray job submit` (RAY_ADDRESS is set) the job's cluster is joined as it is. Otherwise a local one is
     started and stopped: a bare `ray.init()` might join a cluster that died and wait for it for ever.
 
-    Raises NoRayError where Ray is not installed.
+    Raises NoRayError where Ray is not installed, or nobody answers at the cluster's address.
     """
     try:
         import ray
@@ -40,7 +44,8 @@ def cluster() -> Iterator[None]:
     # Ray would have its own way to end a driver.
     stop = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
-        if cluster_address():
+        if address := cluster_address():
+            _check_answers(address)
             ray.init(logging_level=logging.WARNING)
         else:
             # Usage reports would go over the network.
@@ -59,6 +64,21 @@ def cluster() -> Iterator[None]:
         finally:
             ray.shutdown()
             _keep(stop)
+
+
+def _check_answers(address: str) -> None:
+    """Raise NoRayError unless somebody answers at HOST:PORT: Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        # Such as `auto`: Ray knows.
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise NoRayError(
+            f"RAY_ADDRESS {address}: no cluster answers ({error}); start it, or unset RAY_ADDRESS to run on this"
+            " machine"
+        ) from error
 
 
 def _keep(stop: Any) -> None:

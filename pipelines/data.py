@@ -1,4 +1,4 @@
-"""What a lake gives a student to learn from: which frames, with or without labels, in which order."""
+"""The training data of a student: which frames of a lake, with or without labels, in which order."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from teachers.card import TeacherCard, TeacherError
 
 # Chunks that are mixed at a time, at least.
 _STREAMS = 64
-# Whose points the lidar teacher looks at: the others need not be carried along.
+# The lasers whose points the lidar teacher uses; the others are not read.
 _LASERS = ("TOP",)
-# A labelled image that is seen so often teaches little more; others may take its place (benchmarks/classroom.md).
+# After so many visits a labelled image brings little more; others may take its place (benchmarks/classroom.md).
 _ENOUGH_VISITS = 20
 
 
@@ -140,7 +140,10 @@ def mixed_batches(
 
 
 def read_boxes(frames: Frames) -> Tensor:
-    """Return every labelled box float32 [N, 4] of the frames, in pixels of their image size."""
+    """Return every labelled box float32 [N, 4] of the frames as samples have them.
+
+    In pixels of the frames' image size, within the image and with an area.
+    """
     width, height = frames.image_size
     keys = ["segment", "timestamp_us", "camera"]
     chosen = frames.chosen
@@ -149,23 +152,24 @@ def read_boxes(frames: Frames) -> Tensor:
     joined = labels.join(sizes, keys, join_type="inner")
     joined = joined.filter(pa.compute.is_in(joined["camera"], pa.array(frames.cameras)))
     columns = [
-        torch.from_numpy(joined[edge].to_numpy() * (size / joined[extent].to_numpy()))
+        torch.from_numpy(joined[edge].to_numpy() * (size / joined[extent].to_numpy())).clamp(0, size)
         for edge, size, extent in (
             ("x0", width, "width"), ("y0", height, "height"), ("x1", width, "width"), ("y1", height, "height"),
         )
     ]  # fmt: skip
-    return torch.stack(columns, 1).float()
+    boxes = torch.stack(columns, 1).float()
+    return boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
 
 
 def check_no_leakage(cards: dict[str, TeacherCard], lake: Lake, splits: Sequence[str]) -> None:
-    """Raise TeacherError where a teacher was trained on a segment of these splits: it would pass its labels on."""
+    """Raise TeacherError where a teacher was trained on a segment of these splits: its labels would leak."""
     segments = {commit.segment: commit.split for commit in lake.commits if commit.split in splits}
     for name, card in cards.items():
         shared = sorted(segments.keys() & card.data.all_segments) if card.data else []
         if shared:
             raise TeacherError(
                 f"teacher {name} was trained on {len(shared)} of the student's segments, e.g. {shared[0]} of split"
-                f" {segments[shared[0]]}: it would pass their labels on; train it on another split"
+                f" {segments[shared[0]]}: their labels would leak; train it on another split"
             )
 
 

@@ -1,4 +1,4 @@
-"""The main job on the embedded default: drives become a lake, teachers learn from it, a student learns from both.
+"""The whole pipeline on simulated drives: a lake is built, teachers are trained on it, a student on both.
 
     python pipelines/demo.py            # or: make demo
 
@@ -6,8 +6,8 @@
 
 With `--store s3://bucket/demo` all of these go there, and only what trainings keep for themselves stays in OUT.
 
-Run it again and it goes on where it was: drives that are written, segments that are committed and steps that are
-trained are kept.
+Run it again after any interruption: drives that are written, segments that are committed and steps that are trained
+are kept.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from datalake.build import BuildConfig
 from datalake.children import process_pool
 from datalake.cli import run_command
 from datalake.commit import LakeError
+from datalake.derived_table import derived_commits_folders, list_derived_tables
 from datalake.fanout import BuildReport, build_lake
 from datalake.info import print_info
 from datalake.lake import Lake, open_lake
@@ -37,35 +38,33 @@ from datalake.ray_tasks import run_on_ray
 from datalake.show import save_frame
 from datalake.synthetic import DriveConfig, write_drives
 from datalake.verify import verify
-from pipelines import evaluate, train, train_teachers
+from pipelines import cache_targets, evaluate, train, train_teachers
 from pipelines.build_lake import summary
 from pipelines.cluster import cluster
-from pipelines.data import Frames
-from pipelines.device import device_of
 from pipelines.paths import cluster_address
 from pipelines.progress import ProgressBar
-from pipelines.teacher_loading import needs_points, precompute_targets, read_cards
 from pipelines.train_config import TrainConfig
 from pipelines.train_teachers import TeacherName, TrainTeachersConfig
 from student.config import StudentConfig
 from student.report.page import Page
-from teachers.card import CARD_FILE, WEIGHTS_FILE
-from teachers.remembered import remembered_total
+from teachers.card import CARD_FILE, WEIGHTS_FILE, read_card
 from training.loop import LoopConfig
 from training.run_dir import RunDir
 
-# Splits are of whole segments, and from different seeds: no street is in two of them. Teachers learn on segments that
-# the student never sees; else they would pass labels on.
+# Splits are of whole segments, and from different seeds: no street is in two of them. Teachers are trained on segments
+# that the student never sees; otherwise labels would leak.
 _SEEDS = {"teach": 3, "train": 1, "val": 2}
 _FRAME_RATE_HZ = 2.0
 _TEACHERS: tuple[TeacherName, ...] = ("spvcnn", "mask_rcnn")
+# The student learns from the images of the first, and is evaluated on those of the second.
+_ASKED = ("train", "val")
 # Samples that a teacher is examined on, and that its statistics are of.
 _EXAMINED, _MEASURED = 40, 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Simulate drives, build their lake, train teachers and a student, and look at what came of it."""
+    """Simulate drives, build their lake, train teachers and a student, evaluate it, and write a report."""
 
     # Drives, lake, teachers, student and report go here.
     out: Path = Path("out/demo")
@@ -75,11 +74,11 @@ class DemoConfig:
     teach_segments: int = 70
     # Simulated segments for the student.
     train_segments: int = 150
-    # Simulated segments to examine on.
+    # Simulated segments to evaluate on.
     val_segments: int = 30
-    # Frames per segment, at 2 Hz: many streets teach more than many images of one.
+    # Frames per segment, at 2 Hz: many streets are better training data than many images of one.
     frames: int = 3
-    # Cameras on the simulated car; the student looks through the first.
+    # Cameras on the simulated car; the student uses the first.
     cameras: tuple[str, ...] = ("FRONT",)
     # Steps of the lidar teacher.
     lidar_steps: int = 60
@@ -122,8 +121,8 @@ def run(config: DemoConfig, console: Console) -> int:
     if failed or problems:
         return 1
 
-    answers = (config.out / "answers").absolute()
-    teachers = teach(config, lake_url, answers, console)
+    teachers = teach(config, lake_url, console)
+    cached = tuple(f"{name}={cached_as(folder)}" for name, folder in teachers.items())
     named = tuple(f"{name}={_published(name, folder, config)}" for name, folder in teachers.items())
     student = f"{config.place}/student"
     console.print("\n[bold]the student[/]")
@@ -133,7 +132,7 @@ def run(config: DemoConfig, console: Console) -> int:
             out=student,
             teachers=named,
             cameras=config.cameras[:1],
-            remember=str(answers),
+            cached=cached,
             device=config.device,
             loop=LoopConfig(steps=config.student_steps),
         ),
@@ -143,7 +142,7 @@ def run(config: DemoConfig, console: Console) -> int:
         checkpoint=student,
         lake=lake_url,
         teachers=named,
-        remember=str(answers),
+        cached=cached,
         device=config.device,
         out=config.place,
     )
@@ -185,11 +184,11 @@ def build(config: DemoConfig, lake_url: str, console: Console) -> bool:
     return complete
 
 
-def teach(config: DemoConfig, lake_url: str, answers: Path, console: Console) -> dict[str, Path]:
+def teach(config: DemoConfig, lake_url: str, console: Console) -> dict[str, Path]:
     """Train the teachers side by side, each on its share of the cores; return name -> folder.
 
-    answers: folder in which they leave what they say of every frame that a student will see; nobody has to wait for
-    them then
+    Their answers to every image that a student will see are in the lake then (see `cached_as`); no student waits for
+    them.
     """
     folder = (config.out / "teachers").absolute()
     base = TrainTeachersConfig(
@@ -211,15 +210,16 @@ def teach(config: DemoConfig, lake_url: str, answers: Path, console: Console) ->
         for name in _TEACHERS
     ]
     steps = config.lidar_steps + config.mask_steps
-    questions = len(_TEACHERS) * sum(frames.stream(1, shuffle=False).epoch_samples for frames in _asked(base))
+    lake = open_lake(lake_url)
+    questions = len(_TEACHERS) * sum(len(lake.in_split(split)) for split in _ASKED)
     console.print("\n[bold]the teachers[/]")
     with process_pool(len(courses)) as pool, ProgressBar(console) as bar:
-        running = [pool.submit(_hold, course, answers) for course in courses]
+        running = [pool.submit(_hold, course) for course in courses]
         while not all(future.done() for future in running):
             if (trained := sum(_steps_done(folder / name) for name in _TEACHERS)) < steps:
                 bar.update("teachers", trained, steps, "steps")
             else:
-                bar.update("answers", remembered_total(answers), questions, "answers")
+                bar.update("answers", min(_segments_cached(lake), questions), questions, "segments")
             time.sleep(1)
         for future in running:
             console.print(future.result(), soft_wrap=True, markup=False, highlight=False)
@@ -236,27 +236,39 @@ def _published(name: str, folder: Path, config: DemoConfig) -> str:
     return place.url
 
 
-def _hold(course: TrainTeachersConfig, answers: Path) -> str:
-    """Train one teacher and let it answer, in a process of its own; return what it printed of the training."""
+def cached_as(teacher: Path) -> str:
+    """Return the name under which the lake has the teacher's answers: one trained anew leaves others."""
+    card = read_card(str(teacher))
+    return f"{card.name}_{card.weights_sha256[:12]}"
+
+
+def _hold(course: TrainTeachersConfig) -> str:
+    """Train one teacher and cache its answers, in a process of its own; return what it printed of the training."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(_TEACHERS)))
     output = io.StringIO()
     train_teachers.run(course, Console(file=output, width=100))
-    named = {str(course.teacher): f"{course.out}/{course.teacher}"}
+    folder = Path(course.out) / str(course.teacher)
     width, height = course.image_size
-    for frames in _asked(course, points=needs_points(read_cards(named).values())):
-        precompute_targets(named, frames, StudentConfig().grid(height, width), device_of(course.device), answers)
+    for split in _ASKED:
+        answers = cache_targets.CacheTargetsConfig(
+            lake=course.lake,
+            teacher=str(folder),
+            name=cached_as(folder),
+            split=split,
+            grid=StudentConfig().grid(height, width),
+            image_size=course.image_size,
+            device=course.device,
+        )
+        cache_targets.run(answers, Console(quiet=True))
     lines = output.getvalue().splitlines()
     first = next(number for number, line in enumerate(lines) if " steps in " in line)
     return "\n".join(lines[first:])
 
 
-def _asked(course: TrainTeachersConfig, *, points: bool = False) -> list[Frames]:
-    """Return the frames that a student will ask about: those it learns from, and those it is examined on."""
-    lake = open_lake(course.lake)
-    return [
-        Frames(lake=lake, split=split, cameras=course.cameras, image_size=course.image_size, points=points)
-        for split in ("train", "val")
-    ]
+def _segments_cached(lake: Lake) -> int:
+    """Return how many segments the lake has a teacher's answers of, each teacher's counted."""
+    folders = (derived_commits_folders(name, split)[0] for name in list_derived_tables(lake.store) for split in _ASKED)
+    return sum(len(lake.store.listing(folder)) for folder in folders)
 
 
 def _steps_done(folder: Path) -> int:

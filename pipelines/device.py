@@ -34,7 +34,7 @@ def device_of(name: str) -> torch.device:
 
 
 def decoding_threads(device: torch.device) -> int:
-    """Return how many images a process should decode at once that trains or examines on the device.
+    """Return how many images a process should decode at once that trains or evaluates on the device.
 
     A GPU must not wait for images; the cores of a CPU have the network itself to do.
     """

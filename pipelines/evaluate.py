@@ -1,11 +1,11 @@
-"""Examine a trained student: `python pipelines/evaluate.py --checkpoint RUN --lake URL --teachers NAME=FOLDER …`.
+"""Evaluate a trained student: `python pipelines/evaluate.py --checkpoint RUN --lake URL --teachers NAME=FOLDER …`.
 
-    OUT/metrics.json          every figure, and what was examined
-    OUT/report.html           the same to look at: one page that needs no other file
+    OUT/metrics.json          every metric, and what was evaluated
+    OUT/report.html           the same as one page that needs no other file
     OUT/student.safetensors   with --export: the weights and the configuration
     OUT/student.pt2           with --export: a program that runs without this package
 
-The run's segments, and those that the teachers were trained on, must not be examined on.
+A split with segments that the student or a teacher was trained on is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,9 +28,9 @@ from datalake.lake import Lake, open_lake
 from datalake.sample import Sample
 from pipelines.data import Frames, check_disjoint_splits, check_no_leakage
 from pipelines.device import decoding_threads, device_of
+from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from pipelines.teacher_loading import needs_points, open_pool, parse_teachers, read_cards
 from student.checkpoint import read_student
 from student.config import StudentError
 from student.detector import Student
@@ -43,7 +42,9 @@ from student.report.comparisons import comparisons
 from student.report.evaluation import Evaluation, write_report
 from student.report.page import Page
 from teachers.card import TeacherCard, TeacherError
-from teachers.pool import TeacherPool
+from teachers.load import needs_points
+from teachers.loading import CachedTargets, open_pool, parse_cached, parse_teachers, read_cards
+from teachers.pool import LocalPool
 from training.checkpoint import Checkpoint
 from training.metrics_log import HISTORY_FILE
 from training.precision import uses_bfloat16
@@ -53,7 +54,7 @@ from training.versions import installed_versions
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 # The page shows a few of these, those with the most labels.
 _EXAMPLES = 48
-# Samples of the training split that tell the mean of each cell.
+# Samples of the training split from which the mean of each cell is computed.
 _MEAN_SAMPLES = 200
 _EXPORT_PICTURES = 8
 _PACKAGES = ("classroomnet", "torch", "torchvision", "numpy", "pycocotools")
@@ -63,13 +64,13 @@ Tell = Callable[[str, int, int, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Examine a student on frames that neither it nor its teachers were trained on."""
+    """Evaluate a student on frames that neither it nor its teachers were trained on."""
 
     # The folder that a training wrote to: a local path or any fsspec URL.
     checkpoint: str
     # The lake: a local path, s3:// or gs://.
     lake: str
-    # The split to examine on.
+    # The split to evaluate on.
     split: str = "val"
     # Teachers to compare the student's branches with, as NAME=FOLDER, or none alone.
     teachers: tuple[str, ...] = ("none",)
@@ -79,16 +80,17 @@ class EvaluateConfig:
     export: bool = False
     # Images at once.
     batch: int = 6
-    # Cameras to look through; by default the training's.
+    # Cameras whose images are used; by default the training's.
     cameras: tuple[str, ...] | None = None
     # Width and height that images are scaled to; by default the training's, whose pixels the anchors were made for.
     image_size: tuple[int, int] | None = None
     # At most so many samples, drawn from the whole split; by default all.
     samples: int | None = None
-    # The split whose mean in each cell the imitation of numbers is compared with.
+    # The split whose mean in each cell the imitation of regression teachers is compared with.
     train_split: str = "train"
-    # Folder in which teachers' answers are kept; by default they look anew.
-    remember: str | None = None
+    # Teachers whose answers are looked up in the lake, where `cache_targets.py` has put them: NAME, or NAME=CACHED if
+    # they were put there under another name than the teacher's own. Those of numbers for the training split, too.
+    cached: tuple[str, ...] = ()
     # cpu, cuda, cuda:1 …; by default the GPU if there is one.
     device: str = "auto"
 
@@ -103,33 +105,35 @@ class Evaluated:
 
 
 def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], None] = lambda _page: None) -> Evaluated:
-    """Examine the student, write metrics and page, and with `export` the student; progress goes to the console.
+    """Evaluate the student, write metrics and page, and with `export` the student; progress goes to the console.
 
     more: called with the page when the evaluation is on it, to add what else there is to show
 
     Raises LakeError, TeacherError or StudentError where that cannot be, or the metrics would mean nothing.
     """
+    check_options(config)
     checkpoint_url = absolute(config.checkpoint).rstrip("/")
     out = RunDir(absolute(config.out) if config.out is not None else f"{checkpoint_url}/evaluation")
     student, checkpoint = read_student(checkpoint_url)
     lake = open_lake(absolute(config.lake))
     named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
     cards = read_cards(named)
-    frames = _frames(config, checkpoint, lake, needs_points(cards.values()), console)
+    tables = parse_cached(config.cached, named)
+    asked = [card for name, card in cards.items() if name not in tables]
+    frames = _frames(config, checkpoint, lake, needs_points(asked), console)
     _check(config, student, checkpoint, lake, cards, console)
     width, height = frames.image_size
     grid = student.config.grid(height, width)
 
-    # All other ways to fail are cheap; this one is not found out after a long examination.
+    # All other ways to fail are cheap; this one must not be found out after a long evaluation.
     exported = _export(config, student, frames, out) if config.export else {}
     device = device_of(config.device)
     frames = replace(frames, threads=decoding_threads(device))
     # As in the training, where this device can.
     bfloat16 = bool(checkpoint.fingerprint.get("bfloat16")) and uses_bfloat16("auto", device)
-    pool = None
-    if named:
-        remember = Path(absolute(config.remember)) if config.remember else None
-        pool = open_pool(named, grid, device, remember)
+    pool = open_pool(named, grid, device, CachedTargets(lake, config.split, tables)) if named else None
+    of_numbers = {name: url for name, url in named.items() if cards[name].kind == "regression"}
+    mean_pool = open_pool(of_numbers, grid, device, CachedTargets(lake, config.train_split, tables))
     layout = memory_format(student.config.norm, device)
     student = student.to(device).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     batches, samples = _batches(frames, config)
@@ -138,10 +142,10 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
             student,
             batches,
             pool,
-            cell_means=_cell_means(config, frames, cards, pool, bar.update) if pool else None,
+            cell_means=_cell_means(config, frames, mean_pool, bar.update),
             example_every=-(-samples // _EXAMPLES),
             bfloat16=bfloat16,
-            progress=lambda done: bar.update("examine", done, samples, "samples"),
+            progress=lambda done: bar.update("evaluate", done, samples, "samples"),
         )
     how = {
         "lake": lake.store.url,
@@ -177,7 +181,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
 
 
 def run(config: EvaluateConfig, console: Console, more: Callable[[Page], None] = lambda _page: None) -> int:
-    """Examine, print the chief metrics and the page's path, and return the exit status 0; see `evaluate`."""
+    """Evaluate, print the chief metrics and the page's path, and return the exit status 0; see `evaluate`."""
     evaluated = evaluate(config, console, more)
     console.print(summary(evaluated))
     console.print(f"open {evaluated.report}", soft_wrap=True, highlight=False)
@@ -185,7 +189,7 @@ def run(config: EvaluateConfig, console: Console, more: Callable[[Page], None] =
 
 
 def summary(evaluated: Evaluated) -> Table:
-    """Return the chief metrics, and beside them those of trivial answers."""
+    """Return the chief metrics, and beside them those of trivial predictors."""
     metrics, samples = evaluated.evaluation.metrics, evaluated.evaluation.result.samples
     table = Table(title=f"{samples:,} samples, step {evaluated.step:,}", title_justify="left")
     for heading, wraps in (("", False), ("student", False), ("trivial", False), ("", True)):
@@ -205,7 +209,7 @@ def _check(
     cards: dict[str, TeacherCard],
     console: Console,
 ) -> None:
-    """Raise where the student cannot be examined as asked, or the metrics would mean nothing."""
+    """Raise where the student cannot be evaluated as configured, or the metrics would mean nothing."""
     if config.batch < 1:
         raise StudentError(f"--batch {config.batch}: expected at least 1")
     if config.samples is not None and config.samples < 1:
@@ -218,7 +222,7 @@ def _check(
             )
         if _learned_from(checkpoint, name) not in (None, card.weights_sha256):
             raise TeacherError(
-                f"teacher {name}: the student learned from another one, so how it imitates this one means nothing; give"
+                f"teacher {name}: the student was distilled from another one: its imitation of this means nothing; give"
                 " the teacher that it was trained with"
             )
     _check_unseen(config, checkpoint, lake, console)
@@ -228,17 +232,17 @@ def _check(
 
 
 def _check_unseen(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, console: Console) -> None:
-    """Raise LakeError where the student was trained on a segment that it is to be examined on."""
+    """Raise LakeError where the student was trained on a segment that it is to be evaluated on."""
     url, snapshot, split = (checkpoint.fingerprint.get(name) for name in ("lake", "snapshot", "split"))
     if not isinstance(url, str) or not isinstance(snapshot, int) or not isinstance(split, str):
         raise StudentError(
-            f"{config.checkpoint}: the checkpoint does not say which lake, snapshot and split it was trained on, so"
-            " nobody can tell whether it has seen these frames"
+            f"{config.checkpoint}: the checkpoint does not name the lake, snapshot and split that it was trained on, so"
+            " it is unknown whether it has seen these frames"
         )
     try:
         trained = {commit.segment for commit in open_lake(url, snapshot).in_split(split)}
     except LakeError as error:
-        # Runs are carried to other machines. What can be compared still is, and the reader is told.
+        # Runs are copied to other machines. What can be compared still is, and a line says so.
         console.print(f"the lake of the training cannot be read, so this lake's split {split} is compared: {error}")
         trained = {commit.segment for commit in lake.in_split(split)}
     examined = {commit.segment for commit in lake.in_split(config.split)}
@@ -250,7 +254,7 @@ def _check_unseen(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, co
 
 
 def _learned_from(checkpoint: Checkpoint, teacher: str) -> object:
-    """Return the checksum of the weights of the teacher of that name in the training; None where it was not heard."""
+    """Return the checksum of the weights of the teacher of that name in the training; None where it was not used."""
     return checkpoint.fingerprint.get(f"teacher.{teacher}")
 
 
@@ -260,11 +264,9 @@ def _export(config: EvaluateConfig, student: Student, frames: Frames, out: RunDi
     return export_student(student, out.url, [sample.image for batch in batches for sample in batch]).metrics()
 
 
-def _cell_means(
-    config: EvaluateConfig, frames: Frames, cards: Mapping[str, TeacherCard], pool: TeacherPool, tell: Tell
-) -> dict[str, Tensor]:
-    """Return the mean of each cell over samples of the training split, for each teacher of numbers."""
-    means = {name: CellMean(card.channels, *pool.grid) for name, card in cards.items() if card.kind == "regression"}
+def _cell_means(config: EvaluateConfig, frames: Frames, pool: LocalPool, tell: Tell) -> dict[str, Tensor]:
+    """Return the mean of each cell over samples of the training split, for each of these teachers of numbers."""
+    means = {name: CellMean(card.channels, *pool.grid) for name, card in pool.cards.items()}
     if not means:
         return {}
     batches, samples = _batches(replace(frames, split=config.train_split), replace(config, samples=_MEAN_SAMPLES))
@@ -292,9 +294,9 @@ def _grouped(samples: Iterator[Sample], batch: int) -> Iterator[list[Sample]]:
 
 
 def _frames(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, points: bool, console: Console) -> Frames:
-    """Return the frames to examine on, seen as in the training unless asked otherwise, which the reader is told.
+    """Return the frames to evaluate on, read as in the training unless configured otherwise, which is printed.
 
-    Raises StudentError where the checkpoint does not say how the training saw them.
+    Raises StudentError where the checkpoint does not say how the training read them.
     """
     asked: dict[str, Any] = {"cameras": config.cameras, "image_size": config.image_size}
     for name, value in asked.items():
@@ -331,7 +333,7 @@ def _settings(checkpoint: Checkpoint, named: Mapping[str, str], how: Mapping[str
     width, height = how["image_size"]
     return {
         "trained": f"{checkpoint.step:,} steps in {checkpoint.seconds:,.0f} s",
-        "examined on": f"split {how['split']} of {how['lake']}, snapshot {how['snapshot']}",
+        "evaluated on": f"split {how['split']} of {how['lake']}, snapshot {how['snapshot']}",
         "segments": f"{len(how['segments']):,}",
         "images": f"{width} x {height}, {', '.join(how['cameras'])}, {how['batch']} at once",
         "computed on": f"{how['device']}, {'bfloat16' if how['bfloat16'] else 'float32'}",

@@ -2,8 +2,8 @@
 
     FOLDER/weights.safetensors, card.json      as `train_teachers.py` writes them
 
-`spvnas`: a checkpoint of SPVNAS or SPVCNN on SemanticKITTI, as its authors publish it, with its net.config. What it
-says is measured over the lake, so that a student can imitate numbers of mean 0 and variance 1.
+`spvnas`: a checkpoint of SPVNAS or SPVCNN on SemanticKITTI, as its authors publish it, with its net.config. The mean
+and variance of its features over the lake go into the card: a student imitates numbers of mean 0 and variance 1.
 `mask-rcnn`: torchvision's Mask R-CNN on COCO, a file of torch.save.
 """
 
@@ -20,6 +20,7 @@ from datalake.cli import run_command
 from datalake.lake import open_lake
 from pipelines.data import Frames
 from pipelines.device import device_of
+from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from teachers.card import TeacherCard, write_card, write_weights
 from teachers.lidar import SpvnasTeacher
@@ -45,7 +46,7 @@ class Spvnas:
     samples: int = 128
     # Width and height that images are scaled to.
     image_size: tuple[int, int] = (384, 256)
-    # Where it looks: cpu, cuda, cuda:1 …; by default on the GPU if there is one.
+    # Where it runs: cpu, cuda, cuda:1 …; by default on the GPU if there is one.
     device: str = "auto"
 
     def run(self) -> None:
@@ -87,6 +88,7 @@ def _write(url: str, teacher: SpvnasTeacher | MaskRcnnTeacher, card: TeacherCard
 
 def run(command: Spvnas | MaskRcnn, console: Console) -> int:
     """Import, say where to, and return the exit status 0."""
+    check_options(command)
     command.run()
     console.print(absolute(command.out), soft_wrap=True, highlight=False)
     return 0

@@ -4,7 +4,7 @@
     OUT/history.jsonl     a line for each step: losses, rates, throughput, waiting
     OUT/tensorboard/      the same for TensorBoard
 
-Run it again after any interruption, with the same settings, and it goes on where it was. It runs by itself, or as
+Run it again after any interruption, with the same settings, and it continues. It runs by itself, or as
 `ray job submit --working-dir . -- python pipelines/train.py …` on a cluster. With `--workers 0` the training runs in
 this process; otherwise Ray Train starts so many workers, and starts them again when one is lost.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -22,16 +21,9 @@ from datalake.cli import run_command
 from pipelines.cluster import cluster
 from pipelines.data import mixed_batches
 from pipelines.device import decoding_threads, device_of
+from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from pipelines.teacher_loading import (
-    NamedTeacher,
-    all_remembered,
-    needs_points,
-    open_cached,
-    open_teacher,
-    read_cards,
-)
 from pipelines.train_config import TrainConfig
 from pipelines.train_setup import TrainPlan, prepare_training
 from student.detector import Student
@@ -39,7 +31,9 @@ from student.distillation.imitation import Imitation
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import DetectionObjective
 from student.layers import memory_format
-from teachers.pool import LocalPool, TeacherPool
+from teachers.load import needs_points
+from teachers.loading import open_pool, open_teacher, read_cards
+from teachers.pool import TeacherPool
 from teachers.teacher import Teacher
 from training.distributed import Distributed
 from training.loop import Trained, TrainInputs, train
@@ -47,7 +41,7 @@ from training.objective import Batch
 from training.run_dir import RunDir
 from training.run_lock import run_lock
 
-# The distillation methods by the names that --distill takes, each built from what was found out before the training.
+# The distillation methods by the names that --distill takes, each built from the plan of the training.
 DISTILLATION_METHODS: dict[str, Callable[[TrainPlan], DistillationMethod]] = {
     "imitation": lambda plan: Imitation(plan.config.imitation, plan.class_weights),
 }
@@ -63,12 +57,9 @@ def train_worker(
     lake = config.open_lake(plan.snapshot)
     width, height = config.image_size
     grid = plan.student.grid(height, width)
-    remember = Path(absolute(config.remember)) if config.remember else None
-    points = needs_points(read_cards(plan.teachers).values())
-    if points and remember is not None:
-        # Nobody will look at points whose answers are all there, and they are most of what would be read.
-        everything = config.frames(lake, points=False)
-        points = not all_remembered(plan.teachers, everything, grid, remember)
+    # Points are most of what would be read; nobody looks at them where answers are looked up.
+    asked = {name: url for name, url in plan.teachers.items() if name not in config.tables}
+    points = needs_points(read_cards(asked).values())
     threads = decoding_threads(distributed.device)
     labelled, unlabelled = (
         config.frames(lake, points=points, segments=segments, threads=threads)
@@ -129,20 +120,20 @@ def _open_pool(plan: TrainPlan, grid: tuple[int, int], device: torch.device) -> 
         from teachers.ray_pool import RayPool
 
         return RayPool(list(plan.teachers), grid, device=device)
-    return LocalPool([teacher_of(plan, name, device) for name in plan.teachers], grid, device=device)
+    config = plan.config
+    return open_pool(plan.teachers, grid, device, config.cached_targets(config.open_lake(plan.snapshot)))
 
 
 def teacher_of(plan: TrainPlan, name: str, device: torch.device | str) -> Teacher:
-    """Return a teacher, or what the lake has of its answers, under the name that the student calls it."""
-    config, url = plan.config, plan.teachers[name]
-    if name in config.tables:
-        lake = config.open_lake(plan.snapshot)
-        return NamedTeacher(name, open_cached(url, config.tables[name], lake, config.split))
-    return open_teacher(name, url, device, Path(absolute(config.remember)) if config.remember else None)
+    """Return a teacher, or what the lake has of its answers."""
+    config = plan.config
+    cached = config.cached_targets(config.open_lake(plan.snapshot))
+    return open_teacher(name, plan.teachers[name], device, cached)
 
 
 def run(config: TrainConfig, console: Console) -> int:
     """Train, print a closing line, and return the exit status 0."""
+    check_options(config)
     with run_lock(absolute(config.out)):
         return _run(config, console)
 
@@ -152,7 +143,7 @@ def _run(config: TrainConfig, console: Console) -> int:
         plan = prepare_training(config, console, bar.update)
     if config.workers:
         with cluster():
-            # Ray is imported where it is used: without `--workers` nobody needs it.
+            # Ray is imported where it is used: without `--workers` it is not needed.
             from pipelines.train_on_ray import train_on_ray
 
             train_on_ray(plan, console)

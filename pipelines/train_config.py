@@ -1,4 +1,4 @@
-"""What a student's training is asked for, and what follows from that alone."""
+"""The configuration of a student's training, and what follows from that alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from datalake.cache import RangeCache
 from datalake.lake import Lake, open_lake
 from pipelines.data import Frames, labelled_segments, unlabelled_per_batch
 from pipelines.paths import absolute
-from pipelines.teacher_loading import parse_teachers, read_cards
 from student.augmentation import Augmentation
 from student.config import Feed, Preset, StudentError
 from student.distillation.controls import Targets
 from student.distillation.imitation import ImitationConfig
 from student.distillation.objective import LossWeights
+from teachers.loading import CachedTargets, parse_cached, parse_teachers, read_cards
 from training.fingerprint import Plain, flatten
 from training.loop import LoopConfig
 from training.optimizer import OptimizerConfig
@@ -25,10 +25,9 @@ from training.precision import uses_bfloat16
 Method = Literal["imitation", "none"]
 Anchors = Literal["fitted", "paper"]
 
-# What does not decide about the result: where things are kept and who does the work.
+# What does not decide about the result: where things are kept and which processes compute.
 _IRRELEVANT = {
     "out",
-    "remember",
     "cache",
     "cache_bytes",
     "cached",
@@ -44,7 +43,7 @@ _IRRELEVANT = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a Faster R-CNN with a depth head that listens to frozen teachers."""
+    """Train a Faster R-CNN with a depth head by distillation from frozen teachers."""
 
     # The lake: a local path, s3:// or gs://.
     lake: str
@@ -52,30 +51,31 @@ class TrainConfig:
     out: str
     # Teachers as NAME=FOLDER, or none alone.
     teachers: tuple[str, ...] = ("none",)
-    # Distillation methods by which the student learns from its teachers, or none alone: their branches stay, but no
-    # teacher is asked.
+    # Distillation methods by which the student learns from its teachers, or none alone: their branches stay, but are
+    # not distilled.
     distill: tuple[Method, ...] = ("imitation",)
-    # What the methods get. Controls: `shuffled` gives each image the targets of another, `random` drawn ones.
+    # The targets that the methods get. Controls: `shuffled` gives each image the targets of another, `random` draws
+    # them.
     targets: Targets = "real"
-    # Teachers who are not asked, though the student has a branch for them.
+    # Teachers whose branches stay, but that the student is not distilled from.
     mute: tuple[str, ...] = ()
     # The student's architecture.
     preset: Preset = "classroom"
     # Pixels per cell on which the default student imitates.
     stride: Literal[4, 8] = 4
-    # What a branch passes on to the detector: what it says, the features behind that, or both.
+    # What a branch passes on to the detector: its prediction, the features before it, or both.
     feed: Feed = "both"
     # Anchors fitted to the labelled boxes, or the paper's.
     anchors: Anchors = "fitted"
     # The training stops before it starts where anchors overlap a smaller share of the boxes by IoU 0.5.
     min_anchor_recall: float = 0.6
-    # Seed of weights, order and chance.
+    # Seed of weights, order and augmentation.
     seed: int = 0
     # The split to train on. Teachers must not have seen it.
     split: str = "train"
-    # The lake's snapshot; the newest by default. A run that goes on needs the one that it began with.
+    # The lake's snapshot; the newest by default. A run that continues needs the one that it began with.
     snapshot: int | None = None
-    # Cameras to look through.
+    # Cameras whose images are used.
     cameras: tuple[str, ...] = ("FRONT",)
     # Width and height that images are scaled to.
     image_size: tuple[int, int] = (384, 256)
@@ -86,17 +86,15 @@ class TrainConfig:
     # Images per step, over all workers.
     batch: int = 6
     # Of these, images without labels, where there are any and a teacher to learn from. By default up to half, as
-    # long as each labelled image is seen twenty times all the same.
+    # long as each labelled image is still seen twenty times.
     unlabelled: int | None = None
-    # Where the teachers look: in the student's own process, or as Ray actors that all workers ask some batches ahead.
+    # Where the teachers run: in the student's own process, or as Ray actors for all workers, some batches ahead.
     teachers_in: Literal["process", "actors"] = "process"
     # Share of a GPU that each of these actors takes.
     teacher_gpus: float = 0.0
-    # Teachers whose answers are looked up in the lake, where `cache_targets.py` has put them: NAME, or NAME=CACHED if
-    # they were put there under another name than the teacher's own.
+    # Teachers whose predictions are read from the lake, where `cache_targets.py` has stored them: NAME, or NAME=CACHED
+    # if they were stored under another name than the teacher's own.
     cached: tuple[str, ...] = ()
-    # Folder in which teachers' answers are kept, for runs that show the same frames again; by default they look anew.
-    remember: str | None = None
     # Local folder in which what is read of a remote lake is kept, for the next epoch and the next run.
     cache: str | None = None
     # At most so many bytes are kept there.
@@ -110,13 +108,13 @@ class TrainConfig:
     # Where this process trains: cpu, cuda, cuda:1 …; by default on the GPU if there is one. Workers of Ray Train take
     # a GPU each where the cluster has them, unless this is cpu.
     device: str = "auto"
-    # How much each loss of detection counts.
+    # Weight of each detection loss.
     weights: LossWeights = field(default_factory=LossWeights)
-    # How much imitation counts.
+    # Weights of the imitation losses.
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
-    # What happens to the images.
+    # How images are augmented.
     augmentation: Augmentation = field(default_factory=Augmentation)
-    # How fast.
+    # The optimizer and its learning rate.
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     # How long, and in which number format.
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -130,7 +128,6 @@ class TrainConfig:
             out=absolute(self.out),
             teachers=tuple(f"{name}={absolute(url)}" for name, url in parse_teachers(self.teachers).items())
             or ("none",),
-            remember=None if self.remember is None else absolute(self.remember),
             cache=None if self.cache is None else absolute(self.cache),
         )
 
@@ -146,7 +143,7 @@ class TrainConfig:
 
     @property
     def active_teachers(self) -> dict[str, str]:
-        """Name -> folder of the teachers who are asked."""
+        """Name -> folder of the teachers that the student is distilled from."""
         if "imitation" not in self.methods:
             return {}
         named = parse_teachers(self.teachers)
@@ -155,8 +152,11 @@ class TrainConfig:
     @property
     def tables(self) -> dict[str, str | None]:
         """Teachers whose answers are looked up, and the names that these have in the lake; None: the teacher's own."""
-        parts = (text.partition("=") for text in self.cached)
-        return {name: table or None for name, _, table in parts}
+        return parse_cached(self.cached, parse_teachers(self.teachers))
+
+    def cached_targets(self, lake: Lake) -> CachedTargets:
+        """Return the teachers whose answers are looked up in the split to train on."""
+        return CachedTargets(lake, self.split, self.tables)
 
     def open_lake(self, snapshot: int | None) -> Lake:
         """Return the lake at a snapshot, read through the local cache if there is to be one."""

@@ -80,14 +80,14 @@ def wants_gpus(config: TrainConfig, available: int) -> bool:
     return True
 
 
-def _actor_specs(plan: TrainPlan) -> list[ActorSpec]:
+def _actor_specs(plan: TrainPlan) -> dict[str, ActorSpec]:
     if plan.config.teachers_in == "process":
-        return []
+        return {}
     # No CPU is set aside: Ray would wait for ever for one that workers have taken.
-    return [
-        ActorSpec(name=name, load=partial(teacher_of, plan, name), num_cpus=0, num_gpus=plan.config.teacher_gpus)
+    return {
+        name: ActorSpec(load=partial(teacher_of, plan, name), num_cpus=0, num_gpus=plan.config.teacher_gpus)
         for name in plan.teachers
-    ]
+    }
 
 
 def _last_line(error: BaseException) -> str:
@@ -98,7 +98,7 @@ def _last_line(error: BaseException) -> str:
 def _ray_worker(settings: dict[str, Any]) -> str | None:
     """Run in each worker of Ray Train; return why the training stopped before its end, if it did.
 
-    What all workers find alike is an answer: doing the same again would end the same way. What a worker finds in its
+    An error that all workers find alike is returned: a restart would end the same way. One that a worker finds in its
     own images is raised: the others would wait for it.
     """
     context = ray.train.get_context()

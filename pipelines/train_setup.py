@@ -1,10 +1,9 @@
-"""What is found out of lake and teachers before a student's first step."""
+"""What a training needs to know of lake and teachers before the student's first step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from torch import Tensor
@@ -14,35 +13,28 @@ from datalake.sample import Sample
 from pipelines.data import check_no_leakage, read_boxes
 from pipelines.device import device_of
 from pipelines.paths import absolute
-from pipelines.teacher_loading import (
-    class_shares,
-    evaluate_teachers,
-    needs_points,
-    open_cached,
-    open_pool,
-    parse_teachers,
-    read_cards,
-)
 from pipelines.train_config import TrainConfig
 from student.anchors import AnchorReport, anchor_recall, fit_anchors
 from student.config import AnchorShapes, BranchSpec, StudentConfig, StudentError
 from student.distillation.imitation import balanced_weights
 from teachers.card import TeacherError
+from teachers.load import needs_points
+from teachers.loading import class_shares, evaluate_teachers, open_pool, parse_teachers, read_cards
 from training.distributed import Distributed
 
 # torchvision's own, which the paper took: made for images of 1333 pixels.
 _PAPER_ANCHORS = AnchorShapes(sizes=((32,), (64,), (128,), (256,)), ratios=(0.5, 1.0, 2.0))
 _LEVELS = 4
-# Images that each teacher looks at before the training.
+# Images on which each teacher is checked before the training.
 _CHECKED_SAMPLES = 48
 _TOLD = ("accuracy", "mIoU")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPlan:
-    """All that a worker needs to know; found out once, before the first step.
+    """All that a worker needs to know, computed once before the first step.
 
-    teachers: name -> folder of those who are asked
+    teachers: name -> folder of those that the student is distilled from
     methods: names of the distillation methods that are on
     class_weights: of each teacher of classes
     labelled, unlabelled: images per step over all workers; segments of either kind
@@ -63,7 +55,7 @@ class TrainPlan:
 def prepare_training(
     config: TrainConfig, console: Console, progress: Callable[[str, int, int, str], None]
 ) -> TrainPlan:
-    """Look at lake and teachers, print what was found, and return what the workers need.
+    """Check lake and teachers, print what was found, and return what the workers need.
 
     Raises LakeError, TeacherError, StudentError or TrainingError where the training would be in vain.
     """
@@ -130,16 +122,12 @@ def _check_teachers_in(config: TrainConfig, lake: Lake, grid: tuple[int, int]) -
     if config.teacher_gpus and config.teachers_in != "actors":
         raise TeacherError("--teacher-gpus: only with --teachers-in actors; in its process a teacher shares the GPU")
     height, width = grid
-    for name, cached_as in config.tables.items():
-        if name not in config.active_teachers:
+    tables = config.cached_targets(lake)
+    for name, url in config.active_teachers.items():
+        cached = tables.open(name, url)
+        if cached and (cached.grid, cached.image_size) != (grid, config.image_size):
             raise TeacherError(
-                f"--cached {name}: expected one of the teachers who are asked,"
-                f" {', '.join(config.active_teachers) or '(nobody)'}"
-            )
-        cached = open_cached(config.active_teachers[name], cached_as, lake, config.split)
-        if (cached.grid, cached.image_size) != (grid, config.image_size):
-            raise TeacherError(
-                f"--cached {name}: the lake has its answers for images of {_by(cached.image_size)} pixels on a grid"
+                f"--cached {name}: the lake has its predictions for images of {_by(cached.image_size)} pixels on a grid"
                 f" of {_by(cached.grid)} cells, not {_by(config.image_size)} and {_by(grid)}; run cache_targets.py with"
                 f" --grid {height} {width} --image-size {_by(config.image_size, ' ')} and another --name"
             )
@@ -174,7 +162,7 @@ def _check_teachers(
     console: Console,
     progress: Callable[[str, int, int, str], None],
 ) -> dict[str, Tensor]:
-    """Check each teacher on a few images and say how well it does; return the class weights of those of classes."""
+    """Check each teacher on a few images and print its metrics; return the class weights of those of classes."""
     device = device_of(config.device)
     frames = config.frames(lake, points=needs_points(read_cards(config.active_teachers).values()))
     stream = frames.stream(config.batch, shuffle=True, panoptic=True)
@@ -187,12 +175,13 @@ def _check_teachers(
             break
     for name, seen in evaluate_teachers(config.active_teachers, batches, grid, device).items():
         metrics = ", ".join(f"{figure} {seen.metrics[figure]:.2f}" for figure in _TOLD if figure in seen.metrics)
-        answers = f"answers for {seen.valid_share:.0%} of the cells"
+        answers = f"predicts {seen.valid_share:.0%} of the cells"
         console.print(
-            f"teacher {name}: {answers}; {metrics or 'nothing to compare with'}",
+            f"teacher {name}: {answers}; {metrics or 'no labels to compare with'}",
             soft_wrap=True,
             highlight=False,
         )
-    remember = Path(config.remember) if config.remember else None
-    shares = class_shares(open_pool(config.active_teachers, grid, device, remember), batches)
+    cards = read_cards(config.active_teachers)
+    of_classes = {name: url for name, url in config.active_teachers.items() if cards[name].kind == "classification"}
+    shares = class_shares(open_pool(of_classes, grid, device, config.cached_targets(lake)), batches)
     return {name: balanced_weights(share) for name, share in shares.items()}

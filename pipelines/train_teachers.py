@@ -3,8 +3,8 @@
     FOLDER/spvcnn      weights.safetensors, card.json; checkpoint.pt and history.jsonl of the training
     FOLDER/mask_rcnn   likewise
 
-Run it again after any interruption, with the same settings, and it goes on where it was. It runs by itself, or as
-`ray job submit --working-dir . -- python pipelines/train_teachers.py …` on a cluster; of Ray it needs nothing.
+Run it again after any interruption, with the same settings, and it continues. It runs by itself, or as
+`ray job submit --working-dir . -- python pipelines/train_teachers.py …` on a cluster. It needs no Ray.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from datalake.lake import Lake, open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
 from pipelines.device import device_of
+from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from teachers.card import TeacherCard, TrainingData
@@ -39,7 +40,7 @@ TeacherName = Literal["spvcnn", "mask_rcnn"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTeachersConfig:
-    """Train SPVCNN on point labels and Mask R-CNN on panoptic labels, and examine them on other segments."""
+    """Train SPVCNN on point labels and Mask R-CNN on panoptic labels, and evaluate them on other segments."""
 
     # The lake: a local path, s3:// or gs://.
     lake: str
@@ -47,17 +48,17 @@ class TrainTeachersConfig:
     out: str
     # Train this one only.
     teacher: TeacherName | None = None
-    # The split to train on, of other segments than the student's: teachers would pass their labels on.
+    # The split to train on, of other segments than the student's, whose labels would leak.
     train_split: str = "teach"
-    # The split to examine on.
+    # The split to evaluate on.
     eval_split: str = "val"
-    # The lake's snapshot; the newest by default. A run that goes on needs the one that it began with.
+    # The lake's snapshot; the newest by default. A run that continues needs the one that it began with.
     snapshot: int | None = None
     # Cameras whose images Mask R-CNN sees.
     cameras: tuple[str, ...] = ("FRONT",)
     # Width and height that images are scaled to.
     image_size: tuple[int, int] = (384, 256)
-    # At most so many samples are examined on.
+    # At most so many samples are evaluated.
     eval_samples: int = 500
     # Seed of weights, order and augmentation.
     seed: int = 0
@@ -73,6 +74,7 @@ class TrainTeachersConfig:
 
 def run(config: TrainTeachersConfig, console: Console) -> int:
     """Train, print each teacher's metrics, and return the exit status 0."""
+    check_options(config)
     lake = open_lake(absolute(config.lake), config.snapshot)
     out = absolute(config.out)
     for name in (config.teacher,) if config.teacher else ("spvcnn", "mask_rcnn"):
@@ -97,10 +99,10 @@ def run(config: TrainTeachersConfig, console: Console) -> int:
 def teacher_data(
     lake: Lake, config: TrainTeachersConfig, *, points: bool, progress: Callable[[str, int, int, str], None]
 ) -> TeacherData:
-    """Return the samples to train and to examine on. Raises LakeError or TrainingError where the splits do not do.
+    """Return the samples to train and to evaluate on. Raises LakeError or TrainingError where the splits do not fit.
 
     points: read what the lidar teacher needs; otherwise what the mask teacher needs
-    progress: called with the stage, samples examined on and samples in all, and their name
+    progress: called with the stage, samples evaluated and samples in all, and their name
     """
     # Each camera of a frame has the same points: for the lidar teacher one is enough.
     cameras = config.cameras[:1] if points else config.cameras
@@ -129,7 +131,7 @@ def teacher_data(
         total = min(examined, config.eval_samples)
         for number, sample in enumerate(itertools.islice(samples(config.eval_split, epochs=1), total), 1):
             yield sample
-            progress("examine", number, total, "samples")
+            progress("evaluate", number, total, "samples")
 
     segments = {split: {c.segment for c in lake.in_split(split)} for split in (config.train_split, config.eval_split)}
     if shared := sorted(segments[config.train_split] & segments[config.eval_split]):
@@ -137,7 +139,7 @@ def teacher_data(
             f"segment {shared[0]} and {len(shared) - 1} more are in both splits, {config.train_split} and"
             f" {config.eval_split}: metrics on frames that were trained on mean nothing; name other splits"
         )
-    # Both are looked at now: a missing camera is not to be found out after the training.
+    # Both are checked now: a missing camera must not be found out after the training.
     examined = stream(config.eval_split, start=0, epochs=1).epoch_samples
     return TeacherData(
         endless=lambda start: samples(config.train_split, start=start),
@@ -152,7 +154,7 @@ def teacher_data(
 
 
 def summary(card: TeacherCard, confusion: Confusion) -> Table:
-    """Return a teacher's metrics, and beside them those of always saying the commonest class."""
+    """Return a teacher's metrics, and beside them those of always predicting the commonest class."""
     table = Table("", card.name, "trivial", title=f"{card.name}: {_length(card)}", title_justify="left")
     for name in ("mIoU", "accuracy"):
         table.add_row(name, f"{card.metrics[name]:.3f}", f"{card.metrics[f'trivial/{name}']:.3f}")

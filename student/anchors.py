@@ -17,7 +17,7 @@ _IOUS = (0.3, 0.5, 0.7)
 
 @dataclass(frozen=True, slots=True)
 class AnchorReport:
-    """How well anchors meet boxes before anything is learned.
+    """How well anchors overlap the labelled boxes, before training.
 
     recall: IoU -> share of the boxes that some anchor overlaps by at least that much
     small: the same for boxes of at most 16 x 16 pixels
@@ -30,7 +30,7 @@ class AnchorReport:
     def __str__(self) -> str:
         every = ", ".join(f"{share:.1%} at IoU {iou}" for iou, share in self.recall.items())
         small = ", ".join(f"{share:.1%} at IoU {iou}" for iou, share in self.small.items())
-        return f"anchors meet {every} of {self.boxes:,} boxes; of those up to 16 px {small}"
+        return f"anchor recall: {every} of {self.boxes:,} boxes; of those up to 16 px {small}"
 
 
 def fit_anchors(boxes: Tensor, *, levels: int, sizes_per_level: int = 2, ratios: int = 2) -> AnchorShapes:
@@ -54,7 +54,11 @@ def fit_anchors(boxes: Tensor, *, levels: int, sizes_per_level: int = 2, ratios:
 
 
 def anchor_recall(config: StudentConfig, boxes: Tensor, image_size: tuple[int, int]) -> AnchorReport:
-    """Return how well the configuration's anchors meet boxes float32 [N, 4] in images of (height, width)."""
+    """Return how well the configuration's anchors overlap boxes float32 [N, 4] in images of (height, width).
+
+    Boxes without an area are left out, as `labels_on` does it in training.
+    """
+    boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
     height, width = config.grid(*image_size)
     best = boxes.new_zeros(len(boxes))
     for level, shapes in enumerate(anchor_generator(config.anchors).cell_anchors):

@@ -18,7 +18,7 @@ class Features:
     """What the backbone makes of B images.
 
     pyramid: float32 [B, width, h, w] on the imitation's grid, and further levels at half the resolution each
-    said: what each branch says to its teacher, float32 [B, channels, h, w]; logits where the teacher tells classes
+    branch_outputs: what each branch predicts of its teacher's target, float32 [B, channels, h, w]; logits of classes
     """
 
     pyramid: tuple[Tensor, ...]
@@ -28,8 +28,8 @@ class Features:
 class Backbone(nn.Module):
     """Trunk, branches, fusion and pyramid (paper, figure 1).
 
-    The pyramid climbs from the fused map, so that every level has heard what the branches have to say; where the
-    trunk has a map of the same resolution, it joins in.
+    Every level of the pyramid is computed from the fused map, and so from all branches. Where the trunk has a map of
+    the same resolution, it is added by a lateral connection.
     """
 
     def __init__(self, config: StudentConfig) -> None:
@@ -58,6 +58,6 @@ class Backbone(nn.Module):
             if number < len(self.lateral):
                 level = level + self.lateral[number](view.coarse[number])
             pyramid.append(level)
-        # torchvision makes anchors in the format that it finds features in, and bfloat16 knows the columns of an image
-        # to within two pixels only.
+        # torchvision makes anchors in the format of the features, and bfloat16 resolves the columns of an image to two
+        # pixels only.
         return Features(tuple(level.float() for level in pyramid), branch_outputs)

@@ -1,4 +1,4 @@
-"""Branches: one for each teacher, which imitates it, and one that is free."""
+"""Branches: one for each teacher, which predicts its target, and one without a teacher."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from student.layers import ConvNorm, norm_layer
 
 
 class ImitationBranch(nn.Module):
-    """Says what a teacher would say of each cell, and passes on what it has understood.
+    """Predicts the target map of one teacher, and passes features on to the fusion.
 
-    What is compared with the teacher comes out of a linear layer: a ReLU there could never reach the half of the
+    What is compared with the target comes out of a linear layer: a ReLU there could never reach the half of the
     standardized targets that is negative (paper, section 3.1, with the teacher's statistics applied to the targets).
     """
 
@@ -31,7 +31,7 @@ class ImitationBranch(nn.Module):
         self.projection = ConvNorm(passed, config.branch_width, kernel, norm=norm)
 
     def forward(self, view: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what it says, float32 [B, channels, h, w] (logits of classes), and [B, branch_width, h, w]."""
+        """Return predictions float32 [B, channels, h, w] (logits of classes) and features [B, branch_width, h, w]."""
         hidden = self.stem(view)
         branch_outputs: Tensor = self.predictor(hidden)
         if self._feed == "hidden":
@@ -46,7 +46,7 @@ class ImitationBranch(nn.Module):
 
 
 class FreeBranch(nn.Module):
-    """Looks for what no teacher speaks of."""
+    """Features that no teacher supervises."""
 
     def __init__(self, inputs: int, config: StudentConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a student is made of."""
+"""The configuration of a student."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _OLD_KINDS = {"continuous": "regression", "classes": "classification"}
 
 
 class StudentError(UserError):
-    """A student cannot be built, read or used as asked; the message says what to change."""
+    """A student cannot be built, read or used as configured; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BranchSpec:
-    """What one branch is to imitate.
+    """What one branch predicts.
 
-    kind: `regression`: numbers to come close to; `classification`: a class of each cell to tell
+    kind: `regression`: numbers; `classification`: a class of each cell
     channels: numbers or classes per cell
     """
 
@@ -73,12 +73,12 @@ class StudentConfig:
     stages: channels of the trunk's stages; `classroom`: the stem's, then from half the imitation's stride on one for
         each halving; `paper`: the stem's and those of the two stages, all at stride 1
     blocks: residual blocks in each of the stages after the stem
-    width: channels of the map that the branches see, and of the pyramid
+    width: channels of the map that the branches take, and of the pyramid
     branch_width: channels that each branch contributes to the fusion
-    feed: what a branch passes on: what it says to its teacher, the features behind that, or both
+    feed: what a branch passes on: its prediction, the features before it, or both
     norm: group norms do not depend on the batch; batch norms are the paper's
     head_width: neurons of the box head
-    max_depth_m: depths beyond are told as this
+    max_depth_m: larger depths are encoded as this
     """
 
     preset: Preset = "classroom"
@@ -93,7 +93,7 @@ class StudentConfig:
     head_width: int = 256
     anchors: AnchorShapes = AnchorShapes()
     max_depth_m: float = 75.0
-    # Anchors and proposals per image that the losses look at.
+    # Anchors and proposals per image that are sampled for the losses.
     rpn_batch: int = 256
     roi_batch: int = 64
     # Proposals that reach the heads.
@@ -141,7 +141,7 @@ class StudentConfig:
 
     @property
     def classes(self) -> int:
-        """Classes to tell, with the background."""
+        """Classes, with the background."""
         return len(CLASS_NAMES)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""How depth in metres becomes a number that a network can tell, and back (paper, section 3.2)."""
+"""Depth normalization: metres to the number that the network predicts, and back (paper, section 3.2)."""
 
 from __future__ import annotations
 

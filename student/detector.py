@@ -1,4 +1,4 @@
-"""The student: images in; detections with depths, and what it would say to its teachers, out."""
+"""The student: images in; detections with depths, and predictions of its teachers' targets, out."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _MEAN, _DEVIATION = 0.45, 0.25
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """All that the student says of B images.
+    """All that the student predicts of B images.
 
     detections: of each image
     proposals: float32 [P, 4] of each image, boxes in pixels, the most likely objects first
-    said: what each branch says to its teacher, float32 [B, channels, h, w]; logits where the teacher tells classes
+    branch_outputs: what each branch predicts of its teacher's target, float32 [B, channels, h, w]; logits of classes
     """
 
     detections: list[Detections]
@@ -44,7 +44,7 @@ class DetectorOutput:
     features: of all images
     proposals: of the labelled images, before any is sampled
     rois: the proposals and labelled boxes that were sampled of each labelled image
-    predictions: what the box head says of them
+    predictions: of the box head for them
     """
 
     losses: dict[str, Tensor]
@@ -55,7 +55,7 @@ class DetectorOutput:
 
 
 class Student(nn.Module):
-    """A Faster R-CNN with a depth head, whose backbone imitates teachers (paper, section 3)."""
+    """A Faster R-CNN with a depth head, whose backbone has a branch for each teacher (paper, section 3)."""
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Student(nn.Module):
         return features
 
     def hidden_weights(self) -> list[nn.Parameter]:
-        """Return the weights of all layers but the one that faces images, the proposals', and those that answer.
+        """Return the weights of all layers but the first, the proposals', and the output layers.
 
         torchvision starts the proposals' layers at almost nothing, from where only AdamW's steps lead away quickly.
         """
@@ -96,8 +96,8 @@ class Student(nn.Module):
     ) -> DetectorOutput:
         """Return what is computed of images [B, 3, H, W] (see `features`) in a training step, with detection's losses.
 
-        labels: of the first of the images; what follows has none. Boxes without an area teach nothing
-        generators: one for each labelled image, which decides the anchors and proposals that are looked at
+        labels: of the first of the images; what follows has none. Boxes without an area are ignored
+        generators: one for each labelled image, which decides the anchors and proposals that are sampled
         """
         return self.detection_output(self.features(images), (images.shape[-2], images.shape[-1]), labels, generators)
 
@@ -136,7 +136,7 @@ class Student(nn.Module):
     def predict(self, images: Tensor) -> Prediction:
         """Return what is found in images [B, 3, H, W] (see `features`). The student must be in eval mode."""
         if self.training:
-            raise StudentError("the student is in training mode; call eval() before it answers")
+            raise StudentError("the student is in training mode; call eval() before it predicts")
         features = self.features(images)
         image_size = (images.shape[-2], images.shape[-1])
         levels = features.pyramid

@@ -80,7 +80,7 @@ def export_student(student: Student, url: str, images: Sequence[Tensor]) -> Expo
     with warnings.catch_warnings():
         # torchvision's own nms still asks for its size by the older of two names.
         warnings.filterwarnings("ignore", "`create_unbacked_symint` is deprecated", FutureWarning)
-        # torch reads the weights in place, and nobody is going to write to them.
+        # torch reads the weights in place, and they are never written.
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
         content = _program(own, (images[0].shape[-2], images[0].shape[-1]))
         program = torch.export.load(io.BytesIO(content)).module()
@@ -148,17 +148,17 @@ def compare(student: Student, program: Program, images: Sequence[Tensor]) -> Exp
             predicted = Detections(*program(image[None]))
         for whose, one in (("student", own), ("exported program", predicted)):
             if (field := one.not_finite) is not None:
-                raise StudentError(f"image {number}: the {whose} says {field} that are not finite")
+                raise StudentError(f"image {number}: the {whose} predicts {field} that are not finite")
         if (partner := _partners(own, predicted)) is None:
             raise StudentError(
                 f"image {number}: the exported program does not find what the student finds: {len(predicted.classes)}"
                 f" objects, not the same {len(own.classes)}; where all scores are alike, as before training, rounding"
-                " decides: train it further; otherwise this is a fault in student/program.py"
+                " decides: train it further; otherwise this is a fault in student/export_module.py"
             )
         if bool((predicted.scores.diff() > _MOST_SCORE).any()):
             raise StudentError(
-                f"image {number}: the exported program does not say the best first; this is a fault in"
-                " student/program.py"
+                f"image {number}: the exported program does not return the best first; this is a fault in"
+                " student/export_module.py"
             )
         detections += len(own.classes)
         box_px = max(box_px, _furthest(own.boxes, predicted.boxes[partner]))
@@ -168,7 +168,7 @@ def compare(student: Student, program: Program, images: Sequence[Tensor]) -> Exp
     if box_px > _MOST_BOX_PX or score > _MOST_SCORE or depth_m > _MOST_DEPTH_M:
         raise StudentError(
             f"the exported program does not find what the student finds: boxes differ by up to {box_px:.2g} pixels,"
-            f" scores by {score:.2g}, depths by {depth_m:.2g} m; this is a fault in student/program.py"
+            f" scores by {score:.2g}, depths by {depth_m:.2g} m; this is a fault in student/export_module.py"
         )
     return check
 

@@ -1,4 +1,4 @@
-"""The student's way from one image to its detections, in shapes that do not depend on what it sees.
+"""The student from one image to its detections, in shapes that do not depend on the image.
 
 `torch.export` cannot follow a program that asks how many boxes are left. Nothing is dropped before the last line: what
 is not there keeps its place, with a score below all others.

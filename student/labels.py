@@ -1,4 +1,4 @@
-"""The labels of a batch as the losses look at them: on the device, padded, in one copy."""
+"""The labels of a batch as the losses use them: on the device, padded, in one copy."""
 
 from __future__ import annotations
 

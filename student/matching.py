@@ -1,4 +1,4 @@
-"""Which labelled object each anchor or proposal is to find."""
+"""Matching of anchors and proposals to labelled objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What it is, where exactly, and how far: RoI heads with a depth head."""
+"""RoI heads: class, box and depth of each proposal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _GEOMETRY = 6
 
 
 class BoxPredictor(FastRCNNPredictor):
-    """torchvision's classifier and box regression; the answers are float32 whatever they are computed in."""
+    """torchvision's classifier and box regression; the outputs are float32 whatever they are computed in."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return class logits [N, M] and box deltas [N, 4M] for features [N, C]."""
@@ -41,10 +41,10 @@ class BoxPredictor(FastRCNNPredictor):
 
 
 class DepthHead(nn.Module):
-    """Tells a depth for each class (paper, section 3.2: one depth per class and detection).
+    """Predicts a depth for each class (paper, section 3.2: one depth per class and detection).
 
     The default student also gets the box: pooled features have lost where in the image, and how large, an object
-    is, which on a road says most about its distance. The paper's does not. All of this is float32 under autocast as
+    is, which on a road determines most of its distance. The paper's does not. All of this is float32 under autocast as
     well: bfloat16 would round a box's lower edge, and with it the distance, to whole pixels.
     """
 
@@ -54,7 +54,7 @@ class DepthHead(nn.Module):
         inputs = config.head_width + (_GEOMETRY if self._sees_box else 0)
         self.hidden = nn.Linear(inputs, config.head_width // 2)
         self.predictor = nn.Linear(config.head_width // 2, config.classes)
-        # Starts in the middle of the road rather than at the bumper.
+        # The initial prediction is a medium depth rather than 0.
         nn.init.constant_(self.predictor.bias, 0.7)
 
     def forward(self, features: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -69,7 +69,7 @@ class DepthHead(nn.Module):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoIs:
-    """S of the proposals and labelled boxes of each of B images, which the losses look at.
+    """S of the proposals and labelled boxes of each of B images, which are sampled for the losses.
 
     boxes: float32 [B, S, 4]
     classes: int64 [B, S], 0 background; -1 where an image has too few boxes, and no loss belongs there
@@ -85,9 +85,9 @@ class RoIs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoIPredictions:
-    """What the box head says of S RoIs of each of B images.
+    """The box head's predictions for S RoIs of each of B images.
 
-    pooled: float [B, S, head_width], the features that all answers come from
+    pooled: float [B, S, head_width], the features that all predictions are computed from
     logits: float32 [B, S, M] of the classes, with the background
     deltas: float32 [B, S, 4M], the box of each class
     """
@@ -118,7 +118,7 @@ class DepthRoIHeads(nn.Module):
     """Faster R-CNN's second stage (Ren et al. 2015) with a depth per class, all images of a batch at once.
 
     Losses are divided by the fixed size of a sample, so that an image's share does not depend on the others. The
-    depth's is the mean over positive boxes with a known depth: a box without a lidar point teaches nothing.
+    depth's is the mean over positive boxes with a known depth: a box without a lidar point has no depth loss.
     """
 
     def __init__(self, config: StudentConfig) -> None:
@@ -156,7 +156,7 @@ class DepthRoIHeads(nn.Module):
         )
 
     def predict(self, levels: Sequence[Tensor], rois: RoIs) -> RoIPredictions:
-        """Return what the box head says of the RoIs of the images of levels [B, C, h, w]."""
+        """Return the box head's predictions for the RoIs of the images of levels [B, C, h, w]."""
         pooled = self.box_head(self.pool(levels, rois_of(rois.boxes)))
         logits, deltas = self.box_predictor(pooled)
         shape = rois.classes.shape
@@ -203,7 +203,7 @@ class DepthRoIHeads(nn.Module):
         return Found(_rows(boxes.flatten(1, 2), best), classes, scores.gather(1, best))
 
     def depths_m(self, levels: Sequence[Tensor], rois: Tensor, classes: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Return the depths [K] of rois [K, 5] of these classes [K], told of final boxes as Mask R-CNN tells masks."""
+        """Return the depths [K] of rois [K, 5] of these classes [K], for final boxes as Mask R-CNN predicts masks."""
         predicted: Tensor = self.depth_head(self.box_head(self.pool(levels, rois)), rois[:, 1:], image_size)
         return decode_depth(predicted.gather(1, classes[:, None])[:, 0], self._max_depth_m)
 

@@ -1,4 +1,4 @@
-"""Where something might be: a region proposal network whose losses do not depend on how a batch is cut."""
+"""The region proposal network, whose losses do not depend on how a batch is cut among workers."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Proposals:
 
 
 class ProposalHead(RPNHead):
-    """torchvision's head; its answers are float32 whatever it is computed in.
+    """torchvision's head; its outputs are float32 whatever it is computed in.
 
-    bfloat16 tells the columns of an image apart to within two pixels only.
+    bfloat16 resolves the columns of an image to two pixels only.
     """
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -74,7 +74,7 @@ class ProposalNetwork(nn.Module):
         """Return the anchors float32 [A, 4] of images of (height, width) pixels, level after level."""
         made_for = (image_size, tuple(level.shape[-2:] for level in levels), levels[0].device)
         if self._anchors is None or self._anchors[0] != made_for:
-            # Only the size is looked at.
+            # Only the size is used.
             image = ImageList(torch.empty(1, 0, *image_size, device=levels[0].device), [image_size])
             self._anchors = made_for, self.anchor_generator(image, list(levels))[0]
         return self._anchors[1]

@@ -1,4 +1,4 @@
-"""Which anchors and proposals the losses look at."""
+"""Sampling of anchors and proposals for the losses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Drawn:
     """S of the candidates of each of B images: positives first, then negatives.
 
     index: int64 [B, S]
-    valid: bool [B, S]; False where an image has fewer candidates than are looked at
+    valid: bool [B, S]; False where an image has fewer candidates than are sampled
     """
 
     index: Tensor
@@ -32,7 +32,7 @@ def draw_keys(counts: Sequence[int], generators: Sequence[torch.Generator], devi
     """Return keys int64 [B, max(counts)] on the device: one for each candidate of an image, from its own generator.
 
     The generators are on the CPU. What is drawn for an image does not depend on the others, on the device, or on what
-    is a candidate in the end: whoever has the largest key is taken first. No two keys of an image are the same, which
+    is a candidate in the end: the largest key is taken first. No two keys of an image are the same, which
     devices would settle differently.
     """
     drawn = host_buffer((len(counts), max(counts)), torch.int32, device)

@@ -1,4 +1,4 @@
-"""What is made on the host for a step and goes to the device, without anybody waiting."""
+"""Host buffers from which a step's tensors are copied to the device without waiting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every branch sees: the image's features on the grid of the imitation."""
+"""The trunk: the image's features on the grid of the imitation, the input of every branch."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class PaperTrunk(nn.Module):
         self.coarse_widths: tuple[int, ...] = ()
 
     def forward(self, images: Tensor) -> TrunkFeatures:
-        """Return the view of images float32 [B, 3, H, W]."""
+        """Return the features of images float32 [B, 3, H, W]."""
         return TrunkFeatures(self.second(self.first(self.stem(images))), ())
 
 
 class ClassroomTrunk(nn.Module):
-    """Goes down to 1/32 of the resolution and up again, so that each cell knows what stands around it.
+    """Goes down to 1/32 of the resolution and up again, so that each cell has a large receptive field.
 
-    A branch of the paper's trunk sees 33 pixels; objects are up to 200 wide.
+    The receptive field of the paper's trunk is 33 pixels; objects are up to 200 wide.
     """
 
     def __init__(self, config: StudentConfig) -> None:
@@ -67,7 +67,7 @@ class ClassroomTrunk(nn.Module):
         self.coarse_widths = (config.width,) * (len(self.laterals) - 1)
 
     def forward(self, images: Tensor) -> TrunkFeatures:
-        """Return the view of images float32 [B, 3, H, W]; H and W are multiples of 32."""
+        """Return the features of images float32 [B, 3, H, W]; H and W are multiples of 32."""
         features = self.stem(images)
         down = []
         for layers in self.stages:

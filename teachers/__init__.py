@@ -1,1 +1,1 @@
-"""Frozen networks that look at the same frames through other eyes, for the student to imitate."""
+"""Frozen teachers: networks on lidar points and images whose predictions the student is distilled from."""

@@ -113,7 +113,7 @@ def _postprocess_detections(
     boxes, labels = _rows(boxes.flatten(1, 2), order), order % kinds + 1
 
     scores, kept = _best(suppressed(boxes, scores, heads.nms_thresh, labels), heads.detections_per_img)
-    # From here on images have as many as are found, which the host has to know: there is work to be saved.
+    # From here on images have as many as are found, which the host needs: there is work to be saved.
     counts = (scores > NOTHING).sum(1).tolist()
     there = torch.cat([torch.arange(count) + number * kept.shape[1] for number, count in enumerate(counts)])
     there = on_device(there, device)

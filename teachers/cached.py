@@ -1,10 +1,11 @@
-"""What a teacher said once, kept in the lake: the same answers without the network.
+"""A teacher's answers, kept in the lake: the same targets without the network.
 
-A table `teacher_<name>` (`datalake.derived_table`) has a row for each image. It is worth its room where the answers are
-small: a class and a confidence per cell, not a hundred numbers.
+A table `teacher_<name>` (`datalake.derived_table`) has a row for each image, in the precision in which targets travel
+(`teachers.target.SparseTarget`). Of a classification teacher it has a class and a confidence of each cell, of a
+regression teacher the values of the valid cells alone and where these are: with 24 channels some 30 kB an image.
 
-The teacher looks at an image together with the others of its chunk. A network asked about another batch may round the
-last bit of float16 otherwise; the cache always says the same.
+The teacher predicts an image together with the others of its chunk. In another batch the last bit of float16 may be
+rounded otherwise; the cache always has the same.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,36 +28,59 @@ from datalake.derived_table import DerivedCommit, DerivedTable, Origin, open_der
 from datalake.lake import Lake
 from datalake.sample import Sample, SampleKey
 from datalake.schema import IMAGE
-from teachers.card import TeacherCard, TeacherError
-from teachers.target import Target
+from datalake.waymo.frame import LASERS
+from teachers.card import Kind, TeacherCard, TeacherError
+from teachers.load import needs_points
+from teachers.target import SparseTarget, Target
 from teachers.teacher import Teacher
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-# Chunks kept in memory, and indices of segments: as many as a shuffled epoch mixes, twice over. A chunk is 300 kB on
-# a grid of 64 x 96.
+# Chunks kept in memory, and indices of segments: as many as a shuffled epoch mixes, twice over. On a grid of 64 x 96 a
+# chunk of classes is 300 kB, one of 24 channels that are valid in a tenth of the cells as much.
 _KEPT = 128
+# Whose points the lidar teacher looks at.
+_TOP = frozenset({LASERS.index("TOP")})
 
 
 def _cells(value: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", value, nullable=False))
 
 
-# Cells are counted row by row; the values are those of `Target`, which is 0 where it is not valid.
-TEACHER = pa.schema(
-    [
-        *(IMAGE.field(name) for name in ("segment", "timestamp_us", "camera")),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("class", _cells(pa.uint8()), nullable=False),
-        pa.field("valid", _cells(pa.bool_()), nullable=False),
-        # Null where the teacher does not tell. The numbers are float16's; as float32 every reader knows them, and their
-        # empty low bits compress to nothing.
-        pa.field("confidence", _cells(pa.float32())),
-    ]
-)
-_VALUES = ["class", "valid", "confidence"]
+# Null where the teacher does not tell. The numbers are float16's; as float32 every reader knows them, and their empty
+# low bits compress to nothing.
+_CONFIDENCE = pa.field("confidence", _cells(pa.float32()))
+_IMAGE = [
+    *(IMAGE.field(name) for name in ("segment", "timestamp_us", "camera")),
+    pa.field("height", pa.int32(), nullable=False),
+    pa.field("width", pa.int32(), nullable=False),
+]
+# Cells are counted row by row. Of classes there is every cell, those that are not valid with class 0; of numbers only
+# the valid ones: `cell`, ascending, says which, and `value` has the channels of the first of them, then of the next.
+SCHEMAS: dict[Kind, pa.Schema] = {
+    "classification": pa.schema(
+        [
+            *_IMAGE,
+            pa.field("class", _cells(pa.uint8()), nullable=False),
+            pa.field("valid", _cells(pa.bool_()), nullable=False),
+            _CONFIDENCE,
+        ]
+    ),
+    "regression": pa.schema(
+        [
+            *_IMAGE,
+            pa.field("channels", pa.int32(), nullable=False),
+            pa.field("cell", _cells(pa.int32()), nullable=False),
+            pa.field("value", _cells(pa.float32()), nullable=False),
+            _CONFIDENCE,
+        ]
+    ),
+}
+_VALUES: dict[Kind, list[str]] = {
+    "classification": ["class", "valid", "confidence"],
+    "regression": ["cell", "value", "confidence"],
+}
 
 
 def table_name(name: str) -> str:
@@ -64,37 +89,30 @@ def table_name(name: str) -> str:
 
 
 def origin_of(card: TeacherCard, name: str, grid: tuple[int, int], image_size: tuple[int, int]) -> Origin:
-    """Return all that the answers depend on, as the lake remembers it.
+    """Return all that the predictions depend on, as the lake stores it.
 
     grid: height and width of the student's grid in cells
-    image_size: width and height in pixels of the images that the teacher looks at
+    image_size: width and height in pixels of the images that the teacher takes
 
-    Raises TeacherError for a regression teacher, and LakeError for an impossible name.
+    Raises LakeError for an impossible name.
     """
-    _check_kind(card)
-    settings = {
+    settings: dict[str, Any] = {
         "architecture": card.architecture,
         "options": card.options,
         "class_names": card.class_names,
         "grid": grid,
         "image_size": image_size,
     }
+    if card.kind == "regression":
+        settings |= {"channels": card.channels, "statistics": card.statistics and asdict(card.statistics)}
     # As it will be read back: a tuple becomes a list.
     return Origin(table_name(name), card.weights_sha256, json.loads(json.dumps(settings)))
-
-
-def _check_kind(card: TeacherCard) -> None:
-    if card.kind != "classification":
-        raise TeacherError(
-            f"teacher {card.name}: {card.channels} numbers per cell are too large to keep; only teachers of classes can"
-            " be cached, let this one look at every batch"
-        )
 
 
 def cache_segment(
     lake: Lake, base: Commit, teacher: Teacher, origin: Origin, notify: Callable[[int], None] = lambda _: None
 ) -> DerivedCommit | None:
-    """Ask the teacher about every image of a segment and commit the answers; None where that was done meanwhile.
+    """Run the teacher on every image of a segment and commit the predictions; None where that was done meanwhile.
 
     origin: of this teacher, from `origin_of`
     notify: called with the number of images of each chunk that is done
@@ -103,13 +121,15 @@ def cache_segment(
     """
     height, width = origin.settings["grid"]
     image_width, image_height = origin.settings["image_size"]
-    options = SampleOptions((image_width, image_height), points=False, panoptic=False)
-    files = SegmentFiles(lake, base)
+    options = SampleOptions(
+        (image_width, image_height), points=needs_points([teacher.card]), panoptic=False, lasers=_TOP
+    )
+    files, schema = SegmentFiles(lake, base), SCHEMAS[teacher.card.kind]
 
     def groups() -> Iterator[pa.RecordBatch]:
         for group, cameras in enumerate(base.chunks):
             if not cameras:
-                yield pa.RecordBatch.from_pylist([], TEACHER)
+                yield pa.RecordBatch.from_pylist([], schema)
                 continue
             chunk = Chunk(files, group, options)
             samples = [chunk.sample(row) for row in range(len(cameras))]
@@ -117,16 +137,16 @@ def cache_segment(
             notify(len(samples))
 
     try:
-        return write_derived_segment(lake.store, base, origin, TEACHER, groups())
+        return write_derived_segment(lake.store, base, origin, schema, groups())
     finally:
         files.close()
 
 
 class CachedTeacher:
-    """A teacher that looks its answers up. They are of the images as the lake has them, not of flipped ones."""
+    """A teacher that reads its predictions. They are of the images as the lake has them, not of flipped ones."""
 
     def __init__(self, card: TeacherCard, table: DerivedTable) -> None:
-        """Answer as the teacher of `card` did; raises TeacherError where another one made the table."""
+        """Read the predictions of the teacher of `card`; raises TeacherError where another one made the table."""
         settings = table.origin.settings
         self.card, self._table = card, table
         self.grid: tuple[int, int] = tuple(settings["grid"])
@@ -145,14 +165,13 @@ class CachedTeacher:
     def open(lake: Lake, split: str, card: TeacherCard, name: str | None = None) -> CachedTeacher:
         """Return what is cached of the teacher of `card`, as its name or as `name`, for every segment of `split`.
 
-        Raises LakeError where a segment is missing or was cached with other weights, TeacherError for a continuous
-        teacher.
+        Raises LakeError where a segment is missing or was cached with other weights, TeacherError where another
+        teacher made the table.
         """
-        _check_kind(card)
         return CachedTeacher(card, open_derived_table(lake, table_name(name or card.name), split, card.weights_sha256))
 
     def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-        """Return what the teacher said, in the precision in which targets travel.
+        """Return the stored predictions, in the precision of targets between processes.
 
         Raises TeacherError for a sample that is not cached, another grid, or images of another size.
         """
@@ -161,19 +180,12 @@ class CachedTeacher:
                 f"{self._table.origin.table}: cached on a grid of {self.grid[0]} x {self.grid[1]} cells, asked for"
                 f" {height} x {width}; use that grid, or cache for this one under another --name"
             )
+        keys = tuple(sample.key for sample in samples)
         rows = [self._row(sample) for sample in samples]
-
-        def stack(name: str) -> Tensor:
-            cells = [row[name] for row in rows]
-            return torch.from_numpy(np.stack(cells) if cells else np.zeros(0)).reshape(len(rows), 1, height, width)
-
         confident = all(row["confidence"] is not None for row in rows)
-        return Target(
-            tuple(sample.key for sample in samples),
-            stack("class").long(),
-            stack("valid").bool(),
-            stack("confidence") if confident else None,
-        )
+        if self.card.kind == "classification":
+            return _classes(keys, rows, height, width, confident)
+        return _numbers(keys, rows, (len(rows), self.card.channels, height, width), confident)
 
     def _row(self, sample: Sample) -> dict[str, Any]:
         key, (height, width) = sample.key, sample.image.shape[1:]
@@ -183,18 +195,18 @@ class CachedTeacher:
                 f" pixels, got one of {width} x {height}; read the lake with that image_size, or cache for this one"
                 " under another --name"
             )
-        places = _remembered(self._places, key.segment, lambda: self._index(key))
+        places = _kept(self._places, key.segment, lambda: self._index(key))
         place = places.get((key.timestamp_us, key.camera))
         if place is None:
             raise self._not_cached(key)
         group, row = place
-        chunk = _remembered(self._chunks, (key.segment, group), lambda: self._read(key.segment, group))
-        return {name: chunk[name][row] for name in _VALUES}
+        chunk = _kept(self._chunks, (key.segment, group), lambda: self._read(key.segment, group))
+        return {name: rows[row] for name, rows in chunk.items()}
 
     def _read(self, segment: str, group: int) -> dict[str, Any]:
         """Return the cells of each image of a row group, by column."""
-        rows = self._table.read(segment, group, _VALUES)
-        return {name: _from_lists(rows.column(name).combine_chunks()) for name in _VALUES}
+        rows = self._table.read(segment, group, _VALUES[self.card.kind])
+        return {name: _from_lists(rows.column(name).combine_chunks()) for name in rows.column_names}
 
     def _index(self, key: SampleKey) -> dict[tuple[int, str], tuple[int, int]]:
         """Return the row group, and the row within it, of each image of the segment."""
@@ -212,7 +224,7 @@ class CachedTeacher:
         )
 
 
-def _remembered(kept: OrderedDict[Key, Value], key: Key, make: Callable[[], Value]) -> Value:
+def _kept(kept: OrderedDict[Key, Value], key: Key, make: Callable[[], Value]) -> Value:
     """Return the value of `key`, made if it is not there; the one that nobody asked for the longest makes room."""
     if key not in kept:
         kept[key] = make()
@@ -222,28 +234,66 @@ def _remembered(kept: OrderedDict[Key, Value], key: Key, make: Callable[[], Valu
     return kept[key]
 
 
+def _classes(
+    keys: tuple[SampleKey, ...], rows: Sequence[dict[str, Any]], height: int, width: int, confident: bool
+) -> Target:
+    def stack(name: str) -> Tensor:
+        cells = [row[name] for row in rows]
+        return torch.from_numpy(np.stack(cells) if cells else np.zeros(0)).reshape(len(rows), 1, height, width)
+
+    return Target(keys, stack("class").long(), stack("valid").bool(), stack("confidence") if confident else None)
+
+
+def _numbers(
+    keys: tuple[SampleKey, ...], rows: Sequence[dict[str, Any]], shape: tuple[int, int, int, int], confident: bool
+) -> Target:
+    _, channels, height, width = shape
+
+    def join(name: str) -> NDArray[Any]:
+        return np.concatenate([row[name] for row in rows]) if rows else np.zeros(0)
+
+    starts = np.repeat(np.arange(len(rows)) * height * width, [len(row["cell"]) for row in rows])
+    return SparseTarget(
+        keys,
+        shape,
+        torch.from_numpy(join("value")).half().reshape(-1, channels),
+        torch.from_numpy(join("cell") + starts).long(),
+        torch.from_numpy(join("confidence")).half() if confident else None,
+    ).to_dense()
+
+
 def _to_rows(target: Target) -> pa.RecordBatch:
     """Return a row for each sample, after the same rounding that targets get on their way to a student."""
-    told = target.to_sparse().to_dense()
-    batch, _, height, width = told.values.shape
-    confidence = None if told.confidence is None else _to_lists(told.confidence, "confidence")
-    columns = {
-        "segment": [key.segment for key in told.keys],
-        "timestamp_us": [key.timestamp_us for key in told.keys],
-        "camera": [key.camera for key in told.keys],
+    batch, channels, height, width = target.values.shape
+    sparse, schema = target.to_sparse().to("cpu"), SCHEMAS[target.kind]
+    columns: dict[str, Any] = {
+        "segment": [key.segment for key in target.keys],
+        "timestamp_us": [key.timestamp_us for key in target.keys],
+        "camera": [key.camera for key in target.keys],
         "height": [height] * batch,
         "width": [width] * batch,
-        "class": _to_lists(told.values.to(torch.uint8), "class"),
-        "valid": _to_lists(told.valid, "valid"),
-        "confidence": pa.nulls(batch, TEACHER.field("confidence").type) if confidence is None else confidence,
     }
-    return pa.RecordBatch.from_pydict(columns, TEACHER)
+    if target.kind == "classification":
+        told = sparse.to_dense()
+        counts = [height * width] * batch
+        lists = {"class": told.values.to(torch.uint8), "valid": told.valid, "confidence": told.confidence}
+    else:
+        columns["channels"] = [channels] * batch
+        cells = torch.arange(batch * height * width) if sparse.index is None else sparse.index
+        counts = torch.bincount(cells // (height * width), minlength=batch).tolist()
+        confidence = None if sparse.confidence is None else sparse.confidence.float()
+        lists = {"cell": (cells % (height * width)).int(), "value": sparse.values.float(), "confidence": confidence}
+    for name, values in lists.items():
+        kind = schema.field(name).type
+        columns[name] = pa.nulls(batch, kind) if values is None else _to_lists(values, counts, kind)
+    return pa.RecordBatch.from_pydict(columns, schema)
 
 
-def _to_lists(cells: Tensor, name: str) -> pa.ListArray:
-    values = cells.cpu().numpy()
-    offsets = np.arange(len(values) + 1, dtype=np.int32) * (values.size // max(1, len(values)))
-    return pa.ListArray.from_arrays(offsets, pa.array(values.ravel()), type=TEACHER.field(name).type)
+def _to_lists(values: Tensor, counts: Sequence[int], kind: pa.DataType) -> pa.ListArray:
+    """Return the values, in their order, as a list for each of so many cells."""
+    flat = values.flatten().numpy()
+    offsets = np.concatenate([[0], np.cumsum(counts)]) * (len(flat) // max(1, sum(counts)))
+    return pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(flat), type=kind)
 
 
 def _from_lists(lists: pa.ListArray) -> list[NDArray[Any] | None]:

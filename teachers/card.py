@@ -1,4 +1,4 @@
-"""A teacher on disk: a folder with its weights and the card that says what they are.
+"""A teacher on disk: a folder with its weights and the card that describes them.
 
     <folder>/weights.safetensors
     <folder>/card.json
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class TeacherError(UserError):
-    """A teacher, or what it says, is not what it should be."""
+    """A teacher, or its prediction, is not what it should be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class ChannelStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """Which frames a teacher was trained on: a student that learns on them gets their labels at second hand.
+    """Which frames a teacher was trained on: their labels would leak to a student that is trained on them.
 
     lake: URL of the lake
     snapshot: number of its snapshot
@@ -72,15 +72,15 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherCard:
-    """What a teacher is, what it answers, and how good it was when it was made.
+    """What a teacher is, what it predicts, and its metrics when it was made.
 
-    kind: `regression` teachers give D numbers per cell, `classification` teachers one of K classes
+    kind: `regression` teachers predict D numbers per cell, `classification` teachers one of K classes
     architecture, options: which network, and all that is needed to build it again (plain JSON values)
     channels: D, or K with the background
     class_names: K names; of a regression teacher those of its classifier, if it has one
     statistics: by which a regression teacher's values are standardized; None: they are as the network gives them
-    metrics: e.g. `mIoU`, `IoU/CAR`, and beside them `trivial/mIoU`, what saying the commonest class alone would get
-    data: what it was trained on, None where that is not ours to know (a public checkpoint)
+    metrics: e.g. `mIoU`, `IoU/CAR`, and beside them `trivial/mIoU`, that of always predicting the commonest class
+    data: what it was trained on, None where that is unknown (a public checkpoint)
     weights_sha256: hex digest of the file of weights
     versions: package -> version that it was made with
     """
@@ -128,7 +128,8 @@ def write_card(url: str, card: TeacherCard) -> None:
 def read_card(url: str) -> TeacherCard:
     """Return the card in a teacher's folder.
 
-    Raises TeacherError, in one line that names the file, where it is missing or says anything unknown or impossible.
+    Raises TeacherError, in one line that names the file, where it is missing, or has an unknown field or an impossible
+    value.
     """
     where = f"{url.rstrip('/')}/{CARD_FILE}"
     try:

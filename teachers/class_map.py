@@ -32,7 +32,7 @@ def class_map(classes: Tensor, scores: Tensor, masks: Tensor) -> ClassMap:
     everywhere changes nothing.
     """
     detections = scores.shape[-1]
-    # Whoever is painted last has a pixel: the most confident one that covers it. Rank 0 is the background.
+    # The detection painted last has a pixel: the most confident one that covers it. Rank 0 is the background.
     order = detections - 1 - scores.flip(-1).argsort(stable=True)
     ranks = torch.arange(1, detections + 1, device=scores.device).expand_as(order)
     winner = torch.zeros(masks.shape[:-3] + masks.shape[-2:], dtype=torch.int64, device=scores.device)

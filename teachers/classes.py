@@ -1,4 +1,4 @@
-"""Whose class is whose: COCO, Waymo's camera and lidar segmentations, the lake's types and the teachers' classes."""
+"""Mapping of classes: COCO, Waymo's camera and lidar segmentations, the lake's types and the teachers' classes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from types import MappingProxyType
 
 IGNORED = 255
 
-# What a mask teacher says of a pixel. The names are those of the lake's types (`datalake.waymo.frame.OBJECT_TYPES`);
-# its fourth, SIGN, is no class of masks: COCO has stop signs only.
+# The classes that a mask teacher predicts. The names are those of the lake's types
+# (`datalake.waymo.frame.OBJECT_TYPES`); its fourth, SIGN, is no class of masks: COCO has stop signs only.
 MASK_CLASSES = ("BACKGROUND", "VEHICLE", "PEDESTRIAN", "CYCLIST")
 
 # The classes that ClassroomNet keeps of COCO, by torchvision's detection label (COCO's own category id, 1 … 90).

@@ -13,9 +13,9 @@ from teachers.classes import IGNORED
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Confusion:
-    """Counts of what was labelled and what was answered; the sum of two is that of both data sets together.
+    """Counts of labels and predictions; the sum of two is that of both data sets together.
 
-    counts: int64 [K, K], row: the label's class, column: the answer's, on the CPU
+    counts: int64 [K, K], row: the label's class, column: the predicted one, on the CPU
     """
 
     counts: Tensor
@@ -27,7 +27,7 @@ class Confusion:
 
     @staticmethod
     def of(truth: Tensor, answer: Tensor, classes: int) -> Confusion:
-        """Return the counts of labels and answers of the same shape; where the label is IGNORED nothing counts."""
+        """Return the counts of labels and predictions of the same shape; where the label is IGNORED nothing counts."""
         truth, answer = truth.flatten().long(), answer.flatten().long()
         told = truth != IGNORED
         pairs = truth[told] * classes + answer[told]
@@ -43,14 +43,14 @@ class Confusion:
 
     @property
     def trivial(self) -> Confusion:
-        """The counts of answering the commonest label's class every time."""
+        """The counts of always predicting the commonest label's class."""
         of_class = self.counts.sum(1)
         counts = torch.zeros_like(self.counts)
         counts[:, of_class.argmax()] = of_class
         return Confusion(counts)
 
     def accuracy(self) -> float:
-        """Return the share of right answers, NaN where nothing was compared."""
+        """Return the share of correct predictions, NaN where nothing was compared."""
         return float(self.counts.diagonal().sum() / self.counts.sum())
 
     def iou(self) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from teachers import lidar, mask_rcnn
-from teachers.card import TeacherError, read_card
+from teachers.card import TeacherCard, TeacherError, read_card
 from teachers.lidar import SpvnasTeacher
 from teachers.mask_rcnn import MaskRcnnTeacher
 
@@ -20,3 +22,8 @@ def load_teacher(url: str, device: torch.device | str = "cpu") -> SpvnasTeacher 
     raise TeacherError(
         f"{url}: unknown architecture {architecture!r}; there are {lidar.ARCHITECTURE}, {mask_rcnn.ARCHITECTURE}"
     )
+
+
+def needs_points(cards: Iterable[TeacherCard]) -> bool:
+    """Return whether one of the teachers looks at the lidar's points."""
+    return any(card.architecture == lidar.ARCHITECTURE for card in cards)

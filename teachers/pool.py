@@ -1,50 +1,42 @@
-"""Where teachers are asked and their answers collected, wherever they run."""
+"""The teachers of a student, wherever they run: batches in, targets out."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from datalake.sample import Sample, SampleKey
+from datalake.sample import Sample, SampleKey, naming
 from teachers.card import TeacherCard, TeacherError
 from teachers.target import SparseTarget, Target
 from teachers.teacher import Teacher
 from training.objective import Batch
 
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """What a submitted batch is collected by, once."""
-
-    number: int
-    keys: tuple[SampleKey, ...]
+Asked = TypeVar("Asked")
 
 
 class TeacherPool(ABC):
-    """Teachers that answer to one student, a bounded number of batches ahead.
+    """Teachers that predict targets for one student, a bounded number of batches ahead.
 
-    Every answer is rounded to half precision, in which it travels, also within a process: where the teachers run
-    changes nothing of what the student is told. What arrives must be of the samples that were asked about.
+    Every target is rounded to half precision, as between processes, also within one: where the teachers run does not
+    change it. A target must be of the samples that were submitted.
     """
 
     def __init__(self, grid: tuple[int, int], *, window: int, device: torch.device | str) -> None:
-        """Open the room.
+        """Open the pool.
 
         grid: height and width of the student's grid
-        window: how many batches may be submitted and not yet collected
+        window: how many batches the teachers may be asked about ahead, the next one included
         device: where the targets go
         """
         if window < 1:
             raise TeacherError(f"window: expected at least 1 batch, got: {window}")
         self.grid, self.window, self.device = grid, window, torch.device(device)
-        self._asked: dict[Ticket, Any] = {}
-        self._submitted = 0
 
     @property
     @abstractmethod
@@ -53,93 +45,67 @@ class TeacherPool(ABC):
 
     @abstractmethod
     def _ask(self, batch: list[Sample]) -> Any:
-        """Hand the batch to every teacher; return what `_answers` finds their answers by."""
+        """Hand the batch to every teacher; return what `_answers` takes."""
 
     @abstractmethod
     def _answers(self, asked: Any) -> Mapping[str, SparseTarget | Target]:
-        """Return every teacher's answer, by its name: as it has travelled, or rounded as if it had."""
-
-    @property
-    def in_flight(self) -> int:
-        """How many batches are submitted and not yet collected."""
-        return len(self._asked)
-
-    def submit(self, batch: Sequence[Sample]) -> Ticket:
-        """Hand in a batch; return the ticket to collect the targets by.
-
-        Raises TeacherError where the window is full. It does not wait: the one who could make room is the caller.
-        """
-        if self.in_flight >= self.window:
-            raise TeacherError(f"{self.in_flight} batches are in flight, the window's size; collect one first")
-        ticket = Ticket(self._submitted, tuple(sample.key for sample in batch))
-        self._submitted += 1
-        self._asked[ticket] = self._ask([_question(sample) for sample in batch])
-        return ticket
-
-    def collect(self, ticket: Ticket) -> dict[str, Target]:
-        """Return the targets of a submitted batch by the teachers' names, waiting for them; a ticket serves once.
-
-        Raises TeacherError where a teacher fails, or answers about other samples.
-        """
-        if ticket not in self._asked:
-            raise TeacherError(f"batch {ticket.number} is not in flight: never submitted here, or collected already")
-        answers = self._answers(self._asked.pop(ticket))
-        for name, answer in answers.items():
-            if answer.keys != ticket.keys:
-                raise TeacherError(_mismatch(name, ticket, answer))
-            _check_classes(name, answer, self.cards[name])
-        arrived = {name: answer.to(self.device) for name, answer in answers.items()}
-        return {name: one.to_dense() if isinstance(one, SparseTarget) else one for name, one in arrived.items()}
+        """Return every teacher's target, by its name: sparse, or dense and rounded alike."""
 
     def follow(
         self, batches: Iterable[Sequence[Sample]]
     ) -> Generator[tuple[Sequence[Sample], dict[str, Target]], None, None]:
-        """Yield each batch with its targets, in order, while the teachers work up to a window ahead.
+        """Yield each batch with its targets, by the teachers' names and in order, as the teachers work ahead.
 
-        Batches are taken as there is room: a slow student slows down whoever makes them.
+        Batches are taken as there is room in the window: a slow student slows down whoever makes them.
+
+        Raises TeacherError where a teacher fails, or answers about other samples.
         """
-        waiting: deque[tuple[Sequence[Sample], Ticket]] = deque()
-        try:
-            for batch in batches:
-                waiting.append((batch, self.submit(batch)))
-                if len(waiting) == self.window:
-                    yield self._next(waiting)
-            while waiting:
-                yield self._next(waiting)
-        finally:
-            for _, ticket in waiting:
-                del self._asked[ticket]
+        return self._ahead((batch, batch) for batch in batches)
 
-    def teach(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, dict[str, Target]]]:
-        """Yield each batch of a training with its targets, in order (see `follow`)."""
-        asked: deque[Batch] = deque()
+    def teach(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, dict[str, Target]], None, None]:
+        """Yield each batch of a training with its targets (see `follow`)."""
+        return self._ahead((batch, batch.samples) for batch in batches)
 
-        def samples() -> Iterator[Sequence[Sample]]:
-            for batch in batches:
-                asked.append(batch)
-                yield batch.samples
+    def _ahead(
+        self, questions: Iterable[tuple[Asked, Sequence[Sample]]]
+    ) -> Generator[tuple[Asked, dict[str, Target]], None, None]:
+        window: deque[tuple[Asked, int, tuple[SampleKey, ...], Any]] = deque()
+        for number, (batch, samples) in enumerate(questions):
+            keys = tuple(sample.key for sample in samples)
+            with naming(keys):
+                window.append((batch, number, keys, self._ask([_question(sample) for sample in samples])))
+            if len(window) == self.window:
+                yield self._collected(*window.popleft())
+        while window:
+            yield self._collected(*window.popleft())
 
-        for _, targets in self.follow(samples()):
-            yield asked.popleft(), targets
-
-    def _next(self, waiting: deque[tuple[Sequence[Sample], Ticket]]) -> tuple[Sequence[Sample], dict[str, Target]]:
-        batch, ticket = waiting.popleft()
-        return batch, self.collect(ticket)
+    def _collected(
+        self, batch: Asked, number: int, keys: tuple[SampleKey, ...], asked: Any
+    ) -> tuple[Asked, dict[str, Target]]:
+        with naming(keys):
+            answers = self._answers(asked)
+            for name, answer in answers.items():
+                if answer.keys != keys:
+                    raise TeacherError(_mismatch(name, number, keys, answer))
+                _check_classes(name, answer, self.cards[name])
+            arrived = {name: answer.to(self.device) for name, answer in answers.items()}
+            targets = {name: one.to_dense() if isinstance(one, SparseTarget) else one for name, one in arrived.items()}
+        return batch, targets
 
 
 class LocalPool(TeacherPool):
-    """Teachers in the student's own process, who look at a batch when it is collected."""
+    """Teachers in the student's own process, by name; they look at a batch when its targets are due."""
 
     def __init__(
         self,
-        teachers: Sequence[Teacher],
+        teachers: Mapping[str, Teacher],
         grid: tuple[int, int],
         *,
         window: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(grid, window=window, device=device)
-        self._teachers = by_name((teacher.card.name, teacher) for teacher in teachers)
+        self._teachers = dict(teachers)
 
     @property
     def cards(self) -> dict[str, TeacherCard]:
@@ -159,18 +125,8 @@ class LocalPool(TeacherPool):
         return {name: answer for name, (answer, _) in rounded.items()}
 
 
-def by_name(named: Iterable[tuple[str, Any]]) -> Mapping[str, Any]:
-    """Return the items by name; raises TeacherError where two have the same."""
-    items: dict[str, Any] = {}
-    for name, item in named:
-        if name in items:
-            raise TeacherError(f"two teachers are called {name}; name each once")
-        items[name] = item
-    return items
-
-
 def _question(sample: Sample) -> Sample:
-    """Return the sample without the labels that nobody needs for looking at it: they would only travel."""
+    """Return the sample without the labels, which teachers do not need: they would only be copied."""
     lidar = sample.lidar and replace(sample.lidar, semantic_class=None)
     return replace(sample, panoptic=None, lidar=lidar)
 
@@ -186,7 +142,7 @@ def _on_the_host(flags: Sequence[Tensor]) -> list[bool]:
 def _check_classes(name: str, answer: SparseTarget | Target, card: TeacherCard) -> None:
     """Raise TeacherError for a class number that the card has no class for: a GPU that looks it up ends the process.
 
-    Answers that lie on a GPU already were never anywhere but in this process, and looking at them would mean waiting.
+    Targets on a GPU were computed in this process, and reading them would mean waiting.
     """
     values = answer.values[:, 0].flatten()
     if card.kind != "classification" or values.device.type != "cpu" or not values.numel():
@@ -200,15 +156,15 @@ def _check_classes(name: str, answer: SparseTarget | Target, card: TeacherCard) 
             sample = answer.keys[cell // (answer.shape[2] * answer.shape[3])]
         raise TeacherError(
             f"teacher {name}: expected classes 0 … {card.channels - 1} by its card, got: {highest} of {sample};"
-            " the answer is damaged or of another teacher: delete it where answers are kept"
+            " the target is damaged or of another teacher: delete it where targets are kept"
         )
 
 
-def _mismatch(name: str, ticket: Ticket, answer: SparseTarget | Target) -> str:
-    if len(answer.keys) != len(ticket.keys):
-        return f"teacher {name} answered about {len(answer.keys)} samples of a batch of {len(ticket.keys)}"
-    place = next(i for i, pair in enumerate(zip(ticket.keys, answer.keys, strict=True)) if pair[0] != pair[1])
+def _mismatch(name: str, number: int, keys: tuple[SampleKey, ...], answer: SparseTarget | Target) -> str:
+    if len(answer.keys) != len(keys):
+        return f"teacher {name} answered about {len(answer.keys)} samples of a batch of {len(keys)}"
+    place = next(i for i, pair in enumerate(zip(keys, answer.keys, strict=True)) if pair[0] != pair[1])
     return (
-        f"teacher {name} answered about other samples than it was asked: sample {place} of batch {ticket.number} is"
-        f" {ticket.keys[place]}, got: {answer.keys[place]}"
+        f"teacher {name} answered about other samples than it was asked: sample {place} of batch {number} is"
+        f" {keys[place]}, got: {answer.keys[place]}"
     )

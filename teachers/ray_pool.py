@@ -1,17 +1,17 @@
-"""Teachers in processes of their own: named Ray actors that any student of the same job can ask.
+"""Teachers in processes of their own: named Ray actors that all students of the same job share.
 
-    with employed([TeacherPost(name="lidar", load=partial(load_teacher, url), num_gpus=0.3)]):
-        classroom = RemoteClassroom(["lidar"], grid=(64, 96))      # here, or in any worker of the job
-        for batch, targets in classroom.follow(loader):
+    with teacher_actors({"lidar": ActorSpec(load=partial(load_teacher, url), num_gpus=0.3)}):
+        pool = RayPool(["lidar"], grid=(64, 96))      # here, or in any worker of the job
+        for batch, targets in pool.follow(loader):
             ...
 
-Whoever opens the posts keeps the teachers alive; students come and go. A teacher whose process dies is started again
-and asked again: that costs time, no data. Ray must be initialized.
+The block keeps the teachers alive; students come and go. A teacher whose process dies is started again and predicts
+again: that costs time, no data. Ray must be initialized.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,26 +22,23 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from datalake.sample import Sample
 from teachers.card import TeacherCard, TeacherError
-from teachers.pool import TeacherPool, by_name
+from teachers.pool import TeacherPool
 from teachers.target import SparseTarget
 from teachers.teacher import Teacher
 
-# How often a teacher's process may die before its death is taken for the teacher's own fault, and how often a batch
-# is asked again.
+# How often a teacher's process may die before that counts as the teacher's fault, and how often a batch is repeated.
 _RESTARTS = 5
 _RETRIES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActorSpec:
-    """One teacher's place.
+    """How one teacher's actor is started.
 
-    name: what the actor and its answers are called
     load: from a device ("cpu" or "cuda") to the teacher; runs in the actor, so it must be picklable
     num_gpus: share of a GPU; with 0 the teacher runs on `num_cpus` CPUs
     """
 
-    name: str
     load: Callable[[str], Teacher]
     num_cpus: float = 1
     num_gpus: float = 0
@@ -61,16 +58,16 @@ class TeacherActor:
 
 
 @contextmanager
-def teacher_actors(posts: Sequence[ActorSpec], *, start_s: float = 600) -> Iterator[None]:
-    """Start a named actor per post, and stop them at the end of the block.
+def teacher_actors(posts: Mapping[str, ActorSpec], *, start_s: float = 600) -> Iterator[None]:
+    """Start an actor per post, named as its teacher, and stop them at the end of the block.
 
     Raises TeacherError, in one line, where a teacher does not load, the cluster has not enough for it, or it has not
     started within `start_s` seconds (which a loaded cluster may take).
     """
     desks: dict[str, Any] = {}
     try:
-        for name, post in by_name((post.name, post) for post in posts).items():
-            _check_resources(post)
+        for name, post in posts.items():
+            _check_resources(name, post)
             actor = ray.remote(TeacherActor).options(
                 name=_actor_name(name),
                 num_cpus=post.num_cpus,
@@ -88,7 +85,7 @@ def teacher_actors(posts: Sequence[ActorSpec], *, start_s: float = 600) -> Itera
 
 
 class RayPool(TeacherPool):
-    """The teachers at posts of these names. A window of 2 to 4 batches keeps them busy and the object store small."""
+    """Teachers in the actors of these names. A window of 2 to 4 batches keeps them busy and the object store small."""
 
     def __init__(
         self,
@@ -99,12 +96,12 @@ class RayPool(TeacherPool):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(grid, window=window, device=device)
-        self._desks = by_name((name, _desk(name)) for name in names)
+        self._desks = {name: _desk(name) for name in names}
         self._cards = {name: _get(name, desk.card.remote()) for name, desk in self._desks.items()}
 
     @property
     def cards(self) -> dict[str, TeacherCard]:
-        """The teachers' cards, by the names of their posts."""
+        """The teachers' cards, by the names of their actors."""
         return dict(self._cards)
 
     def _ask(self, batch: list[Sample]) -> Any:
@@ -124,16 +121,16 @@ def _desk(name: str) -> Any:
     try:
         return ray.get_actor(_actor_name(name))
     except ValueError as error:
-        raise TeacherError(f"no teacher {name} is employed in this Ray job; open its post first") from error
+        raise TeacherError(f"no actor of teacher {name} in this Ray job; start it with teacher_actors first") from error
 
 
-def _check_resources(post: ActorSpec) -> None:
+def _check_resources(name: str, post: ActorSpec) -> None:
     """Raise TeacherError where no node could ever take the post: Ray would wait for one for ever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = {"CPU": post.num_cpus, "GPU": post.num_gpus}
     if not any(all(node.get(kind, 0) >= amount for kind, amount in wanted.items()) for node in nodes):
         raise TeacherError(
-            f"teacher {post.name} needs {post.num_cpus} CPUs and {post.num_gpus} GPUs, which no node of the cluster has"
+            f"teacher {name} needs {post.num_cpus} CPUs and {post.num_gpus} GPUs, which no node of the cluster has"
         )
 
 

@@ -1,4 +1,4 @@
-"""A look at a teacher before a run is built on it."""
+"""Checks of a teacher before a student is distilled from it."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class ComparableTeacher(Teacher, Protocol):
 
     @property
     def network(self) -> nn.Module:
-        """The network that answers."""
+        """The teacher's network."""
 
     def confusion(self, samples: Sequence[Sample]) -> Confusion:
-        """Return labels against answers, at the teacher's own resolution; empty where nothing is labelled."""
+        """Return labels against predictions, at the teacher's own resolution; empty where nothing is labelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class SanityReport:
-    """What was seen of a teacher that may teach.
+    """What was found of a teacher that passed its checks.
 
-    valid_share: share of the cells that it answers for
+    valid_share: share of the cells that it predicts
     constant_channels: of a regression teacher, how many channels have one value in all valid cells
-    labels: how many points or pixels were compared with labels; with none, nothing is known of its accuracy
+    labels: how many points or pixels were compared with labels; with none, its accuracy is unknown
     metrics: of these labels, named as in the card
     """
 
@@ -62,12 +62,12 @@ def check_teacher(
     width: int,
     margin: float = MARGIN,
 ) -> SanityReport:
-    """Let the teacher look at a few batches and return what was seen.
+    """Run the teacher on a few batches and return what was found.
 
-    Raises TeacherError, in one line, where the network is not frozen and in eval mode; where an answer is of other
-    samples, of another form than the card says, or not finite; where no cell is valid; where the answer is the same in
+    Raises TeacherError, in one line, where the network is not frozen and in eval mode; where a target is of other
+    samples, of another form than the card says, or not finite; where no cell is valid; where the target is the same in
     every cell; where accuracy or mIoU on the labels is more than `margin` below the card's figure of that name; and
-    where a card without metrics names a teacher whose mIoU is no better than always saying the commonest class.
+    where a card without metrics names a teacher whose mIoU is no better than always predicting the commonest class.
     """
     name = teacher.card.name
     _check_frozen(teacher.network, name)
@@ -94,7 +94,7 @@ def check_teacher(
             )
     elif int((seen > 0).sum()) < 2:
         only = teacher.card.class_names[int(seen.argmax())]
-        raise TeacherError(f"teacher {name}: says {only} in all {valid:,} cells of {samples} samples")
+        raise TeacherError(f"teacher {name}: predicts {only} in all {valid:,} cells of {samples} samples")
     metrics = confusion.metrics(teacher.card.class_names)
     _check_metrics(teacher, metrics, margin)
     report = SanityReport(name, samples, valid / cells, constant, confusion.total, metrics)
@@ -114,7 +114,7 @@ def _check_form(target: Target, teacher: ComparableTeacher, batch: Sequence[Samp
     channels = card.channels if card.kind == "regression" else 1
     expected = (len(batch), channels, *grid)
     if target.keys != tuple(sample.key for sample in batch):
-        raise TeacherError(f"teacher {card.name}: the answer is of other samples than it was asked about")
+        raise TeacherError(f"teacher {card.name}: the target is of other samples than it was given")
     if target.kind != card.kind or target.values.shape != expected:
         raise TeacherError(
             f"teacher {card.name}: expected {card.kind} {list(expected)}, got: {target.kind}"
@@ -122,7 +122,7 @@ def _check_form(target: Target, teacher: ComparableTeacher, batch: Sequence[Samp
         )
     parts = [target.values, *([] if target.confidence is None else [target.confidence])]
     if not all(bool(part.isfinite().all()) for part in parts):
-        raise TeacherError(f"teacher {card.name}: the answer has values that are NaN or infinite")
+        raise TeacherError(f"teacher {card.name}: the target has values that are NaN or infinite")
 
 
 def _check_metrics(teacher: ComparableTeacher, metrics: dict[str, float], margin: float) -> None:
@@ -133,10 +133,10 @@ def _check_metrics(teacher: ComparableTeacher, metrics: dict[str, float], margin
                 f"teacher {card.name}: {name} {metrics[name]:.2f} on these labels, its card says"
                 f" {card.metrics[name]:.2f}: is this the data that it was made for, and read the same way?"
             )
-    # Accuracy would be no measure here: with background nearly everywhere, saying so is hard to beat. And where the
-    # labels are of one class alone, nobody can.
+    # Accuracy would be no measure here: with background nearly everywhere, predicting it is hard to beat. And where the
+    # labels are of one class alone, it cannot be beaten.
     if metrics and "mIoU" not in card.metrics and metrics["mIoU"] <= metrics["trivial/mIoU"] < 1:
         raise TeacherError(
-            f"teacher {card.name}: mIoU {metrics['mIoU']:.2f} on these labels is no better than always saying the"
+            f"teacher {card.name}: mIoU {metrics['mIoU']:.2f} on these labels is no better than always predicting the"
             f" commonest class ({metrics['trivial/mIoU']:.2f})"
         )

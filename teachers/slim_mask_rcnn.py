@@ -1,4 +1,4 @@
-"""A Mask R-CNN that trains from scratch on two CPU cores, and answers there within a student's step."""
+"""A Mask R-CNN that trains from scratch on two CPU cores, and predicts there within a student's step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def slim_mask_rcnn(num_classes: int, anchors: AnchorGenerator, **settings: Any) 
     """Return torchvision's Mask R-CNN (He et al. 2017) on a ResNet of one block a stage, with random weights.
 
     It has 6 M parameters in place of 31 M: a pyramid and heads of 64 channels, one hidden layer of 256 behind the
-    boxes' features, two convolutions before the masks; and it looks at 100 proposals. The norms are batch norms that
+    boxes' features, two convolutions before the masks; and it takes 100 proposals. The norms are batch norms that
     learn, for the backbone starts untrained.
     """
     body = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer=nn.BatchNorm2d)

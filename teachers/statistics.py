@@ -63,7 +63,7 @@ class Moments:
         )
 
     def statistics(self) -> ChannelStatistics:
-        """Return mean and (population) variance; raises TeacherError where there is nothing to tell them from."""
+        """Return mean and (population) variance; raises TeacherError where there is no data."""
         if not self.count:
             raise TeacherError("no statistics: not one valid cell was seen")
         return ChannelStatistics(mean=tuple(self.mean.tolist()), variance=tuple((self.squares / self.count).tolist()))

@@ -1,4 +1,4 @@
-"""What a teacher says of a batch, on the student's grid; and the form in which that travels."""
+"""A teacher's predictions for a batch on the student's grid, and their sparse form between processes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from teachers.card import Kind, TeacherError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """A teacher's answer to B samples on a grid of h x w cells, which divides the whole image evenly.
+    """A teacher's predictions for B samples on a grid of h x w cells, which divides the whole image evenly.
 
     keys: the samples, in the order of the batch
     values: float32 [B, D, h, w] of a regression teacher, or class numbers int64 [B, 1, h, w]; 0 where not valid
-    valid: bool [B, 1, h, w], the cells that the teacher has an answer for: no loss belongs on the others
-    confidence: float32 [B, 1, h, w] within 0 … 1, 0 where not valid; None where the teacher does not tell
+    valid: bool [B, 1, h, w], the cells that the teacher predicts: no loss belongs on the others
+    confidence: float32 [B, 1, h, w] within 0 … 1, 0 where not valid; None where the teacher has none
     """
 
     keys: tuple[SampleKey, ...]
@@ -46,7 +46,7 @@ class Target:
 
     @property
     def kind(self) -> Kind:
-        """Whether the values are numbers to come close to, or classes to tell."""
+        """Whether the values are numbers or classes."""
         return "classification" if self.values.dtype == torch.int64 else "regression"
 
     def __getitem__(self, chosen: Sequence[int]) -> Target:
@@ -91,7 +91,7 @@ class Target:
         batch, channels, height, width = self.values.shape
         classes = self.kind == "classification"
         values, sound = self._halved()
-        # Both facts in one answer: a GPU is waited for once, and again only for where the valid cells are.
+        # Both in one copy: a GPU is waited for once, and again only for where the valid cells are.
         everywhere, all_sound = torch.stack([self.valid.all(), (sound | ~self.valid).all()]).tolist()
         if not all_sound:
             if classes:
@@ -166,7 +166,7 @@ class SparseTarget:
             else:
                 cells = rows.new_zeros(math.prod((batch, height, width)), rows.shape[1])
                 cells[self.index] = rows
-            return cells.reshape(batch, height, width, -1).permute(0, 3, 1, 2).contiguous()
+            return cells.reshape(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2).contiguous()
 
         valid = spread(torch.ones(len(self.values), 1, dtype=torch.bool, device=self.values.device))
         confidence = None if self.confidence is None else spread(self.confidence[:, None].float())

@@ -1,4 +1,4 @@
-"""What every teacher can do."""
+"""The interface of a teacher."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from teachers.target import Target
 
 
 class Teacher(Protocol):
-    """A frozen network that looks at samples and answers on the student's grid."""
+    """A frozen network that predicts a map of each sample on the student's grid."""
 
     @property
     def card(self) -> TeacherCard:
         """What it is."""
 
     def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-        """Return the answer to the samples, in their order, on a grid of `height` x `width` cells.
+        """Return the predictions of the samples, in their order, on a grid of `height` x `width` cells.
 
-        Raises TeacherError where a sample lacks what this teacher looks at.
+        Raises TeacherError where a sample lacks this teacher's input.
         """

@@ -55,6 +55,13 @@ def jpeg(width: int = WIDTH, height: int = HEIGHT, shade: int = 90) -> bytes:
     return stream.getvalue()
 
 
+def panoptic_png(code: NDArray[Any]) -> bytes:
+    """Return `code`, uint16 [H, W] for an honest panoptic label, as PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(code).save(stream, "PNG")
+    return stream.getvalue()
+
+
 def float_matrix(values: NDArray[Any]) -> bytes:
     """Return `values` as the official compressed `MatrixFloat`."""
     return _compressed(dataset_pb2.MatrixFloat(), values)

@@ -14,7 +14,8 @@ from datalake.lake import open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.verify import verify
 from student.checkpoint import read_student
-from teachers.card import read_card
+from teachers.cached import CachedTeacher
+from teachers.card import TeacherCard, read_card
 from teachers.load import load_teacher
 from tests.student.students import samples
 from training.checkpoint import load_checkpoint
@@ -39,6 +40,26 @@ def test_a_cached_teachers_table_is_read(tmp_path: Path) -> None:
     assert commit is not None
     table = open_derived_table(lake, "teacher_mask_rcnn", "train", commit.origin.version)
     assert table.dataset().count_rows() == 4
+    card = TeacherCard(
+        name="mask_rcnn",
+        kind="classification",
+        architecture=table.origin.settings["architecture"],
+        options=table.origin.settings["options"],
+        channels=len(table.origin.settings["class_names"]),
+        class_names=tuple(table.origin.settings["class_names"]),
+        weights_sha256=table.origin.version,
+    )
+    cached = CachedTeacher.open(lake, "train", card)
+    width, height = cached.image_size
+    stream = SampleStream(lake, LoaderConfig(global_batch=4, image_size=(width, height), points=False, shuffle=False))
+    target = cached.predict(list(stream), *cached.grid)
+    rows = {(row["segment"], row["timestamp_us"], row["camera"]): row for row in table.dataset().to_table().to_pylist()}
+    for key, values, valid in zip(target.keys, target.values, target.valid, strict=True):
+        row = rows[key.segment, key.timestamp_us, key.camera]
+        assert values.flatten().tolist() == row["class"]
+        assert valid.flatten().tolist() == row["valid"]
+    assert target.confidence is not None
+    assert float(target.confidence.max()) > 0
 
 
 def test_a_teacher_is_loaded_with_its_metrics() -> None:

@@ -1,4 +1,4 @@
-"""Boxes x0, y0, x1, y1 in pixels, any number of them at once: overlaps, and boxes told relative to others.
+"""Boxes x0, y0, x1, y1 in pixels, any number of them at once: overlaps, and boxes encoded relative to others.
 
 The numbers are torchvision's (`box_iou`, `BoxCoder`) to the last bit. torchvision's own functions take one image at a
 time and make small tensors on the device as they go, each of which a GPU has to be waited for.

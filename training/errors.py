@@ -1,4 +1,4 @@
-"""Why a training run cannot go on."""
+"""The error of a training that cannot start or continue."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from datalake.errors import UserError
 
 
 class TrainingError(UserError):
-    """A run cannot start, resume or go on; the message says at which step or sample, and what helps."""
+    """A run cannot start, resume or continue; the message says at which step or sample, and what helps."""

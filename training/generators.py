@@ -1,6 +1,6 @@
 """Random numbers that are a function of the seed, the step, the sample's place in the batch, and what they are for.
 
-Nothing of them has to be stored; how a batch is cut among workers, and how many numbers somebody else draws, changes
+Nothing of them has to be stored; how a batch is cut among workers, and how many numbers are drawn elsewhere, changes
 nothing.
 """
 

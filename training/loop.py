@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from datalake.sample import Sample
+from datalake.sample import Sample, naming
 from training.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from training.distributed import Distributed
 from training.errors import TrainingError
@@ -48,8 +48,8 @@ class TrainInputs:
 
     batches: returns this worker's batches from a cursor on, always the same, 0 being the first
     labelled, unlabelled: samples per step over all workers; in each batch labelled ones come first
-    teach: adds what the teachers say to each batch, in order; None: nobody is asked
-    change_targets: what is done to the targets before they are learned from; a control
+    teach: adds the teachers' targets to each batch, in order; None: there are none
+    change_targets: applied to the targets before the step; a control
     seed: of every random number that is drawn while training
     fingerprint: of the data and the settings; a checkpoint of another is refused
     """
@@ -132,9 +132,10 @@ def train(
                 targets = inputs.change_targets(targets)
             chance = Chance(inputs.seed, step, places)
             torch.manual_seed(_step_seed(inputs.seed, step, distributed.rank))
-            collated = objective.collate(batch, targets, chance)
-            with torch.autocast(distributed.device.type, torch.bfloat16, enabled=bfloat16):
-                losses: dict[str, Loss] = module(collated, step / config.steps)
+            with naming(sample.key for sample in batch.samples):
+                collated = objective.collate(batch, targets, chance)
+                with torch.autocast(distributed.device.type, torch.bfloat16, enabled=bfloat16):
+                    losses: dict[str, Loss] = module(collated, step / config.steps)
             total = torch.stack([loss.weight * loss.value for loss in losses.values()]).sum()
             optimizer.zero_grad()
             total.backward()
@@ -180,8 +181,8 @@ def train(
                     save_checkpoint(run_dir, _checkpoint(fingerprint, objective, optimizer, step, cursor, seconds))
             on_step(step, metrics)
     finally:
-        # Who keeps an error keeps this frame. With the workers' module in it their group would outlive its end, and at
-        # the end of the process a thread of the group's, asking for an interpreter that is no more, would abort it.
+        # An error that is kept keeps this frame. With the workers' module in it their group would outlive its end, and
+        # at the end of the process a thread of the group, asking for an interpreter that is gone, would abort it.
         del module
         if log is not None:
             log.__exit__(None, None, None)
@@ -190,7 +191,7 @@ def train(
 
 
 class _Timed(Iterator[Item]):
-    """The items of an iterable, and how long whoever asked for them has waited."""
+    """The items of an iterable, and how long the caller has waited for them."""
 
     def __init__(self, items: Iterable[Item]) -> None:
         self._items, self.seconds = iter(items), 0.0

@@ -106,8 +106,8 @@ class _History:
 class _Events:
     """Writes an event file for TensorBoard into a folder, any that TensorBoard can read.
 
-    What an earlier file has of `step` and later is not shown any more. All is written by whoever calls: torch's own
-    writer leaves it to a thread, which on a full disk prints a traceback and dies.
+    What an earlier file has of `step` and later is not shown any more. All is written in the caller's thread: torch's
+    own writer leaves it to another, which on a full disk prints a traceback and dies.
     """
 
     def __init__(self, url: str, step: int) -> None:

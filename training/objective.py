@@ -25,7 +25,7 @@ class Loss(NamedTuple):
 class Batch:
     """One worker's samples of one step.
 
-    samples: the first `labelled` of them show their labels, the others are there for what needs none
+    samples: the labels of the first `labelled` of them are used; the others are for losses that need none
     cursor: where the stream that they come from goes on after them
     """
 
@@ -58,8 +58,8 @@ class Objective(nn.Module):
     def collate(self, batch: Batch, targets: Mapping[str, Any], chance: Chance) -> Any:
         """Return what `forward` takes, on the device.
 
-        targets: what teachers say of the samples, in their order, by the teachers' names; indexed by a list of numbers
-            each gives that of some samples
+        targets: the teachers' targets of the samples, in their order, by the teachers' names; indexed by a list of
+            numbers each gives those of some samples
         chance: all randomness of the samples
         """
 

@@ -34,7 +34,7 @@ class LevelPool(nn.Module):
         return (self.by_choice if rois.device.type == "cpu" else self.by_distance)(levels, rois)
 
     def by_choice(self, levels: Sequence[Tensor], rois: Tensor) -> Tensor:
-        """Look at each box on its own level. How many a level has must be known before: a GPU would be waited for."""
+        """Pool each box on its own level. How many a level has must be known before: a GPU would be waited for."""
         number = self._level(rois, len(levels))
         pooled = levels[0].new_zeros(len(rois), levels[0].shape[1], self.cells, self.cells)
         for at, level in enumerate(levels):
@@ -43,7 +43,7 @@ class LevelPool(nn.Module):
         return pooled
 
     def by_distance(self, levels: Sequence[Tensor], rois: Tensor) -> Tensor:
-        """Look at each box on every level, but far outside of all that are not its own: there RoIAlign gives 0."""
+        """Pool each box on every level, but far outside of all that are not its own: there RoIAlign gives 0."""
         number = self._level(rois, len(levels))[:, None]
         images, boxes = rois[:, :1], rois[:, 1:]
         pooled = None

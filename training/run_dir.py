@@ -1,4 +1,4 @@
-"""Where a run leaves what it makes: a local folder, or a place in an object store."""
+"""The folder of a run: a local one, or a place in an object store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datalake.disk import room_in
 
 
 class RunDir:
-    """Files below one fsspec URL, each replaced as a whole: whoever reads one finds the old or the new."""
+    """Files below one fsspec URL, each replaced as a whole: a reader finds the old or the new one."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")

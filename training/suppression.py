@@ -1,4 +1,4 @@
-"""Boxes that say again what a better one says: non-maximum suppression of many groups at once."""
+"""Non-maximum suppression of many groups of boxes at once."""
 
 from __future__ import annotations
 
@@ -73,11 +73,12 @@ def kept_in_rounds(boxes: Tensor, scores: Tensor, most_iou: float, kinds: Tensor
         overlap &= of_rank[:, :, None] == of_rank[:, None]
     # Half precision: of how many better boxes suppress one it only matters whether there are any.
     better = overlap.half().triu_(1)
-    kept = better.new_ones(len(boxes), 1, boxes.shape[1])
+    kept = everything = better.new_ones(len(boxes), 1, boxes.shape[1])
     with torch.autocast(boxes.device.type, enabled=False):
         for _ in range(math.ceil(boxes.shape[1] / _ROUNDS)):
             for _ in range(_ROUNDS):
-                before, kept = kept, (kept @ better == 0).half()
+                # One less how many suppress it: one, or nothing.
+                before, kept = kept, torch.baddbmm(everything, kept, better, alpha=-1).clamp_(min=0)
             if torch.equal(before, kept):
                 break
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, kept[:, 0] > 0)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from benchmarks.gpu.command import run_command
 from benchmarks.gpu.rows import Rows
 from benchmarks.gpu.throughput import Setting, students_at_once
 from benchmarks.gpu.workplace import Workplace
-from pipelines.data import Frames
-from pipelines.teacher_loading import needs_points, precompute_targets, read_cards
+from pipelines.cache_targets import CacheTargetsConfig, run
 from student.config import StudentConfig
 
 # The arms of the ablation, and the names of their metrics.
@@ -35,19 +35,19 @@ def measure_accuracy(place: Workplace, rows: Rows) -> None:
     """Train each arm with each seed at the same time, and examine all on streets nobody was trained on."""
     sizes = place.sizes
     lake = place.lake("drives", rows.left_s)
-    folder = place.scratch / "answers"
 
     def answers() -> Mapping[str, Any]:
-        points = needs_points(read_cards(place.teachers).values())
         grid = StudentConfig().grid(sizes.image_size[1], sizes.image_size[0])
-        count, began = 0, time.time()
+        began = time.time()
         for split in ("train", "val"):
-            frames = Frames(
-                lake=lake, split=split, cameras=("FRONT",), image_size=sizes.image_size, points=points,
-                threads=min(8, len(os.sched_getaffinity(0))),
-            )  # fmt: skip
-            precompute_targets(place.teachers, frames, grid, place.device, folder)
-            count += frames.stream(1, shuffle=False).epoch_samples
+            for name, url in place.teachers.items():
+                config = CacheTargetsConfig(
+                    lake=str(place.scratch / "drives"), teacher=url, name=name, split=split, grid=grid,
+                    image_size=sizes.image_size, device=str(place.device),
+                )  # fmt: skip
+                run(config, Console(quiet=True))
+        count = sum(len(cameras) for commit in lake.commits if commit.split in ("train", "val")
+                    for cameras in commit.chunks)  # fmt: skip
         return {"images": count, "images_per_second": count / (time.time() - began)}
 
     rows.attempt("teachers answer ahead", 20, answers)
@@ -60,7 +60,7 @@ def measure_accuracy(place: Workplace, rows: Rows) -> None:
     steps = _affordable(rows.left_s - _BESIDE_S, shared_ms / 1000, sizes.scored_steps)
     _ablate(
         place, rows, "classroom", sizes.seeds, steps, sizes.scored_batch,
-        ["--train.remember", str(folder)],
+        ["--train.cached", *place.teachers],
     )  # fmt: skip
 
 

@@ -70,7 +70,7 @@ class Setting:
         return " ".join(part for part in parts if part) + f" B{self.batch}"
 
 
-def run_fingerprint(place: Workplace) -> list[Setting]:
+def all_settings(place: Workplace) -> list[Setting]:
     """Return all rows, those that matter most first."""
     device, batches = place.device, place.sizes.batches
     lidar, mask = "spvcnn", "mask_rcnn"
@@ -98,8 +98,9 @@ def measure_throughput(place: Workplace, rows: Rows) -> None:
     samples = _samples(place)
     # The first training makes the device's context and loads its kernels.
     rows.attempt("first steps", 5, partial(_measure, place, samples, Setting(batch=sizes.batches[0]), profiled=False))
-    for setting in run_fingerprint(place):
-        needs_s = 3 * sizes.row_s if setting.compiled else 1.5 * sizes.row_s
+    for setting in all_settings(place):
+        # To compile, forth and back, takes a minute on a machine that has never done it.
+        needs_s = 12 * sizes.row_s if setting.compiled and not place.dry else 1.5 * sizes.row_s
         rows.attempt(setting.name, needs_s, partial(_measure, place, samples, setting))
         if device.type == "cuda":
             torch.cuda.empty_cache()

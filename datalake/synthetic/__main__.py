@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from datalake.limits import check_range
 from datalake.synthetic.drive import DriveConfig
 from datalake.synthetic.writer import write_drives
 
@@ -37,6 +38,13 @@ class Arguments:
 
     def config(self) -> DriveConfig:
         """Return the configuration; raises ValueError with one line on what is wrong."""
+        for option, count, least in (
+            ("--segments", self.segments, 1),
+            ("--frames", self.frames, 1),
+            ("--seed", self.seed, 0),
+            ("--workers", self.workers, 1),
+        ):
+            check_range(option, count, least)
         width, _, height = self.image_size.partition("x")
         if not (width.isdecimal() and height.isdecimal()):
             raise ValueError(f"--image-size is {self.image_size!r}: write WIDTHxHEIGHT in pixels, such as 384x256")

@@ -126,7 +126,10 @@ class Points:
 
 @dataclass(frozen=True, slots=True)
 class Label2D:
-    """An object's box in one camera's image: x0, y0, x1, y1 in pixels, x along the image's width."""
+    """An object's box in one camera's image: x0, y0, x1, y1 in pixels, x along the image's width.
+
+    It is clipped to the image: what lies beyond is a guess of whoever labelled it.
+    """
 
     camera: str
     object_id: str

@@ -186,6 +186,8 @@ def _read_projections(
 ) -> tuple[NDArray[np.int8], NDArray[np.int16], NDArray[np.int16]]:
     """Return (camera int8, u int16, v int16), each [2, N]: the two slots of the record's own projections."""
     try:
+        if not message.camera_projection_compressed:
+            raise LidarError("they are missing")
         stored = decode_int_matrix(message.camera_projection_compressed)
         if stored.shape != (*shape, 6):
             raise LidarError(f"expected camera projections {[*shape, 6]}, got {list(stored.shape)}")

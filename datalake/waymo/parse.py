@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from PIL import Image
 
-from datalake.waymo.frame import CAMERAS, OBJECT_TYPES, CameraImage, Fault, Frame, FrameError, Label2D, Label3D
+from datalake.waymo.frame import CAMERAS, OBJECT_TYPES, CameraImage, Fault, Frame, FrameError, Label2D, Label3D, Points
 from datalake.waymo.lidar import read_points, read_transform
+from datalake.waymo.panoptic import PanopticError, check_panoptic
 from datalake.waymo.protos import dataset_pb2
 from datalake.waymo.segment_name import check_segment_name
 
@@ -46,13 +48,15 @@ def parse_frame(payload: bytes, cameras: frozenset[str]) -> Frame:
             faults.append(Fault("frame", "FrameError", f"the frame's {name} is not text"))
             value = ""
         place[name] = value or None
+    images = _read_images(record, cameras, faults)
+    sizes = _image_sizes(record, images)
     return Frame(
         segment=record.context.name,
         timestamp_us=record.timestamp_micros,
         **place,
-        images=_read_images(record, cameras, faults),
-        points=read_points(record, vehicle_to_world, faults),
-        labels_2d=_read_labels_2d(record, cameras, faults),
+        images=images,
+        points=_projected_inside(read_points(record, vehicle_to_world, faults), sizes, faults),
+        labels_2d=_read_labels_2d(record, cameras, sizes, faults),
         labels_3d=_read_labels_3d(record, faults),
         faults=tuple(faults),
     )
@@ -101,11 +105,7 @@ def _read_image(message: Any, camera: str, calibration: Any | None, faults: list
     if vehicle_to_world is None:
         text = f"image of {camera} has no finite pose; kept without it"
         faults.append(Fault("image", "FrameError", text))
-    panoptic = message.camera_segmentation_label
-    has_panoptic = bool(panoptic.panoptic_label) and panoptic.panoptic_label_divisor > 0
-    if panoptic.panoptic_label and not has_panoptic:
-        text = f"panoptic label of {camera} has no divisor and is left out"
-        faults.append(Fault("image", "FrameError", text))
+    panoptic = _read_panoptic(message.camera_segmentation_label, camera, (width, height), faults)
     return CameraImage(
         camera=camera,
         jpeg=message.image,
@@ -114,9 +114,23 @@ def _read_image(message: Any, camera: str, calibration: Any | None, faults: list
         intrinsic=intrinsic,
         camera_to_vehicle=camera_to_vehicle,
         vehicle_to_world=vehicle_to_world,
-        panoptic=panoptic.panoptic_label if has_panoptic else None,
-        panoptic_divisor=panoptic.panoptic_label_divisor if has_panoptic else None,
+        panoptic=None if panoptic is None else panoptic.panoptic_label,
+        panoptic_divisor=None if panoptic is None else panoptic.panoptic_label_divisor,
     )
+
+
+def _read_panoptic(label: Any, camera: str, size: tuple[int, int], faults: list[Fault]) -> Any | None:
+    """Return the panoptic label of an image of (width, height) where it has a usable one."""
+    if not label.panoptic_label:
+        return None
+    try:
+        if label.panoptic_label_divisor < 1:
+            raise PanopticError("it has no divisor")
+        check_panoptic(label.panoptic_label, size)
+    except PanopticError as error:
+        faults.append(Fault("image", type(error).__name__, f"panoptic label of {camera} is left out: {error}"))
+        return None
+    return label
 
 
 def _read_jpeg_size(jpeg: bytes) -> tuple[int, int]:
@@ -130,12 +144,50 @@ def _read_jpeg_size(jpeg: bytes) -> tuple[int, int]:
         raise FrameError(f"its JPEG header cannot be read ({type(error).__name__})") from error
     if not 0 < width * height <= _MAX_PIXELS:
         raise FrameError(f"its JPEG header claims {width}x{height} pixels")
-    if b"\xff\xd9" not in jpeg[-64:]:
+    # Behind the last scan there may be padding. What a thumbnail ends with stands before it.
+    if jpeg.rfind(b"\xff\xd9") < jpeg.rfind(b"\xff\xda"):
         raise FrameError("its JPEG is cut off (no end-of-image marker)")
     return width, height
 
 
-def _read_labels_2d(record: Any, cameras: frozenset[str], faults: list[Fault]) -> tuple[Label2D, ...]:
+def _image_sizes(record: Any, images: tuple[CameraImage, ...]) -> dict[str, tuple[int, int]]:
+    """Return (width, height) of the cameras: the image's or, where there is none, the calibration's."""
+    sizes = {
+        str(CAMERAS[calibration.name]): (calibration.width, calibration.height)
+        for calibration in record.context.camera_calibrations
+        if 0 < calibration.name < len(CAMERAS) and min(calibration.width, calibration.height) > 0
+    }
+    return sizes | {image.camera: (image.width, image.height) for image in images}
+
+
+def _projected_inside(points: Points, sizes: dict[str, tuple[int, int]], faults: list[Fault]) -> Points:
+    """Return the points without the projections that lie outside of their images of (width, height)."""
+    most = np.iinfo(np.int16).max
+    # Beyond the largest pixel where the size is not known; the first row is that of no camera.
+    known = [sizes.get(str(camera), (most, most)) for camera in CAMERAS]
+    width, height = np.array(known).clip(max=most).astype(np.int16).T
+    outside = (points.camera > 0) & ((points.u >= width[points.camera]) | (points.v >= height[points.camera]))
+    if not outside.any():
+        return points
+    for number in np.unique(points.camera[outside]):
+        camera = str(CAMERAS[number])
+        mine = points.camera == number
+        text = (
+            f"{int((outside & mine).sum())} of {int(mine.sum())} projections into {camera} lie outside of its image of"
+            f" {sizes[camera][0]}x{sizes[camera][1]} (scaled without them?); points kept without these"
+        )
+        faults.append(Fault("lidar", "FrameError", text))
+    return replace(
+        points,
+        camera=np.where(outside, np.int8(0), points.camera),
+        u=np.where(outside, np.int16(0), points.u),
+        v=np.where(outside, np.int16(0), points.v),
+    )
+
+
+def _read_labels_2d(
+    record: Any, cameras: frozenset[str], sizes: dict[str, tuple[int, int]], faults: list[Fault]
+) -> tuple[Label2D, ...]:
     labels = []
     for group in record.camera_labels:
         camera = CAMERAS[group.name] if 0 < group.name < len(CAMERAS) else None
@@ -145,9 +197,9 @@ def _read_labels_2d(record: Any, cameras: frozenset[str], faults: list[Fault]) -
         if camera is None or camera not in cameras:
             continue
         for label in group.labels:
-            box = label.box
             try:
                 kind = _check_label(label, ("center_x", "center_y", "length", "width"))
+                x0, y0, x1, y1 = _read_box(label.box, sizes.get(camera))
             except FrameError as error:
                 text = f"2D label {label.id[:40]!r} of {camera} is left out: {error}"
                 faults.append(Fault("label", "FrameError", text))
@@ -157,14 +209,34 @@ def _read_labels_2d(record: Any, cameras: frozenset[str], faults: list[Fault]) -
                     camera=camera,
                     object_id=label.id,
                     type=kind,
-                    x0=box.center_x - box.length / 2,
-                    y0=box.center_y - box.width / 2,
-                    x1=box.center_x + box.length / 2,
-                    y1=box.center_y + box.width / 2,
+                    x0=x0,
+                    y0=y0,
+                    x1=x1,
+                    y1=y1,
                     difficulty=label.detection_difficulty_level,
                 )
             )
     return tuple(sorted(labels, key=lambda label: CAMERAS.index(label.camera)))
+
+
+def _read_box(box: Any, size: tuple[int, int] | None) -> tuple[float, float, float, float]:
+    """Return x0, y0, x1, y1 in pixels, clipped to the image of (width, height) if that is known.
+
+    Raises FrameError where nothing of the box lies inside.
+    """
+    x0, x1 = box.center_x - box.length / 2, box.center_x + box.length / 2
+    y0, y1 = box.center_y - box.width / 2, box.center_y + box.width / 2
+    if size is None:
+        return x0, y0, x1, y1
+    width, height = size
+    inside = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
+    # As the lake stores them: a sliver may vanish in rounding.
+    left, top, right, bottom = np.array(inside, np.float32)
+    if not (left < right and top < bottom):
+        raise FrameError(
+            f"its box, x {x0:g} to {x1:g} and y {y0:g} to {y1:g}, lies outside of the image of {width}x{height}"
+        )
+    return inside
 
 
 def _read_labels_3d(record: Any, faults: list[Fault]) -> tuple[Label3D, ...]:

@@ -9,15 +9,19 @@ that one flipped bit costs one record and not the rest of the file.
 from __future__ import annotations
 
 import struct
+import tempfile
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import fsspec
 import google_crc32c
 import numpy as np
+
+from datalake.errors import UserError
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
@@ -30,6 +34,10 @@ PEEK_BYTES = 16 << 10
 
 class RecordError(ValueError):
     """A record's bytes do not hold what its framing promises."""
+
+
+class CompressedFileError(UserError):
+    """A compressed file of records cannot be read to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +104,28 @@ class RecordFile:
     """Random access to the records of one TFRecord file.
 
     Nothing is read ahead but the first kB of each record, so walking a remote file costs one small request a record.
+    A file on a web server that gives no ranges is downloaded as a whole, into a temporary file.
+    A file that was written with TensorFlow's option GZIP or ZLIB is decompressed as a whole, into a temporary file.
+
+    size: bytes of the records, decompressed
     """
 
     def __init__(self, url: str) -> None:
-        """Open `url`; raises OSError (not found, no permission, …) as the store reports it."""
+        """Open `url`; raises OSError (not found, no permission, …) as the store reports it.
+
+        Raises CompressedFileError where it is compressed, and damaged or cut off.
+        """
         self.url = url
+        # An archive closes its files when nobody keeps it.
         fs, path = fsspec.core.url_to_fs(url)
+        self._fs = fs
         self._stream: Any = fs.open(path, "rb", cache_type="none")
+        if url.startswith(("http://", "https://")) and not _has_ranges(self._stream):
+            self._stream.close()
+            self._stream = _downloaded(fs, path)
+        if _is_compressed(self._stream.read(HEADER_BYTES)):
+            with self._stream as compressed:
+                self._stream = _decompressed(url, compressed)
         self.size = int(self._stream.seek(0, 2))
         # The beginnings of the present record and of the one behind it.
         self._peeks: deque[tuple[int, bytes]] = deque(maxlen=2)
@@ -209,3 +232,64 @@ class RecordFile:
                     return found.offset
             offset += starts
         return self.size
+
+
+def _is_compressed(head: bytes) -> bool:
+    """Return whether a file that begins so is gzip or zlib, and not a record."""
+    if len(head) < HEADER_BYTES or masked_crc32c(head[:8]) == struct.unpack("<I", head[8:])[0]:
+        return False
+    # zlib: deflate with a window of 32 kB, and the header's own check.
+    return head[:2] == b"\x1f\x8b" or (head[0] == 0x78 and int.from_bytes(head[:2], "big") % 31 == 0)
+
+
+def _decompressed(url: str, compressed: Any) -> IO[bytes]:
+    """Return a temporary file with what is in a stream of gzip, of one or more members, or of zlib."""
+    plain = tempfile.TemporaryFile()  # noqa: SIM115 - the record file closes it
+    try:
+        compressed.seek(0)
+        # Either format, as the header says.
+        stream = zlib.decompressobj(wbits=47)
+        while block := compressed.read(_SCAN_BYTES):
+            while block:
+                if stream.eof:
+                    stream = zlib.decompressobj(wbits=47)
+                plain.write(stream.decompress(block))
+                block = stream.unused_data
+        plain.write(stream.flush())
+        if not stream.eof:
+            raise zlib.error("it is cut off")
+    except zlib.error as error:
+        plain.close()
+        raise CompressedFileError(
+            f"{url}: its records are compressed, and cannot be decompressed to the end ({error}); fetch it again"
+        ) from error
+    except BaseException:
+        plain.close()
+        raise
+    return plain
+
+
+def _has_ranges(stream: Any) -> bool:
+    """Return whether a stream of fsspec over HTTP reads from the middle of its file."""
+    try:
+        stream.seek(1)
+        stream.read(1)
+        stream.seek(0)
+    except ValueError:
+        # What fsspec raises where the server answers with the whole file, or does not say how long it is.
+        return False
+    return True
+
+
+def _downloaded(fs: Any, path: str) -> IO[bytes]:
+    """Return a temporary file with the bytes of a whole file."""
+    whole = tempfile.TemporaryFile()  # noqa: SIM115 - the record file closes it
+    try:
+        with fs.open(path, "rb", block_size=0) as stream:
+            while block := stream.read(_SCAN_BYTES):
+                whole.write(block)
+        whole.seek(0)
+    except BaseException:
+        whole.close()
+        raise
+    return whole

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 # Field numbers of `Frame` and `Context` in dataset.proto.
 _CONTEXT, _TIMESTAMP, _NAME = 1, 2, 1
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -29,6 +31,27 @@ def peek_frame(prefix: bytes) -> tuple[str, int]:
         if field == _CONTEXT and kind == _BYTES:
             name = _context_name(prefix[start:position])
     raise WireError("the prefix ends before the timestamp")
+
+
+class Field(NamedTuple):
+    """A field of a message: its number, its wire type, and its bytes where it has a length, else those it takes."""
+
+    number: int
+    kind: int
+    value: bytes
+
+
+def read_fields(message: bytes) -> list[Field]:
+    """Return the fields of a whole message, in order; raises WireError where it is none."""
+    fields = []
+    position = 0
+    while position < len(message):
+        number, kind, position = _tag(message, position)
+        start, position = _value(message, position, kind)
+        if position > len(message) or not number:
+            raise WireError("the message ends inside a field")
+        fields.append(Field(number, kind, message[start:position]))
+    return fields
 
 
 def _context_name(context: bytes) -> str:

@@ -21,9 +21,9 @@ class DetectionBatch:
 
     images: uint8 or float32 within 0 … 1 [B, 3, H, W]
     labels: of the first of the images; the others have none
-    targets: what the map teachers say of all images, by the teachers' names
-    generators: one for each labelled image: which anchors and proposals the detection losses look at
-    chance: for whoever draws other numbers, under a purpose of his own
+    targets: the teachers' maps of all images, by the teachers' names
+    generators: one for each labelled image, which decides the anchors and proposals that are sampled
+    chance: of all other random numbers, each under a purpose of its own
     """
 
     images: Tensor
@@ -48,7 +48,7 @@ def collate(
     generators = chance.generators()
     drawn = torch.stack([torch.rand(3, generator=generator) for generator in generators])
     mirror = drawn[:, 0] < augmentation.mirror
-    # All that is drawn goes to the device in one copy, the images in another, and nobody waits for either.
+    # All that is drawn goes to the device in one copy, the images in another, without waiting.
     packed = host_buffer(drawn.shape, drawn.dtype, device)
     packed[:, 0] = mirror
     packed[:, 1:] = 1 + augmentation.light * (2 * drawn[:, 1:] - 1)

@@ -1,4 +1,4 @@
-"""Controls of a claim that teachers help: targets that say nothing true of the image that they come with."""
+"""Controls of a claim that distillation helps: targets that do not belong to their image."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Targets = Literal["real", "shuffled", "random"]
 def shuffled_targets(targets: Mapping[str, Target]) -> dict[str, Target]:
     """Return the targets with each image given those of the next one in the batch.
 
-    What a student gains from these it does not gain from what its teachers know. In a batch with no more images than
-    there are chunks the next one is of another place (`datalake.order`). Each worker rolls its own.
+    What a student gains from these it does not gain from its teachers' knowledge of the image. In a batch with no more
+    images than there are chunks the next one is of another place (`datalake.order`). Each worker rolls its own.
     """
 
     def roll(values: Tensor) -> Tensor:

@@ -21,19 +21,19 @@ from training.objective import Loss
 
 @dataclass(frozen=True, kw_only=True)
 class ImitationConfig:
-    """How much imitation counts.
+    """Weights of the imitation losses.
 
     With these weights the student imitates objects better than with 1 throughout, and detects better, in each of three
     seeds (`benchmarks/classroom.md`).
     """
 
-    # Weight of teachers whose targets are numbers.
+    # Weight of the losses of regression teachers.
     regression: float = 2.0
-    # Weight of teachers whose targets are classes.
+    # Weight of the losses of classification teachers.
     classification: float = 2.0
-    # Cells in which a teacher sees an object count so many times as much as background.
+    # Cells that a classification teacher gives an object have so many times the weight of background.
     foreground_factor: float = 4.0
-    # At the end of the training the weights have fallen, along a cosine, to this share.
+    # The weights fall along a cosine to this share at the end of the training.
     final_factor: float = 1.0
 
 
@@ -54,7 +54,7 @@ class Imitation(DistillationMethod):
     def losses(
         self, student: Student, output: DetectorOutput, batch: DetectionBatch, progress: float
     ) -> dict[str, Loss]:
-        """Return `imitation/<teacher>` of each teacher that was asked.
+        """Return `imitation/<teacher>` of each teacher in the batch.
 
         Raises StudentError where a target does not fit the student's branches.
         """
@@ -92,9 +92,9 @@ class Imitation(DistillationMethod):
 def imitation_loss(
     branch_outputs: Tensor, target: Target, *, cell_weights: Tensor | None = None, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Return the loss of what a branch says, the mean over images of the weighted mean over their valid cells.
+    """Return the loss of a branch's prediction, the mean over images of the weighted mean over their valid cells.
 
-    said: float32 [B, D, h, w], standardized numbers, or logits of classes
+    branch_outputs: float32 [B, D, h, w], standardized numbers, or logits of classes
     cell_weights: float32 [B, 1, h, w], how much each cell counts beside the image's others; all the same by default
     class_weights: float32 [D], how much a cell of each class counts; regression targets have none
 
@@ -119,7 +119,7 @@ def imitation_loss(
 
 
 def foreground_cells(targets: Mapping[str, Target]) -> Tensor | None:
-    """Return bool [B, 1, h, w], the cells in which a teacher of classes sees an object; None without such a teacher."""
+    """Return bool [B, 1, h, w], the cells that a teacher of classes gives an object; None without such a teacher."""
     seen = [target.valid & (target.values > 0) for target in targets.values() if target.kind == "classification"]
     return torch.stack(seen).any(0) if seen else None
 

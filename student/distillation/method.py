@@ -1,4 +1,4 @@
-"""What a distillation method is."""
+"""The interface of a distillation method."""
 
 from __future__ import annotations
 

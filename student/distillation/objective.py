@@ -21,28 +21,28 @@ from training.objective import Batch, Loss, Objective, ParameterGroup
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """How much each loss of detection counts: 1 throughout in the paper.
+    """Weights of the detection losses: 1 throughout in the paper.
 
-    Boxes, with few positives, learn faster with more.
+    Boxes have few positives and are learned faster with a larger weight.
     """
 
-    # Whether there is an object.
+    # Classification of anchors as object or background.
     objectness: float = 1.0
-    # Where, of the proposals.
+    # Box regression of the proposals.
     rpn_box: float = 3.0
-    # What it is.
+    # Classification of the detections.
     classification: float = 1.0
-    # Where exactly.
+    # Box regression of the detections.
     box: float = 2.0
-    # How far away.
+    # Depth of the detections.
     depth: float = 1.0
 
 
 class DetectionObjective(Objective):
-    """Trains a student by its labels, and by the methods beside.
+    """Trains a student with its labels and by distillation.
 
     methods: by their names
-    targets: `shuffled` and `random` give the methods targets that say nothing true; controls
+    targets: `shuffled` and `random` give the methods targets that do not belong to their image; controls
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class DetectionObjective(Objective):
         return losses
 
     def after_step(self, progress: float) -> None:
-        """Tell the methods."""
+        """Call the methods' `after_step`."""
         for _, method in self._methods():
             method.after_step(self.student, progress)
 
@@ -102,7 +102,7 @@ class DetectionObjective(Objective):
         return self.student.config.to_json()
 
     def fingerprint(self) -> dict[str, Plain]:
-        """Return the student's architecture, and what the methods say decides about a run."""
+        """Return the student's architecture, and the fingerprints of the methods."""
         fingerprint = {f"student.{name}": value for name, value in flatten(self.student.config).items()}
         for name, method in self._methods():
             fingerprint |= {f"{name}.{key}": value for key, value in method.fingerprint().items()}

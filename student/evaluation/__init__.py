@@ -1,1 +1,1 @@
-"""How good a student is: metrics of what it detects, how far away it says that is, and how well it imitates."""
+"""Evaluation of a student: metrics of detection, proposals, depth and imitation."""

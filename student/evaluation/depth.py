@@ -1,4 +1,4 @@
-"""How well the student tells the distance of what it detects rightly."""
+"""Depth errors of the student's correct detections."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class DepthScores:
         `AbsRel`: mean of |p - t| / t. `RMSE`: in metres. `delta1`: share with max(p / t, t / p) < 1.25.
         `AbsRel/0-20m` and so on: by the true distance. `AbsRel@recall50` and `@recall25`: of the most confident of the
         right detections, just so many that they are half (a quarter) of the objects; left out where there are fewer.
-        `AbsRel/constant`: what the best single number, said of these very detections, would get.
+        `AbsRel/constant`: the same of the best constant prediction for these very detections.
         """
         if not self._objects:
             return {}

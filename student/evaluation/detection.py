@@ -24,7 +24,7 @@ from student.evaluation.ranges import ABOVE_16_PIXELS, DISTANCES, EVERYTHING, SI
 _IOUS = tuple(range(50, 100, 5))
 # By how much a detection has to overlap with an object for Waymo. It gives no number for 2D boxes of signs.
 _WAYMO_IOUS = {"VEHICLE": 70, "PEDESTRIAN": 50, "SIGN": 50, "CYCLIST": 50}
-# COCO looks at so many detections of a class in an image.
+# COCO evaluates so many detections of a class in an image.
 _MOST_DETECTIONS = 100
 
 
@@ -106,7 +106,7 @@ def _evaluate(
     ranges: Sequence[Range],
     ious: Sequence[int],
 ) -> _Curves:
-    """Return the curves at T IoUs (in per cent) and in A ranges of what `measure` says of detections and objects."""
+    """Return the curves at T IoUs (in per cent) and in A ranges of what `measure` gives for detections and objects."""
     found: list[dict[str, Any]] = []
     there: list[dict[str, Any]] = []
     for image, (detections, objects) in enumerate(images):

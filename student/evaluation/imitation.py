@@ -1,4 +1,4 @@
-"""How well the student's branches say what their teachers say."""
+"""How well the student's branches predict their teachers' targets."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class RegressionScores:
     Sums are kept in float64 and merged about their means (`Moments`), so that a large offset costs no precision.
 
     channels: D
-    position_mean: float32 [D, h, w], what the training targets are in each cell on average (`CellMean`): a student has
-        learnt something of the image only where it beats this. None: no figure of it
+    position_mean: float32 [D, h, w], the mean of the training targets in each cell (`CellMean`): a student uses the
+        image only where it beats this. None: no such metric
     """
 
     def __init__(self, channels: int, position_mean: Tensor | None = None) -> None:
@@ -72,7 +72,7 @@ class RegressionScores:
             self._unit_targets += F.normalize(true, dim=1).sum(0).cpu()
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics; those that nothing can be said of are left out.
+        """Return the metrics; those without data are left out.
 
         `cells`: how many were valid. `R2`: 1 - (sum of squared errors) / (sum of squared deviations of the targets from
         their own mean per channel, over these very cells), both over all channels. `R2/worst_channel`: the lowest of a
@@ -110,13 +110,13 @@ class ClassScores:
         self._confusion = Confusion.empty(len(self._class_names))
 
     def add(self, logits: Tensor, target: Target) -> None:
-        """Count a batch; logits are float32 [B, K, h, w], and the answer is the class with the largest.
+        """Count a batch; logits are float32 [B, K, h, w], and the prediction is the class with the largest.
 
-        Raises ValueError where shapes do not fit, the target is continuous, or it has a class of K or above.
+        Raises ValueError where shapes do not fit, the target is of regression, or it has a class of K or above.
         """
         classes = len(self._class_names)
         if target.kind != "classification":
-            raise ValueError("Expected a target of classes, got: a continuous one")
+            raise ValueError("Expected a target of classes, got: one of regression")
         batch, _, height, width = target.values.shape
         if logits.shape != (batch, classes, height, width):
             raise ValueError(f"Expected logits {[batch, classes, height, width]}, got: {list(logits.shape)}")
@@ -129,7 +129,7 @@ class ClassScores:
     def metrics(self) -> dict[str, float]:
         """Return `accuracy`, `mIoU`, `IoU/<class>` of classes that occur and both `trivial/…`; {} without valid cells.
 
-        The trivial answer is background everywhere.
+        The trivial prediction is background everywhere.
         """
         metrics = self._confusion.metrics(self._class_names)
         if not metrics:
@@ -141,7 +141,7 @@ class ClassScores:
 
 
 class CellMean:
-    """The mean of a regression teacher's values in each of h x w cells: what is known without looking at an image."""
+    """The mean of a regression teacher's values in each of h x w cells: the best prediction without an image."""
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         self._sum = torch.zeros(channels, height, width, dtype=torch.float64)
@@ -166,15 +166,13 @@ class CellMean:
         """
         cells = int(self._count.sum())
         if not cells:
-            raise StudentError(
-                "a teacher has nothing to say of any cell of the training split: no mean to compare with"
-            )
+            raise StudentError("a teacher predicts no valid cell of the training split: no mean to compare with")
         overall = self._sum.sum((1, 2)) / cells
         return (self._sum / self._count).where(self._count > 0, overall[:, None, None]).float()
 
 
 class _Fit:
-    """Sums over cells from which the share of the targets' variance that a prediction explains is told."""
+    """Sums over cells from which the share of the targets' variance that a prediction explains is computed."""
 
     def __init__(self, channels: int) -> None:
         self.moments = Moments.empty(channels)
@@ -202,7 +200,7 @@ class _Fit:
 
 def _check_continuous(target: Target, channels: int) -> None:
     if target.kind != "regression":
-        raise ValueError("Expected a continuous target, got: one of classes")
+        raise ValueError("Expected a target of regression, got: one of classes")
     if target.values.shape[1] != channels:
         raise ValueError(f"Expected a target of {channels} channels, got: {target.values.shape[1]}")
 

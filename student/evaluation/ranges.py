@@ -1,4 +1,4 @@
-"""The sizes and distances that metrics are told apart by."""
+"""The ranges of size and distance by which metrics are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A student examined on frames that it was not trained on."""
+"""Evaluation of a student on frames that it was not trained on."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from teachers.target import Target
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """What was seen of one image: by the student, by its labels, and by the teachers.
+    """One image with the student's predictions, its labels, and the teachers' targets.
 
-    said: of each branch, float32 [channels, h, w]; targets: of one sample each
+    branch_outputs: of each branch, float32 [channels, h, w]; targets: of one sample each
     """
 
     sample: Sample
@@ -69,12 +69,12 @@ def evaluate_student(
 ) -> EvaluationResult:
     """Return how good the student, in eval mode, is on the samples.
 
-    classroom: teachers that its branches are compared with; None: they are not
+    pool: teachers that its branches are compared with; None: they are not
     cell_means: of regression teachers, float32 [D, h, w], the mean of their training targets in each cell
     example_every: one sample of so many becomes an example; 0: none does
     progress: called with the samples done
 
-    Raises StudentError where there is no sample, a teacher has no branch, or an answer is not finite.
+    Raises StudentError where there is no sample, a teacher has no branch, or a prediction is not finite.
     """
     detection, proposals, depth = DetectionScores(), ProposalRecall(), DepthScores(student.config.max_depth_m)
     imitation = _imitation_scores(student, pool.cards if pool else {}, cell_means or {})
@@ -107,7 +107,7 @@ def evaluate_student(
             samples += 1
         progress(samples)
     if not samples:
-        raise StudentError("there is no sample to examine the student on; name another split")
+        raise StudentError("there is no sample to evaluate the student on; name another split")
     metrics = {**detection.metrics(), **proposals.metrics(), **depth.metrics()}
     for name, scores in imitation.items():
         metrics |= {f"imitation/{name}/{figure}": value for figure, value in scores.metrics().items()}

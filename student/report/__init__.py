@@ -1,1 +1,1 @@
-"""What a run has to show for itself: images, charts, and one page that holds them."""
+"""The report of a run: images, charts, tables, and the page that holds them."""

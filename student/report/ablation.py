@@ -1,4 +1,4 @@
-"""What a study found of its arms: means and spreads over seeds, as tables and on a page."""
+"""The results of an ablation: means and standard deviations over seeds, as tables and on a page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from student.report.charts import arms as arms_chart
 from student.report.comparisons import teacher_of
 from student.report.page import Page
 
-# The arms that are there whoever the teachers are: nobody is heard, everybody is, everybody is of other images.
+# The arms of every study: no distillation, all teachers, and all teachers with the targets of other images.
 NONE, CLASSROOM, SHUFFLED = "none", "classroom", "shuffled"
 # Higher is better for all of these but depth errors.
 _SHOWN = ("AP50", "AP50/>16px", "AP", "recall@100/>16px", "depth/AbsRel", "depth/AbsRel@recall25")
@@ -83,7 +83,7 @@ def table(results: Results, fraction: float, shown: Sequence[str]) -> tuple[list
                 arm,
                 f"{first['training/labelled_images']:,.0f}",
                 f"{first['training/learning_rate']:g}",
-                *(cells.get(figure, "-") if _heard(arm, figure) else "undistilled" for figure in shown),
+                *(cells.get(figure, "-") if _heard(arm, figure) else "not distilled" for figure in shown),
                 " ".join(f"{above[arm][seed]:+.3f}" if seed in above[arm] else "-" for seed in numbers)
                 if arm in above
                 else "",
@@ -93,7 +93,7 @@ def table(results: Results, fraction: float, shown: Sequence[str]) -> tuple[list
 
 
 def _heard(arm: str, figure: str) -> bool:
-    """Return whether a figure is of detection, or of the imitation of a teacher that the arm's students hear."""
+    """Return whether a metric is of detection, or of the imitation of a teacher of the arm's students."""
     teacher = teacher_of(figure)
     return teacher is None or arm in (CLASSROOM, SHUFFLED, teacher)
 

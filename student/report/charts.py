@@ -23,7 +23,7 @@ _COLUMNS = 3
 
 # The smoothed curve is the mean over this share of all steps.
 _SMOOTHED_SHARE = 0.03
-# A loss that falls by more than this factor is drawn on a logarithmic axis, lest its end look flat.
+# A loss that falls by more than this factor is drawn on a logarithmic axis, so that its end is not flat.
 _LOGARITHMIC_FROM = 30.0
 
 _DEPTH_BINS_M = (0, 10, 20, 30, 40, 50, 60, 75, np.inf)

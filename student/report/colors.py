@@ -1,4 +1,4 @@
-"""The colors of all images and charts: Okabe and Ito's, which color-blind eyes tell apart as well."""
+"""The colors of all images and charts: Okabe and Ito's, which color-blind readers can distinguish."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLOR_WORDS = MappingProxyType(
 # For the lines of charts, on white.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
-# Cells without an answer.
+# Cells that are not valid.
 INVALID = "#2b2b2b"
 
 

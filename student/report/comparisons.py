@@ -1,4 +1,4 @@
-"""A student's metrics beside those of answers that need no image."""
+"""A student's metrics beside those of trivial predictors, which need no image."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One figure, and what a trivial answer would get.
+    """One metric, and that of a trivial predictor.
 
-    trivial: the trivial answer's figure, `answer` what that answer is; None where there is none worth the name
+    trivial: the trivial predictor's value, `answer` what it predicts; None where there is no such predictor
     """
 
     name: str
@@ -21,7 +21,7 @@ class Comparison:
 
     @property
     def better(self) -> bool:
-        """Whether the student beats the trivial answer; true where there is none."""
+        """Whether the student beats the trivial predictor; true where there is none."""
         if self.trivial is None:
             return True
         return self.value < self.trivial if self.less_is_better else self.value > self.trivial
@@ -31,7 +31,7 @@ _ALONE = ("AP", "AP50", "AP75", "APwaymo", "recall@100", "recall@100/>16px")
 
 
 def comparisons(metrics: Mapping[str, float]) -> list[Comparison]:
-    """Return the chief metrics of an `Examination`, those of them that it has, in the order to read them in."""
+    """Return the chief metrics of an evaluation, those of them that it has, in the order to read them in."""
     rows = [Comparison(name, metrics[name]) for name in _ALONE if name in metrics]
     if "depth/AbsRel" in metrics:
         rows.append(
@@ -50,7 +50,7 @@ def comparisons(metrics: Mapping[str, float]) -> list[Comparison]:
 
 
 def teacher_of(name: str) -> str | None:
-    """Return the teacher whom a figure compares the student with; None where it compares with the labels."""
+    """Return the teacher that a metric compares the student with; None where it compares with the labels."""
     return name.split("/")[1] if name.startswith("imitation/") else None
 
 
@@ -61,7 +61,7 @@ def teachers_in(metrics: Mapping[str, float]) -> list[str]:
 
 def _of_teacher(teacher: str, metrics: Mapping[str, float]) -> list[Comparison]:
     prefix = f"imitation/{teacher}/"
-    # R² is told about a mean: what that mean itself would get is 0, and the training's mean may do worse.
+    # R² is relative to a mean: of that mean itself it is 0, and of the training's mean it may be lower.
     position_helps = metrics.get(f"{prefix}R2/position", 0.0) > 0
     rows = (
         ("R2", "R2/position", "the training mean of each cell")

@@ -1,4 +1,4 @@
-"""An examined student on one page: what it sees, how far it says that is, and what it has learned from its teachers."""
+"""The evaluation of a student on one page: detections, depths, imitation, and all metrics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from student.report.images import (
 from student.report.page import Page
 from teachers.target import Target
 
-# Images with detections, and images with what the teachers say of them.
+# Images with detections, and images with targets and predictions of them.
 FRAMES, LESSONS = 6, 3
 # The score from which on a class is drawn of which none was found rightly.
 _ANY_SCORE = 0.5
@@ -36,13 +36,13 @@ _PANEL_PX = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:
-    """An examined student, and what a reader has to know of it.
+    """The evaluation of a student, and what a reader has to know of it.
 
-    metrics: the examination's, and whatever else was measured
+    metrics: the evaluation's, and whatever else was measured
     history: rows of the training's log; none where there is no log
     class_names: of each teacher of classes
     undistilled: teachers that the branches are compared with but were not trained with
-    settings: what the run and its examination were, by name
+    settings: of the run and its evaluation, by name
     """
 
     result: EvaluationResult
@@ -67,39 +67,39 @@ def write_report(
 
 
 def show_evaluation(page: Page, evaluation: Evaluation) -> None:
-    """Add the evaluation to a page: a verdict, images, charts, and the metrics beside those of trivial answers."""
+    """Add the evaluation to a page: a verdict, images, charts, and the metrics beside those of trivial predictors."""
     result, metrics = evaluation.result, evaluation.metrics
     page.text(verdict(metrics, result.samples, evaluation.undistilled))
     _show_frames(page, result)
     if lessons := [example for example in _chosen(result.examples, LESSONS) if example.targets]:
-        page.heading("What its teachers say, and what it says to them")
+        page.heading("Targets of the teachers and predictions of the student")
         page.text(
             "Cells of equal color mean the same to the teacher and to the student. Numbers are shown by their three"
-            " principal components, classes in the colors of the objects above. Dark gray: the teacher has no answer"
-            " there, and what the student says is dimmed. The student sees the image alone, the lidar never."
+            " principal components, classes in the colors of the objects above. Dark gray: the target is not"
+            " valid there, and the prediction is dimmed. The student gets the image alone, never the lidar points."
         )
         for example in lessons:
             page.image(_lesson(example, evaluation.class_names), _where(example))
     if evaluation.history:
-        page.heading("How it learned")
+        page.heading("Training")
         page.image(
             training_curves(evaluation.history),
             f"Each of {len(evaluation.history):,} steps is thin, their running mean thick.",
         )
-    page.heading("What it finds")
+    page.heading("Precision and recall")
     page.image(
         precision_recall(result.curves),
         "At IoU 0.5. A curve ends where more objects are not found at any score.",
     )
     _show_ranges(page, metrics)
     if len(result.depths_m[0]):
-        page.heading("How far away it says things are")
+        page.heading("Depth errors")
         page.image(
             depth_errors(*result.depths_m),
             "Detections that overlap an object of their class by IoU 0.5 or more, each against the mean distance of the"
             " object's lidar points.",
         )
-    page.heading("Beside answers that need no image")
+    page.heading("Compared with trivial predictors")
     page.table(
         [
             [
@@ -111,19 +111,19 @@ def show_evaluation(page: Page, evaluation: Evaluation) -> None:
             ]
             for one in comparisons(metrics)
         ],
-        ["figure", "student", "trivial", "the trivial answer", ""],
+        ["metric", "student", "trivial", "the trivial prediction", ""],
     )
-    page.heading("Every figure")
+    page.heading("All metrics")
     page.metrics(metrics)
-    page.heading("What the run was")
+    page.heading("Settings")
     widest = max(map(len, evaluation.settings), default=0)
     page.preformatted("\n".join(f"{name:<{widest}}  {value}" for name, value in evaluation.settings.items()))
 
 
 def verdict(metrics: Mapping[str, float], samples: int, undistilled: Collection[str] = ()) -> str:
-    """Return the chief metrics in a line, and where the student does not beat the answers that need no image.
+    """Return the chief metrics in a line, and where the student does not beat trivial predictors.
 
-    undistilled: teachers that the student was not trained with: nobody expects it to imitate them
+    undistilled: teachers that the student was not trained with: it need not imitate them
     """
     by_name = {one.name: one for one in comparisons(metrics)}
     heard = [teacher for teacher in teachers_in(metrics) if teacher not in undistilled]
@@ -149,9 +149,7 @@ def verdict(metrics: Mapping[str, float], samples: int, undistilled: Collection[
     if judged:
         worse = [one.name for one in judged if not one.better]
         share = f"{len(judged) - len(worse)} of {len(judged)} metrics"
-        sentences.append(
-            f"Better than an answer that needs no image in {share}{', not in ' if worse else ''}{', '.join(worse)}"
-        )
+        sentences.append(f"Better than a trivial predictor in {share}{', not in ' if worse else ''}{', '.join(worse)}")
     return ". ".join(sentences) + "."
 
 
@@ -170,7 +168,7 @@ def _judged(one: Comparison, undistilled: Collection[str]) -> str:
     if one.trivial is None:
         return ""
     if teacher_of(one.name) in undistilled:
-        return "never heard"
+        return "not distilled"
     return "better" if one.better else "NOT BETTER"
 
 
@@ -182,7 +180,7 @@ def _show_frames(page: Page, result: EvaluationResult) -> None:
     thresholds = best_scores(result.curves)
     if not (frames := _chosen(result.examples, FRAMES)):
         return
-    page.heading("What it sees")
+    page.heading("Detections")
     least = {name: thresholds.get(name, _ANY_SCORE) for name in CLASS_NAMES[1:]}
     page.text(
         "Colored boxes: found, with score and predicted distance. Dashed white boxes: labelled, with the distance that"
@@ -237,24 +235,24 @@ def _confident(found: Detections, thresholds: Mapping[str, float]) -> Detections
 
 
 def _lesson(example: Example, class_names: Mapping[str, Sequence[str]]) -> ImageArray:
-    """Return a row for each teacher: what there is to see, what it says, and what the student says to it."""
+    """Return a row for each teacher: its input, its target, and the student's prediction of it."""
     sample, legend = example.sample, list[str]()
     panels: list[tuple[str, ImageArray]] = []
     for name, target in example.targets.items():
         if target.kind == "regression" and sample.lidar is not None:
             scale = max(1, _PANEL_PX // sample.image.shape[1])
             points = draw_points(sample.image, sample.lidar.pixel_uv, sample.lidar.pixel_depth_m, scale=scale)
-            panels.append((f"what {name} sees: the lidar's points", points))
+            panels.append((f"input of {name}: the lidar's points", points))
         else:
-            panels.append((f"what {name} sees: the image", sample.image.permute(1, 2, 0).numpy()))
+            panels.append((f"input of {name}: the image", sample.image.permute(1, 2, 0).numpy()))
         teacher, student = _views(target, example.branch_outputs[name], class_names.get(name, ()))
-        panels += [(f"what {name} says", teacher), ("what the student says, from the image", student)]
+        panels += [(f"target of {name}", teacher), ("the student's prediction, from the image", student)]
         legend += [one for one in class_names.get(name, ()) if one in CLASS_COLORS and one not in legend]
     return beside(panels, columns=3, legend=legend)
 
 
 def _views(target: Target, branch_outputs: Tensor, class_names: Sequence[str]) -> tuple[ImageArray, ImageArray]:
-    """Return what the teacher says of one image and what the student says, float32 [D, h, w], in equal colors."""
+    """Return the target of one image and the student's prediction, float32 [D, h, w], in equal colors."""
     scale = max(1, _PANEL_PX // target.values.shape[2])
     if target.kind == "regression":
         return colors_of_features(target.values[0], target.valid[0], branch_outputs, scale=scale)

@@ -1,4 +1,4 @@
-"""What the student sees, what it should see, and what its teachers say, as images to look at.
+"""Detections, labels, targets and predictions drawn as images.
 
 Tensors are on the CPU.
 """
@@ -98,7 +98,7 @@ def colors_of_features(
     """Return a teacher's features and the student's prediction of them, equal colors meaning equal features.
 
     The colors are the three principal components of the teacher's valid cells. The prediction is projected on the
-    same components and scaled by the same percentiles; where the teacher is silent (dark gray) it is shown dimmed.
+    same components and scaled by the same percentiles; where the target is not valid (dark gray) it is dimmed.
 
     values, prediction: float [D, h, w]; valid: bool [1, h, w]; the images are uint8 [scale * h, scale * w, 3]
     """

@@ -83,7 +83,7 @@ class Page:
         self._parts.append(f'<figure{sort}><img alt="{words}" src="{source}"><figcaption>{words}</figcaption></figure>')
 
     def table(self, rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
-        """Add a table; what looks like a number stands at the right of its column."""
+        """Add a table; numbers stand at the right of their column."""
         if wrong := [row for row in rows if len(row) != len(header)]:
             raise ValueError(f"Expected rows of {len(header)} cells as in the header, got: {len(wrong[0])}")
         # A heading stands where its column's cells do.

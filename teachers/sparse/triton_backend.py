@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from teachers.sparse.grid import BackendError
 from teachers.sparse.kernel_map import coarser_level
 from teachers.sparse.level import Level, key_step
+from teachers.sparse.level_maps import LevelMaps
 from teachers.sparse.window import Window
 from teachers.transfer import on_device
 
@@ -75,22 +76,15 @@ class _Neighbors:
 
 
 class TritonGrid:
-    """Levels and neighbors of one pass, each made when first asked for."""
+    """Levels and neighbors of one pass."""
 
     def __init__(self, module: Any, base: Level) -> None:
         self._module = module
-        self._levels = {1: base}
-        self._neighbors: dict[tuple[int, int, int], _Neighbors] = {}
+        self._neighbors = LevelMaps(base, _submanifold, _strided)
 
     def level(self, stride: int) -> Level:
         """Return the voxels at `stride`."""
-        level = self._levels.get(stride)
-        if level is None:
-            raise BackendError(
-                f"this pass has no voxels of stride {stride}, only {sorted(self._levels)}; "
-                "a transposed convolution can only return to where a strided one came from"
-            )
-        return level
+        return self._neighbors.level(stride)
 
     def convolve(self, features: Tensor, kernel: Tensor, stride: int, window: Window) -> Tensor:
         """Return [M, out]: features [N, in] at `stride`, through kernel [K, in, out]; float32, bfloat16 or float16."""
@@ -103,26 +97,11 @@ class TritonGrid:
                 f"Triton's kernel takes features and weights both float32, bfloat16 or float16, not {features.dtype}"
                 f" and {kernel.dtype}; use 'plain'"
             )
-        neighbors = self._of(stride, window)
+        neighbors = self._neighbors.find(stride, window)
+        if window.transposed:
+            neighbors = _Neighbors(neighbors.back, neighbors.read)
         result: Tensor = _Convolution.apply(features, kernel, neighbors, self._module.implicit_gemm)
         return result
-
-    def _of(self, stride: int, window: Window) -> _Neighbors:
-        fine = window.output_stride(stride) if window.transposed else stride
-        level = self.level(fine)
-        key = (fine, window.size, window.stride)
-        if key not in self._neighbors:
-            if window.stride == 1:
-                self._neighbors[key] = _submanifold(level, fine, window.size)
-            elif window.transposed:
-                raise BackendError(
-                    f"nothing to transpose: no {window.size}³ convolution has led from stride {fine} to {stride}"
-                )
-            else:
-                coarse, self._neighbors[key] = _strided(level, fine, window.size)
-                self._levels.setdefault(fine * window.stride, coarse)
-        found = self._neighbors[key]
-        return _Neighbors(found.back, found.read) if window.transposed else found
 
 
 def _submanifold(level: Level, stride: int, size: int) -> _Neighbors:

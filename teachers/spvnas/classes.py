@@ -31,7 +31,7 @@ CLASSES = (
 IGNORED = 255
 
 # SemanticKITTI's raw labels that the networks were trained on, static and moving (Behley et al. 2019, table 1). What
-# stands nowhere here (on-rails, bus, lane-marking, other-structure …) they were never asked for.
+# is missing here (on-rails, bus, lane-marking, other-structure …) was not among their classes.
 _RAW_LABELS = {
     "car": (10, 252),
     "bicycle": (11,),

@@ -14,7 +14,7 @@ from teachers.spvnas.config import NetworkConfig
 
 @dataclass(frozen=True, slots=True)
 class PointPrediction:
-    """What the network says of P points.
+    """The network's predictions for P points.
 
     logits: [P, classes]
     features: [P, D], the last point features (z3): 76 channels in SPVNAS@65G, 96 · width in SPVCNN
@@ -27,7 +27,8 @@ class PointPrediction:
 class SPVCNN(nn.Module):
     """Sparse point-voxel convolution (Tang et al. 2020, figure 2).
 
-    The voxel branch sees neighborhoods, the point branch keeps what voxels blur; they meet at strides 1, 16, 4, 1.
+    The voxel branch convolves neighborhoods, the point branch keeps what voxels blur; they are fused at strides 1, 16,
+    4 and 1.
     """
 
     def __init__(self, config: NetworkConfig, backend: BackendName = "auto") -> None:

@@ -38,17 +38,17 @@ def read_net_config(url: str) -> NetworkConfig:
 
 
 class LidarTeacher:
-    """A network that only answers: eval mode, no gradients, one answer for every point of every scan."""
+    """A frozen network: eval mode, no gradients, a prediction for every point of every scan."""
 
     def __init__(self, network: SPVCNN) -> None:
         self.network = network.eval().requires_grad_(False)
 
     @torch.no_grad()
     def predict(self, scans: Sequence[Scan]) -> list[PointPrediction]:
-        """Return for each scan logits [P, classes] and features [P, D]; points of one voxel share the answer.
+        """Return for each scan logits [P, classes] and features [P, D]; points of one voxel share theirs.
 
         The scans go through together: several are faster than one by one on a GPU, and take that much more memory.
-        A scan without points gets an empty answer.
+        A scan without points gets an empty prediction.
         """
         if not scans:
             return []

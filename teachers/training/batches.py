@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from datalake.sample import Sample
+from datalake.sample import Sample, naming
 from training.distributed import Distributed
 from training.errors import TrainingError
 from training.objective import Batch
@@ -34,7 +34,9 @@ def labelled_batches(
     batch: list[Sample] = []
     unlabelled = 0
     for read, sample in enumerate(samples, start + 1):
-        if is_labelled(sample):
+        with naming([sample.key]):
+            labelled = is_labelled(sample)
+        if labelled:
             unlabelled = 0
             batch.append(sample)
         else:

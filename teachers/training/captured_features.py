@@ -13,9 +13,9 @@ from torchvision.models.detection.image_list import ImageList
 
 
 class CapturedFeatures:
-    """What passes inside a detector while it is asked, and boxes computed in float32 whatever the rest is.
+    """Inner features of a detector while it runs, and boxes computed in float32 whatever the rest is.
 
-    torchvision computes boxes in whatever format it finds features in, and bfloat16 knows the columns of an image to
+    torchvision computes boxes in whatever format it finds features in, and bfloat16 resolves the columns of an image to
     within two pixels only: small boxes lose their size, and the regression loss becomes NaN.
 
     images: scaled and padded, [B, 3, H, W] and the size of each

@@ -1,4 +1,4 @@
-"""How good a teacher is on frames that it was not trained on, and the statistics of what it says."""
+"""Evaluation of a teacher on frames that it was not trained on, and the statistics of its features."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from datalake.sample import Sample
+from datalake.sample import Sample, naming
 from teachers.card import ChannelStatistics
 from teachers.classes import MASK_CLASSES
 from teachers.confusion import Confusion
@@ -28,7 +28,8 @@ def compare_with_labels(teacher: ComparableTeacher, samples: Iterable[Sample]) -
     """
     total = Confusion.empty(len(teacher.card.class_names))
     for batch in _batches(samples):
-        total += teacher.confusion(batch)
+        with naming(sample.key for sample in batch):
+            total += teacher.confusion(batch)
     if not total.total:
         raise TrainingError(
             f"teacher {teacher.card.name}: the evaluation split has no labels to compare with; name another split"
@@ -43,7 +44,8 @@ def measure_statistics(teacher: SpvnasTeacher, samples: Iterable[Sample]) -> Cha
     """
     moments = Moments.empty(teacher.card.channels)
     for sample in samples:
-        moments += Moments.of_target(teacher.predict([sample], sample.image.shape[1], sample.image.shape[2]))
+        with naming([sample.key]):
+            moments += Moments.of_target(teacher.predict([sample], sample.image.shape[1], sample.image.shape[2]))
     return moments.statistics()
 
 
@@ -55,10 +57,11 @@ def mask_precision(teacher: MaskRcnnTeacher, samples: Iterable[Sample], min_pixe
     for sample in samples:
         if sample.panoptic is None:
             continue
-        (answer,) = teacher.network([sample.image.to(device).float() / 255])
-        truth = instances_of(sample.panoptic, min_pixels)
-        masks = answer["masks"][:, 0].cpu() > 0.5
-        precision.add(answer["scores"].cpu(), answer["labels"].cpu(), masks, truth.labels, truth.masks)
+        with naming([sample.key]):
+            (answer,) = teacher.network([sample.image.to(device).float() / 255])
+            truth = instances_of(sample.panoptic, min_pixels)
+            masks = answer["masks"][:, 0].cpu() > 0.5
+            precision.add(answer["scores"].cpu(), answer["labels"].cpu(), masks, truth.labels, truth.masks)
     return precision.metrics()
 
 

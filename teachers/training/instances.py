@@ -1,4 +1,4 @@
-"""The things in an image that panoptic labels tell apart."""
+"""The object instances of an image, from its panoptic labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN learns boxes and masks of the vehicles, pedestrians and cyclists that panoptic labels tell apart."""
+"""The objective of Mask R-CNN: boxes and masks of vehicles, pedestrians and cyclists, from panoptic labels."""
 
 from __future__ import annotations
 
@@ -38,10 +38,9 @@ class MaskBatch:
 class MaskRcnnObjective(Objective):
     """The five losses of Mask R-CNN (He et al. 2017) and one more, on images that are mirrored and lit at random.
 
-    The sixth, `pixels`, asks a 1 x 1 convolution on the finest level of the pyramid for the class of every pixel.
-    Boxes and masks tell a backbone that starts from nothing very little about the thousands of cells around them; this
-    tells it something about each (as the semantic branch of Chen et al., HTC, 2019). The layer is not part of the
-    teacher.
+    The sixth, `pixels`, is the cross-entropy of each pixel's class, predicted by a 1 x 1 convolution on the finest
+    level of the pyramid. Boxes and masks give a backbone that is trained from scratch little gradient for most cells;
+    this gives one for each (as the semantic branch of Chen et al., HTC, 2019). The layer is not part of the teacher.
 
     options: the detector's configuration, plain values
     min_pixels: smaller instances are background. A few pixels are nothing that a stride of 4 could outline.
@@ -88,7 +87,7 @@ class MaskRcnnObjective(Objective):
         return {**losses, "pixels": Loss(pixels)}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return all parameters; Muon optimizes the weights between the first layer and those that answer."""
+        """Return all parameters; Muon optimizes the weights between the first and the output layers."""
         detector = self.detector
         inside = [detector.backbone, detector.roi_heads.box_head, detector.roi_heads.mask_head]
         entrance = detector.backbone.body.conv1.weight

@@ -1,4 +1,4 @@
-"""SPVCNN learns what each lidar point is."""
+"""The objective of SPVCNN: the class of each lidar point."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training.generators import Chance
 from training.objective import Batch, Loss, Objective, ParameterGroup
 
 # The lake's own classes, all of them: what a student imitates are the features below the classifier, and these are
-# the richer the more they have to tell apart. UNDEFINED is no class: nothing is asked of those points.
+# the richer the more classes there are. UNDEFINED is no class: those points have no loss.
 POINT_CLASSES = LIDAR_CLASSES[1:]
 _TRUTH = torch.tensor(lidar_truth_table(POINT_CLASSES))
 _TOP = LASERS.index("TOP")
@@ -91,7 +91,7 @@ class SpvcnnObjective(Objective):
         """Return the mean cross-entropy of the batch's labelled voxels, each weighted by its class; 0 without any."""
         del progress
         answer = self.network(batch.voxels.features, batch.voxels.positions, batch.voxels.batch)
-        # A labelled point may share its voxel with one that is not, which then speaks for both.
+        # A labelled point may share its voxel with one that is not, whose features then are of both.
         labelled = batch.truth != IGNORED
         weight = self.class_weights[batch.truth.where(labelled, 0)].where(labelled, 0.0).sum()
         total = functional.cross_entropy(
@@ -126,6 +126,14 @@ def has_labels(sample: Sample) -> bool:
     return bool((point_truth(sample) != IGNORED).any())
 
 
+def shows_points(sample: Sample) -> bool:
+    """Return whether the image shows one of the frame's TOP points or more."""
+    lidar = _lidar(sample)
+    (u, v), (height, width) = lidar.pixel_uv, sample.image.shape[1:]
+    top = lidar.laser[lidar.pixel_point.long()] == _TOP
+    return bool((top & (u >= 0) & (u < width) & (v >= 0) & (v < height)).any())
+
+
 def count_classes(samples: Iterable[Sample]) -> Tensor:
     """Return int64 [22], how many of the samples' TOP points are of each of POINT_CLASSES."""
     counts = torch.zeros(len(POINT_CLASSES), dtype=torch.int64)
@@ -136,14 +144,14 @@ def count_classes(samples: Iterable[Sample]) -> Tensor:
 
 
 def weights_of_classes(counts: Tensor, limit: float = 10.0) -> Tensor:
-    """Return float32 [22], how much a point of each class weighs: 1 / sqrt(its share), so that rare classes are heard.
+    """Return float32 [22], how much a point of each class weighs: 1 / sqrt(its share), so that rare classes count.
 
     Weights are scaled so that the mean over all points is 1, and cut at `limit`: a class of a dozen points must not
     drown the others. A class that was not met weighs as much as the rarest that was: it may come yet. Raises
     TrainingError where no class occurs.
     """
     if not bool(counts.any()):
-        raise TrainingError("no labelled points of the TOP laser in the samples looked at")
+        raise TrainingError("no labelled points of the TOP laser in the samples that were read")
     share = counts.double() / counts.sum()
     weights = share.where(counts > 0, share[counts > 0].min()).rsqrt()
     return (weights / (weights * share).sum()).clamp(max=limit).float()

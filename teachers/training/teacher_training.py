@@ -1,4 +1,4 @@
-"""What the training of a teacher takes from a lake, and where it leaves what it makes."""
+"""What the trainings of all teachers share: their data, their folder, the call of the loop."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from datalake.sample import Sample
 from teachers.card import TrainingData
 from teachers.training.batches import labelled_batches
 from training.distributed import Distributed
+from training.errors import TrainingError
 from training.fingerprint import Plain, flatten
 from training.loop import LoopConfig, TrainInputs, train
 from training.objective import Batch, Objective
@@ -75,8 +76,14 @@ def train_teacher(
 ) -> dict[str, float]:
     """Train on the labelled samples of the data; return `training/steps`, `…/samples_read` and `…/seconds`.
 
-    config: of which all decides about the result but how often checkpoints are made
+    config: all of it but `loop.checkpoint_every` becomes part of the fingerprint
+
+    Raises TrainingError before the first step where no sample of the evaluation has a label.
     """
+    if not any(map(is_labelled, data.evaluation())):
+        raise TrainingError(
+            "no sample of the evaluation split has the labels that this teacher is compared with; name another split"
+        )
 
     def batches(cursor: int) -> Iterator[Batch]:
         return labelled_batches(

@@ -19,9 +19,11 @@ from teachers.training.spvcnn_objective import (
     SpvcnnObjective,
     count_classes,
     has_labels,
+    shows_points,
     weights_of_classes,
 )
 from teachers.training.teacher_training import RunContext, TeacherData, train_teacher, versions
+from training.errors import TrainingError
 from training.loop import LoopConfig
 from training.optimizer import OptimizerConfig
 
@@ -38,7 +40,7 @@ class SpvcnnTrainConfig:
     dropout: float = 0.1
     # Samples with labels that class weights are measured on, and samples for the statistics of features.
     measured_samples: int = 128
-    # What happens to a scan before it is learnt from.
+    # How scans are augmented.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # Labelled samples per step.
     batch: int = 4
@@ -54,7 +56,11 @@ class SpvcnnTrainConfig:
 
 
 def train_spvcnn(config: SpvcnnTrainConfig, data: TeacherData, context: RunContext) -> tuple[TeacherCard, Confusion]:
-    """Train and evaluate an SPVCNN; write weights and card into the context's folder and return its metrics."""
+    """Train and evaluate an SPVCNN; write weights and card into the context's folder and return its metrics.
+
+    Raises TrainingError before the first step where there would be nothing to measure after the last.
+    """
+    _check_projections(data, config.measured_samples)
     torch.manual_seed(context.seed)
     network_config = config.network()
     network = SPVCNN(network_config)
@@ -84,3 +90,13 @@ def train_spvcnn(config: SpvcnnTrainConfig, data: TeacherData, context: RunConte
     card = replace(raw, statistics=statistics, metrics=confusion.metrics(POINT_CLASSES) | trained)
     write_card(context.folder, card)
     return card, confusion
+
+
+def _check_projections(data: TeacherData, samples: int) -> None:
+    """Raise TrainingError unless one of the samples that statistics are measured on shows a TOP point."""
+    looked_at = min(samples, data.epoch_samples)
+    if not any(map(shows_points, itertools.islice(data.endless(0), looked_at))):
+        raise TrainingError(
+            f"not one of {looked_at:,} images shows a point of the TOP laser: the records have no projections into this"
+            " camera, or outside of its image; build the lake from records that have them, or name another camera"
+        )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import itertools
+import shutil
 import threading
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +24,7 @@ from datalake.lake import Lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
 from tests.drives import DRIVE_FRAMES, DRIVE_SEGMENTS, build_drives
-from tests.frames import make_frame
+from tests.frames import SEGMENT, START_US, make_frame, panoptic_png
 from tests.lakes import build_frames
 
 IMAGES = DRIVE_SEGMENTS * DRIVE_FRAMES
@@ -133,6 +137,18 @@ def test_points_of_some_lasers_are_those_of_all_without_the_others(lasers_lake: 
     assert top.of_laser(1) is top
 
 
+def test_shared_memory_that_is_too_small_for_reader_processes_is_told_before_they_start(
+    drive_lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker_s = shutil.disk_usage("/")._replace(free=64 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: docker_s)
+    stream = SampleStream(drive_lake, replace(CONFIG, global_batch=8, image_size=None))
+    with pytest.raises(LakeError, match=r"64 MiB free, the images that 2 reader processes hold .* 225: .*--shm-size"):
+        stream.loader(workers=2)
+    SampleStream(drive_lake, replace(CONFIG, image_size=(96, 64))).loader(workers=2)
+    stream.loader(workers=0)
+
+
 def test_an_unknown_laser_is_refused(drive_lake: Lake) -> None:
     with pytest.raises(LakeError, match="unknown lasers: ROOF; there are TOP, FRONT"):
         SampleStream(drive_lake, replace(CONFIG, lasers=("ROOF",)))
@@ -197,6 +213,27 @@ def test_objects_are_the_labels_of_the_image(drive_lake: Lake) -> None:
         assert sample.objects.classes.tolist() == [names[line["type"]] for line in lines]
         depths = [np.nan if line["depth_m"] is None else line["depth_m"] for line in lines]
         np.testing.assert_array_equal(sample.objects.depth_m.numpy(), np.array(depths, np.float32))
+
+
+def test_boxes_of_old_lakes_end_at_the_image_and_those_beyond_it_are_dropped(own_lake: Lake) -> None:
+    path = Path(own_lake.store.path(own_lake.commits[0].file_name("label")))
+    with pq.ParquetFile(path) as parquet:
+        groups = [parquet.read_row_group(group) for group in range(parquet.num_row_groups)]
+    with pq.ParquetWriter(path, groups[0].schema) as writer:
+        for group in groups:
+            edges = {"x0": 96.0, "x1": 99.0} if group is groups[0] else {"x0": -9.0, "x1": 99.0}
+            for name, value in edges.items():
+                column = group.schema.get_field_index(name)
+                filled = pa.array([value] * len(group), pa.float32())
+                group = group.set_column(column, group.schema.field(name), filled)
+            writer.write_table(group, row_group_size=max(1, len(group)))
+    stream = SampleStream(own_lake, replace(CONFIG, image_size=(48, 32), shuffle=False, points=False))
+    in_chunk = len(own_lake.commits[0].chunks[0].replace("2", ""))
+    samples = list(itertools.islice(stream, 2 * in_chunk))
+    assert [len(sample.objects.boxes) + len(sample.objects.classes) for sample in samples[:in_chunk]] == [0] * in_chunk
+    wide = torch.cat([sample.objects.boxes for sample in samples[in_chunk:]])
+    assert len(wide) > 0
+    assert wide[:, [0, 2]].unique(dim=0).tolist() == [[0.0, 48.0]]
 
 
 def test_points_are_those_of_the_frame(drive_lake: Lake) -> None:
@@ -311,6 +348,28 @@ def test_what_cannot_be_loaded_is_said_in_one_line(
     with pytest.raises(LakeError, match=message) as caught:
         SampleStream(drive_lake, config, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_panoptic_label_of_an_unknown_class_is_named(tmp_path: Path) -> None:
+    frame = make_frame()
+    label = frame.images[0].camera_segmentation_label
+    label.panoptic_label, label.panoptic_label_divisor = panoptic_png(np.full((16, 16), 40_000, np.uint16)), 1000
+    lake = build_frames(tmp_path, [frame]).lake
+    with pytest.raises(LakeError, match=f"{SEGMENT}.*the panoptic label of FRONT at {START_US} .*: it names class 40"):
+        first(lake, LoaderConfig(global_batch=1, panoptic=True))
+
+
+def test_whatever_a_sample_raises_names_segment_time_and_camera(
+    drive_lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("out of bounds")
+
+    monkeypatch.setattr(Chunk, "_objects", broken)
+    with pytest.raises(IndexError) as caught:
+        first(drive_lake, replace(CONFIG, shuffle=False))
+    (image, *_) = drive_lake.scan("image", columns=["segment", "timestamp_us"]).to_table().to_pylist()
+    assert caught.value.__notes__ == [f"about {image['segment']} {image['timestamp_us']} FRONT"]
 
 
 def test_a_jpeg_that_does_not_decode_is_named(own_lake: Lake) -> None:

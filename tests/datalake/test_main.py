@@ -100,3 +100,17 @@ def test_bad_input_ends_in_one_line_and_status_2(
 ) -> None:
     words = [part.format(empty=tmp_path, lake=drive_lake.store.url) for part in arguments]
     assert message in call.refused(main, words)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_info_is_printed_whole_where_the_terminal_lacks_characters(drive_lake: Lake, encoding: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "datalake", "info", "--lake", drive_lake.store.url],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert "###" in found.stdout.decode(encoding)

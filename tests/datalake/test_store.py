@@ -7,6 +7,7 @@ import gc
 import hashlib
 import multiprocessing
 import os
+import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import Pool
@@ -194,3 +195,23 @@ def test_error_inside_a_sink_discards_it(s3_lake: str) -> None:
 def test_store_without_create_if_absent_is_refused() -> None:
     with pytest.raises(StoreError, match="create-if-absent"):
         Store("http://127.0.0.1/lake")
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_folders_that_cannot_be_synced_take_objects_all_the_same(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def refusing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    store = Store(str(tmp_path))
+    assert store.create("folder/object.json", b"{}")
+    assert not store.create("folder/object.json", b"[]")
+    with store.sink("folder/file") as sink:
+        sink.write(b"bytes")
+    assert (store.read("folder/object.json"), store.read("folder/file")) == (b"{}", b"bytes")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from datalake.lake import Lake
 from datalake.verify import verify
+from tests.frames import HEIGHT, START_US, WIDTH, jpeg, make_frame, panoptic_png
+from tests.lakes import build_frames
 
 
-def problems(lake: Lake) -> list[str]:
-    return [problem for _, found in verify(lake) for problem in found]
+def problems(lake: Lake, *, decode: bool = False) -> list[str]:
+    return [problem for _, found in verify(lake, decode=decode) for problem in found]
 
 
 def data_file(lake: Lake, table: str) -> Path:
@@ -20,7 +23,7 @@ def data_file(lake: Lake, table: str) -> Path:
 
 
 def test_a_sound_lake_has_no_problem(drive_lake: Lake) -> None:
-    assert problems(drive_lake) == []
+    assert problems(drive_lake, decode=True) == []
 
 
 @pytest.mark.parametrize("table", ["image", "point", "quarantine"])
@@ -62,3 +65,17 @@ def test_a_changed_commit_is_found(own_lake: Lake) -> None:
     path.write_text(path.read_text().replace(f'"frames":{commit.frames}', '"frames":99'))
     (problem,) = problems(own_lake)
     assert "differs from snapshot 1" in problem
+
+
+def test_images_and_panoptic_labels_that_do_not_decode_are_found_where_they_are_decoded(tmp_path: Path) -> None:
+    frame = make_frame()
+    # Without its quantization tables, which are now comments.
+    frame.images[0].image = jpeg().replace(b"\xff\xdb", b"\xff\xfe")
+    label = frame.images[1].camera_segmentation_label
+    label.panoptic_label = panoptic_png(np.full((HEIGHT, WIDTH), 29_001, np.uint16))
+    label.panoptic_label_divisor = 1000
+    lake = build_frames(tmp_path, [frame]).lake
+    assert problems(lake) == []
+    image, panoptic = problems(lake, decode=True)
+    assert f"the JPEG of FRONT at {START_US} does not decode" in image
+    assert f"the panoptic label of SIDE_LEFT at {START_US} cannot be used: it names class 29, of 0 to 28" in panoptic

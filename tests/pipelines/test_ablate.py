@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -13,8 +14,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from datalake.commit import LakeError
 from datalake.lake import open_lake
 from pipelines.ablate import AblateConfig, jobs_of, opened, run
+from pipelines.cache_targets import CacheTargetsConfig
+from pipelines.cache_targets import run as cache_targets
 from pipelines.train_config import TrainConfig
 from student.config import StudentError
 from tests.support.programs import start
@@ -35,15 +39,23 @@ STUDY = AblateConfig(
 def study(split_lake: str, two_teachers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> AblateConfig:
     """A study of two arms, run."""
     folder = tmp_path_factory.mktemp("ablate")
+    lake = str(folder / "lake")
+    shutil.copytree(split_lake, lake)
+    for url in two_teachers.values():
+        for split in ("train", "val"):
+            answers = CacheTargetsConfig(
+                lake=lake, teacher=url, split=split, grid=(16, 24), image_size=SIZE, device="cpu"
+            )
+            assert cache_targets(answers, Console(quiet=True)) == 0
     train = TrainConfig(
-        lake=split_lake,
+        lake=lake,
         out=str(folder / "study"),
         teachers=tuple(f"{name}={url}" for name, url in two_teachers.items()),
         image_size=SIZE,
         batch=4,
         unlabelled=2,
         min_anchor_recall=0.0,
-        remember=str(folder / "answers"),
+        cached=tuple(two_teachers),
         loop=LoopConfig(steps=STEPS, precision="float32"),
         device="cpu",
     )
@@ -186,6 +198,11 @@ def test_a_student_that_is_killed_ends_the_study_in_one_line(study: AblateConfig
     assert not any(Path(f"/proc/{student}").exists() for student in students)
 
 
+def test_answers_that_are_to_be_looked_up_must_be_there_for_both_splits(study: AblateConfig) -> None:
+    with pytest.raises(LakeError, match="table teacher_lidar lacks 1 of 1 segments of split 'test'"):
+        opened(replace(study, examined="test"))
+
+
 def test_all_students_are_of_one_snapshot(study: AblateConfig) -> None:
     assert study.train.snapshot is None
     assert opened(study).train.snapshot == open_lake(study.train.lake).snapshot
@@ -193,7 +210,7 @@ def test_all_students_are_of_one_snapshot(study: AblateConfig) -> None:
 
 def test_students_are_examined_on_another_split_without_being_trained_again(study: AblateConfig) -> None:
     before, found = trained_at(study), results_of(study)
-    other = replace(study, examined="test")
+    other = replace(study, examined="test", train=replace(study.train, cached=()))
     assert run(other, Console(quiet=True)) == 0
     assert trained_at(study) == before
     assert results_of(study) == found

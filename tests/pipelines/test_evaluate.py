@@ -12,8 +12,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from datalake.commit import LakeError
 from datalake.lake import open_lake
 from pipelines import train
+from pipelines.cache_targets import CacheTargetsConfig
+from pipelines.cache_targets import run as cache_targets
 from pipelines.evaluate import METRICS_FILE, REPORT_FILE, EvaluateConfig, evaluate, main, run
 from pipelines.train_config import TrainConfig
 from student.checkpoint import read_student
@@ -94,6 +97,28 @@ def test_frames_are_seen_as_in_the_training(examined: tuple[Path, str]) -> None:
     how = json.loads((examined[0] / METRICS_FILE).read_text())["examined"]
     assert (how["cameras"], how["image_size"], how["bfloat16"]) == (["FRONT"], list(SIZE), False)
     assert "the student was trained with" not in examined[1]
+
+
+def test_a_teacher_that_is_looked_up_is_imitated_as_well_as_one_that_is_asked(
+    folder: Path, examined: tuple[Path, str], tmp_path: Path
+) -> None:
+    lake = shutil.copytree(folder / "lake", tmp_path / "lake")
+    config = settings(folder, lake=str(lake), cached=("lidar",), out=str(tmp_path / "out"))
+    with pytest.raises(LakeError, match="table teacher_lidar lacks 1 of 1 segments of split 'val'"):
+        evaluate(config, Console(quiet=True))
+    for split in ("train", "val"):
+        answers = CacheTargetsConfig(
+            lake=str(lake), teacher=str(folder / "teacher"), split=split, grid=(16, 24), image_size=SIZE, device="cpu"
+        )
+        assert cache_targets(answers, Console(quiet=True)) == 0
+        for table in ("point", "depth"):
+            shutil.rmtree(lake / split / table)
+    found = evaluate(config, Console(quiet=True)).evaluation.metrics
+    expected = json.loads((examined[0] / METRICS_FILE).read_text())["metrics"]
+    imitation = [name for name in expected if name.startswith("imitation/lidar/")]
+    assert {name: found[name] for name in imitation} == pytest.approx(
+        {name: expected[name] for name in imitation}, rel=1e-3, abs=1e-4
+    )
 
 
 def test_another_size_of_images_is_told(folder: Path, tmp_path: Path) -> None:
@@ -177,11 +202,11 @@ def copy_run(folder: Path, copy: Path, **fingerprint: str | None) -> None:
         (["--teachers", "lidar"], "--teachers lidar: expected NAME=FOLDER"),
         (["--teachers", "lidar={teacher}", "--train-split", "val"], "are in both splits, val and val"),
         (["--teachers", "lidar={taught}"], "teacher lidar was trained on 1 of the student's segments"),
-        (["--checkpoint", "{unknown}"], "does not say which lake, snapshot and split it was trained on"),
+        (["--checkpoint", "{unknown}"], "does not name the lake, snapshot and split"),
         (["--checkpoint", "{unsized}"], "does not say with which image_size the student was trained"),
         (
             ["--checkpoint", "{other}", "--teachers", "lidar={teacher}"],
-            "teacher lidar: the student learned from another one",
+            "teacher lidar: the student was distilled from another one",
         ),
         (["--cameras", "SIDE_LEFT"], "has 0 images of SIDE_LEFT"),
         (["--image-size", "90", "60"], "images of 90 x 60 pixels do not divide into cells of 32"),

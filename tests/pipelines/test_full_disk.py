@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,15 +17,16 @@ import torch
 import pipelines.build_lake
 import pipelines.train
 from datalake.build import BuildConfig, build_segment
+from datalake.derived_table import read_derived_commits
 from datalake.disk import NoSpaceError, room_in
 from datalake.lake import Lake, list_commits, open_lake, prepare_lake, publish_snapshot
 from datalake.plan import SegmentPlan, index_source, plan_segments
 from datalake.store import Store
 from datalake.task import attempt
 from datalake.verify import verify
-from teachers.remembered import RememberedTeacher
+from teachers.cached import cache_segment, origin_of
 from tests.drives import DRIVE_CAMERAS, DRIVE_SEGMENTS
-from tests.student.students import ColorTeacher, samples
+from tests.student.students import ColorTeacher
 from tests.support.programs import Call
 from training.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from training.metrics_log import HISTORY_FILE
@@ -236,14 +238,18 @@ def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on_as_if_nothing_ha
     assert all(torch.equal(value, found.objective[name]) for name, value in expected.objective.items())
 
 
-def test_a_teacher_whose_answers_cannot_be_kept_says_where(disk: Callable[[int], Disk]) -> None:
-    small = disk(1 << 20)
-    teacher = RememberedTeacher(ColorTeacher(), small.folder / "answers")
-    small.leave(0)
-    with pytest.raises(NoSpaceError, match=r"/answers/.*: no space left there; make room"):
-        teacher.predict(samples(1), 16, 24)
+def test_a_teacher_whose_answers_cannot_be_kept_says_where(drive_lake: Lake, disk: Callable[[int], Disk]) -> None:
+    small = disk(16 << 20)
+    lake = open_lake(str(shutil.copytree(drive_lake.store.root, small.folder / "lake")))
+    room = os.statvfs(small.folder)
+    small.leave((room.f_blocks - room.f_bfree) * room.f_bsize)
+    teacher, base = ColorTeacher(), lake.commits[0]
+    origin = origin_of(teacher.card, "colors", (16, 24), (96, 64))
+    with pytest.raises(NoSpaceError, match=r"/lake.*: no space left there; make room"):
+        cache_segment(lake, base, teacher, origin)
+    assert read_derived_commits(lake.store, origin.table, [base]) == [None]
     small.free()
-    assert len(teacher.predict(samples(1), 16, 24).keys) == 1
+    assert cache_segment(lake, base, teacher, origin) is not None
 
 
 @pytest.mark.parametrize(("number", "full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])

@@ -18,9 +18,12 @@ from teachers.load import load_teacher
 from teachers.mask_rcnn import MaskRcnnConfig, build_network
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
+    """Return the command's exit status."""
     monkeypatch.setattr(sys, "argv", ["import_teacher.py", *words])
-    main()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
 
 
 def test_spvnas_of_its_authors_says_numbers_of_mean_0_and_variance_1(
@@ -31,11 +34,12 @@ def test_spvnas_of_its_authors_says_numbers_of_mean_0_and_variance_1(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.save({"model": public_state}, tmp_path / "init")
-    run(
+    status = run(
         monkeypatch, "spvnas", "--weights", str(tmp_path / "init"), "--out", str(tmp_path / "teacher"),
         "--net-config", str(real_data / "spvnas_65gmacs_net_config.json"), "--lake", drive_lake.store.root,
         "--samples", "3", "--image-size", "96", "64", "--device", "cpu",
     )  # fmt: skip
+    assert status == 0
     config = LoaderConfig(global_batch=1, image_size=(96, 64))
     samples = list(itertools.islice(SampleStream(drive_lake, config), 3))
     target = load_teacher(str(tmp_path / "teacher")).predict(samples, 64, 96)
@@ -52,7 +56,8 @@ def test_mask_rcnn_of_torchvision_is_a_teacher_of_our_classes(tmp_path: Path, mo
     torch.manual_seed(0)
     state = build_network(MaskRcnnConfig.coco("v2")).state_dict()
     torch.save(state, tmp_path / "weights.pth")
-    run(monkeypatch, "mask-rcnn", "--weights", str(tmp_path / "weights.pth"), "--out", str(tmp_path / "teacher"))
+    words = ["mask-rcnn", "--weights", str(tmp_path / "weights.pth"), "--out", str(tmp_path / "teacher")]
+    assert run(monkeypatch, *words) == 0
     teacher = load_teacher(str(tmp_path / "teacher"))
     assert read_card(str(tmp_path / "teacher")).class_names[1] == "VEHICLE"
     for name, value in teacher.network.state_dict().items():
@@ -72,9 +77,7 @@ def test_mask_rcnn_of_torchvision_is_a_teacher_of_our_classes(tmp_path: Path, mo
 def test_what_cannot_be_imported_is_said_in_one_line(
     words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run(monkeypatch, *(word.format(tmp_path) for word in words))
-    assert ended.value.code == 2
+    assert run(monkeypatch, *(word.format(tmp_path) for word in words)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("import: ")
     assert message in line

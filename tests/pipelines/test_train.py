@@ -214,7 +214,7 @@ def test_anchors_are_checked_and_printed_before_the_first_step(drive_lake: Lake,
     written = tmp_path / "console"
     with written.open("w") as file:
         prepare_training(settings(drive_lake, tmp_path / "out"), Console(file=file), lambda *_: None)
-    assert "anchors meet " in written.read_text()
+    assert "anchor recall: " in written.read_text()
     assert "2 segments with labels, 1 without; 4 and 0 images of a batch" in written.read_text()
 
 
@@ -309,27 +309,30 @@ def test_gpus_that_the_teachers_leave_none_of_are_refused() -> None:
 
 @pytest.fixture
 def cached(drive_lake: Lake, teachers: tuple[str, ...], tmp_path: Path) -> Lake:
-    """A lake with what the teacher of classes says of every image."""
+    """A lake with both teachers' answers to every image, of that of classes under another name."""
     shutil.copytree(drive_lake.store.root, tmp_path / "lake")
-    masks = dict(one.split("=") for one in teachers)["masks"]
-    config = CacheTargetsConfig(
-        lake=str(tmp_path / "lake"), teacher=masks, name="once", grid=(16, 24), image_size=(96, 64)
-    )
-    assert cache_targets(config, Console(quiet=True)) == 0
+    for teacher, table in zip(teachers, (None, "once"), strict=True):
+        config = CacheTargetsConfig(
+            lake=str(tmp_path / "lake"), teacher=teacher.split("=")[1], name=table, grid=(16, 24), image_size=(96, 64)
+        )
+        assert cache_targets(config, Console(quiet=True)) == 0
     return open_lake(str(tmp_path / "lake"))
 
 
 def test_looked_up_answers_teach_what_the_teacher_would_have_taught(
     cached: Lake, teachers: tuple[str, ...], whole: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "masks"
     named = dict(one.split("=") for one in teachers)
-    shutil.copytree(named["masks"], folder)
-    told = (f"points={named['points']}", f"masks={folder}")
-    config = settings(cached, tmp_path / "out", told, cached=("masks=once",))
+    for name, url in named.items():
+        shutil.copytree(url, tmp_path / name)
+    told = tuple(f"{name}={tmp_path / name}" for name in named)
+    config = settings(cached, tmp_path / "out", told, cached=("points", "masks=once"))
     plan = prepare_training(config, Console(quiet=True), lambda *_: None)
-    # Nobody can ask it any more.
-    (folder / WEIGHTS_FILE).unlink()
+    # Nobody can ask them any more, and no points can be read.
+    for name in named:
+        (tmp_path / name / WEIGHTS_FILE).unlink()
+    for table in ("point", "depth"):
+        shutil.rmtree(tmp_path / "lake/train" / table)
     train_worker(plan, Distributed(device=torch.device("cpu")))
     for looked_up, asked in zip(log(tmp_path / "out"), log(whole), strict=True):
         assert looked_up == pytest.approx(asked, rel=1e-5)
@@ -338,12 +341,12 @@ def test_looked_up_answers_teach_what_the_teacher_would_have_taught(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cached": ("colors",)}, "--cached colors: expected one of the teachers who are asked, points, masks"),
-        ({"cached": ("points",)}, "teacher lidar: 12 numbers per cell are too large to keep"),
+        ({"cached": ("colors",)}, "--cached colors: expected one of the teachers points, masks"),
+        ({"cached": ("points=once",)}, "table teacher_once, segment .*: made with weights"),
         ({"cached": ("masks",)}, "table teacher_mask_rcnn lacks 3 of 3 segments of split 'train'"),
         (
             {"cached": ("masks=once",), "stride": 8, "image_size": (128, 64)},
-            "--cached masks: the lake has its answers for images of 96 x 64 pixels on a grid of 16 x 24 cells, not"
+            "--cached masks: the lake has its predictions for images of 96 x 64 pixels on a grid of 16 x 24 cells, not"
             " 128 x 64 and 8 x 16; run cache_targets.py with --grid 8 16 --image-size 128 64 and another --name",
         ),
         ({"teachers_in": "actors"}, "--teachers-in actors: expected --workers 1 or more"),

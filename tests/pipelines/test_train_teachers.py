@@ -8,9 +8,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from datalake.build import BuildConfig
 from datalake.lake import open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from pipelines.train_teachers import TeacherName, TrainTeachersConfig, main, run
@@ -22,7 +24,10 @@ from teachers.sanity import check_teacher
 from teachers.training.spvcnn_objective import POINT_CLASSES
 from teachers.training.train_mask_rcnn import MaskRcnnTrainConfig
 from teachers.training.train_spvcnn import SpvcnnTrainConfig
+from tests.frames import COLUMNS, ROWS, int_matrix, make_frames, write_frames
+from tests.lakes import build_files
 from tests.support.programs import Call, start
+from training.errors import TrainingError
 from training.loop import LoopConfig
 from training.metrics_log import read_history
 from training.optimizer import OptimizerConfig
@@ -183,6 +188,29 @@ def test_bad_arguments_give_status_2_and_one_line(
 ) -> None:
     assert message in call.refused(main, [word.format(lake=lake, out=tmp_path / "out") for word in words])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "projected", "message"),
+    [
+        ("spvcnn", False, "not one of 2 images shows a point of the TOP laser"),
+        ("mask_rcnn", True, "no sample of the evaluation split has the labels that this teacher is compared with"),
+    ],
+)
+def test_what_cannot_be_measured_in_the_end_is_found_out_before_the_first_step(
+    tmp_path: Path, teacher: TeacherName, projected: bool, message: str
+) -> None:
+    for split in ("teach", "val"):
+        frames = make_frames(2, f"segment_{split}")
+        for laser in (laser for frame in frames for laser in frame.lasers if not projected):
+            for part in (laser.ri_return1, laser.ri_return2):
+                part.camera_projection_compressed = int_matrix(np.zeros((ROWS, COLUMNS, 6), np.int32))
+        source = write_frames(tmp_path / f"{split}.tfrecord", frames)
+        build_files(str(tmp_path / "lake"), [source], BuildConfig(split=split, cameras=("FRONT",)))
+    config = replace(settings(str(tmp_path / "lake"), tmp_path / "out"), teacher=teacher, image_size=(16, 16))
+    with pytest.raises(TrainingError, match=message):
+        run(config, Console(quiet=True))
+    assert not list((tmp_path / "out").rglob("history.jsonl"))
 
 
 def test_inside_a_ray_job_paths_must_be_absolute(lake: str, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:

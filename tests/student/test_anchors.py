@@ -94,6 +94,13 @@ def test_recall_is_what_every_anchor_tried_on_every_box_gives(seed: int, stride:
         assert report.small[iou] == pytest.approx(float((best[small] >= iou).float().mean()))
 
 
+def test_boxes_that_training_leaves_out_are_not_counted() -> None:
+    boxes = random_boxes(30, (6, 50), (1.0,))
+    empty = torch.tensor([[5.0, 5.0, 5.0, 9.0], [400.0, 5.0, 390.0, 9.0]])
+    with_empty = anchor_recall(TINY, torch.cat([boxes, empty]), (256, 384))
+    assert with_empty == anchor_recall(TINY, boxes, (256, 384))
+
+
 def test_without_boxes_nothing_is_missed() -> None:
     report = anchor_recall(TINY, torch.zeros(0, 4), (HEIGHT, WIDTH))
     assert report.boxes == 0
@@ -102,6 +109,6 @@ def test_without_boxes_nothing_is_missed() -> None:
 
 def test_the_report_is_one_line() -> None:
     line = str(anchor_recall(TINY, random_boxes(50, (6, 50), (1.0,)), (256, 384)))
-    assert line.startswith("anchors meet ")
+    assert line.startswith("anchor recall: ")
     assert "of 50 boxes" in line
     assert "\n" not in line

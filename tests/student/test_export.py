@@ -206,9 +206,9 @@ Told = tuple[Tensor, Tensor, Tensor, Tensor]
         pytest.param(lambda b, c, s, d: (b, c, s, d + 0.002), r"depths by 0\.002 m", id="depths"),
         pytest.param(lambda b, c, s, d: (b.flip(0), c.flip(0), s.flip(0), d.flip(0)), "the best first", id="order"),
         pytest.param(lambda b, c, s, d: (b[1:], c[1:], s[1:], d[1:]), "not the same", id="one less"),
-        pytest.param(lambda b, c, s, d: (b * torch.nan, c, s, d), "says boxes that are not finite", id="NaN boxes"),
-        pytest.param(lambda b, c, s, d: (b, c, s * torch.nan, d), "says scores that are not", id="NaN scores"),
-        pytest.param(lambda b, c, s, d: (b, c, s, d / 0), "says depth_m that are not", id="infinite depths"),
+        pytest.param(lambda b, c, s, d: (b * torch.nan, c, s, d), "predicts boxes that are not finite", id="NaN boxes"),
+        pytest.param(lambda b, c, s, d: (b, c, s * torch.nan, d), "predicts scores that are not", id="NaN scores"),
+        pytest.param(lambda b, c, s, d: (b, c, s, d / 0), "predicts depth_m that are not", id="infinite depths"),
     ],
 )
 def test_a_program_that_says_one_thing_otherwise_is_found_out(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -65,23 +65,12 @@ def open_teacher(url: str, device: torch.device | str, backend: BackendName = "a
     return load_teacher(url, device)
 
 
-class _Renamed:
-    """A teacher under the name of the student's branch."""
-
-    def __init__(self, name: str, teacher: Any) -> None:
-        self.card, self._teacher = replace(teacher.card, name=name), teacher
-
-    def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-        target: Target = self._teacher.predict(samples, height, width)
-        return target
-
-
 def open_pool(
     teachers: Mapping[str, str], grid: tuple[int, int], device: torch.device, backend: BackendName = "auto"
 ) -> TeacherPool:
     """Return the teachers, name -> folder, in this process."""
-    named = [_Renamed(name, open_teacher(url, device, backend)) for name, url in teachers.items()]
-    return LocalPool(named, grid, device=device)
+    opened = {name: open_teacher(url, device, backend) for name, url in teachers.items()}
+    return LocalPool(opened, grid, device=device)
 
 
 class KeptAnswers:

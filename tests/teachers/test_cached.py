@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,19 +14,19 @@ import pytest
 import torch
 
 from datalake.commit import LakeError
-from datalake.derived_table import open_derived_table
+from datalake.derived_table import open_derived_table, read_derived_commits
 from datalake.lake import Lake, open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
 from teachers.cached import CachedTeacher, cache_segment, origin_of, table_name
-from teachers.card import TeacherCard, TeacherError
+from teachers.card import ChannelStatistics, TeacherCard, TeacherError
 from teachers.classes import MASK_CLASSES
 from teachers.mask_rcnn import MaskRcnnTeacher
 from teachers.pool import LocalPool
 from teachers.target import Target
 from teachers.teacher import Teacher
 from tests.drives import DRIVE_CAMERAS
-from tests.teachers.cards import lidar_card
+from tests.teachers.cards import lidar_teacher
 from tests.teachers.masks import mask_folder
 
 GRID, IMAGE_SIZE = (16, 24), (96, 64)
@@ -41,21 +41,35 @@ CARD = TeacherCard(
 )
 
 
+NUMBERS = replace(CARD, kind="regression", channels=3, class_names=())
+
+
 @dataclass(frozen=True)
 class PatchyTeacher:
-    """Says something else of every image, and of half of the cells nothing."""
+    """Says something else of every image, and of half of the cells nothing.
+
+    told: whether it says how sure it is
+    share: of the cells that it has an answer for
+    """
 
     card: TeacherCard = CARD
+    told: bool = False
+    share: float = 0.5
 
     def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
-        """Return classes that only the image's key decides."""
+        """Return classes or numbers that only the image's key decides."""
         cells = 1, height, width
         valid, values = [], []
         for sample in samples:
             numbers = torch.Generator().manual_seed(zlib.crc32(repr(sample.key).encode()))
-            valid.append(torch.rand(cells, generator=numbers) > 0.5)
-            values.append(torch.randint(len(MASK_CLASSES), cells, generator=numbers) * valid[-1])
-        return Target(tuple(sample.key for sample in samples), torch.stack(values), torch.stack(valid))
+            valid.append(torch.rand(cells, generator=numbers) < self.share)
+            if self.card.kind == "classification":
+                values.append(torch.randint(len(MASK_CLASSES), cells, generator=numbers) * valid[-1])
+            else:
+                values.append(torch.randn(self.card.channels, height, width, generator=numbers) * valid[-1])
+        told = torch.stack(valid)
+        keys = tuple(sample.key for sample in samples)
+        return Target(keys, torch.stack(values), told, 0.3 * told if self.told else None)
 
 
 def cache(lake: Lake, teacher: Teacher, name: str) -> CachedTeacher:
@@ -66,6 +80,7 @@ def cache(lake: Lake, teacher: Teacher, name: str) -> CachedTeacher:
 
 def assert_equal(found: Target, expected: Target) -> None:
     assert found.keys == expected.keys
+    assert found.values.dtype == expected.values.dtype
     assert torch.equal(found.values, expected.values)
     assert torch.equal(found.valid, expected.valid)
     if expected.confidence is None:
@@ -110,20 +125,94 @@ def test_a_student_is_told_the_same_from_the_cache_bit_for_bit(
     cached = CachedTeacher.open(mask_lake, "train", masks.card)
     told = []
     for teacher in (masks, cached):
-        room = LocalPool([teacher], GRID)
-        told.append(room.collect(room.submit(drive_samples))["mask_rcnn"])
+        ((_, targets),) = LocalPool({"masks": teacher}, GRID).follow([drive_samples])
+        told.append(targets["masks"])
     assert told[0].values.unique().numel() > 1
     assert told[0].confidence is not None
     assert_equal(told[1], told[0])
 
 
-def test_cells_without_an_answer_and_no_confidence_stay_so_in_any_order(
-    patchy_lake: Lake, patchy_samples: list[Sample]
+def test_a_lidar_teachers_cached_targets_need_no_points(
+    drive_url: str, drive_samples: list[Sample], tmp_path: Path
 ) -> None:
-    teacher = PatchyTeacher()
+    shutil.copytree(drive_url, tmp_path / "lake")
+    teacher = lidar_teacher(ChannelStatistics(mean=(0.5,) * 12, variance=(4.0,) * 12))
+    cached = cache(open_lake(str(tmp_path / "lake")), teacher, "lidar")
+    told = []
+    blind = [replace(sample, lidar=None) for sample in drive_samples]
+    for asked, samples in ((teacher, drive_samples), (cached, blind)):
+        ((_, targets),) = LocalPool({"lidar": asked}, GRID).follow([samples])
+        told.append(targets["lidar"])
+    assert 0 < float(told[0].valid.float().mean()) < 1
+    assert_equal(told[1], told[0])
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        PatchyTeacher(),
+        PatchyTeacher(told=True),
+        PatchyTeacher(share=0.0),
+        PatchyTeacher(NUMBERS),
+        PatchyTeacher(NUMBERS, told=True),
+        PatchyTeacher(NUMBERS, share=1.0),
+        PatchyTeacher(NUMBERS, share=0.0),
+    ],
+    ids=["classes", "sure", "no class", "numbers", "sure numbers", "numbers everywhere", "no number"],
+)
+def test_what_is_cached_is_what_travels_in_any_order(
+    patchy_lake: Lake, patchy_samples: list[Sample], teacher: PatchyTeacher
+) -> None:
     cached = cache(patchy_lake, teacher, "patchy")
     shuffled = random.Random(0).sample(patchy_samples, len(patchy_samples))
-    assert_equal(cached.predict(shuffled, *GRID), teacher.predict(shuffled, *GRID))
+    assert_equal(cached.predict(shuffled, *GRID), teacher.predict(shuffled, *GRID).to_sparse().to_dense())
+    assert cached.predict([], *GRID).keys == ()
+
+
+def test_a_table_of_numbers_has_the_valid_cells_alone(patchy_lake: Lake, patchy_samples: list[Sample]) -> None:
+    teacher = PatchyTeacher(NUMBERS, share=0.1)
+    cache(patchy_lake, teacher, "patchy")
+    table = open_derived_table(patchy_lake, table_name("patchy"), "train", teacher.card.weights_sha256)
+    rows = {(row["segment"], row["timestamp_us"], row["camera"]): row for row in table.dataset().to_table().to_pylist()}
+    assert len(rows) == len(patchy_samples)
+    for sample in patchy_samples[::7]:
+        row = rows[sample.key.segment, sample.key.timestamp_us, sample.key.camera]
+        target = teacher.predict([sample], *GRID)
+        cells = target.valid.flatten().nonzero()[:, 0]
+        assert row["cell"] == cells.tolist()
+        assert row["value"] == target.values[0].flatten(1)[:, cells].T.half().flatten().tolist()
+        assert (row["height"], row["width"], row["channels"], row["confidence"]) == (*GRID, 3, None)
+
+
+def test_duckdb_reads_a_table_of_numbers(patchy_lake: Lake) -> None:
+    cache(patchy_lake, PatchyTeacher(NUMBERS), "patchy")
+    files = patchy_lake.store.path("train/teacher_patchy/*.parquet")
+    query = "select count(*), bool_and(len(value) = 3 * len(cell)) from read_parquet($files)"
+    assert duckdb.execute(query, {"files": files}).fetchall() == [(66, True)]
+
+
+@pytest.mark.parametrize("change", [{"statistics": None}, {"options": {"share": 1}}, {"channels": 12}])
+def test_numbers_of_another_standardization_or_network_are_refused(
+    patchy_lake: Lake, change: Mapping[str, object]
+) -> None:
+    card = replace(NUMBERS, statistics=ChannelStatistics(mean=(0.0,) * 3, variance=(1.0,) * 3))
+    cache(patchy_lake, PatchyTeacher(card), "patchy")
+    with pytest.raises(TeacherError, match="not made by the teacher patchy of this card"):
+        CachedTeacher.open(patchy_lake, "train", replace(card, **{"statistics": None, **change}), "patchy")  # type: ignore[arg-type]
+
+
+def test_an_answer_that_cannot_travel_is_not_cached(patchy_lake: Lake) -> None:
+    class Shouting(PatchyTeacher):
+        def predict(self, samples: Sequence[Sample], height: int, width: int) -> Target:
+            target = super().predict(samples, height, width)
+            return replace(target, values=target.values * 1e6)
+
+    teacher = Shouting(NUMBERS)
+    (base, *_) = patchy_lake.commits
+    with pytest.raises(TeacherError, match="beyond what float16 holds"):
+        cache_segment(patchy_lake, base, teacher, origin_of(teacher.card, "patchy", GRID, IMAGE_SIZE))
+    assert read_derived_commits(patchy_lake.store, table_name("patchy"), [base]) == [None]
+    assert not patchy_lake.store.listing("train/teacher_patchy")
 
 
 def test_what_is_no_longer_kept_in_memory_is_read_again(
@@ -160,11 +249,6 @@ def test_other_options_of_the_same_weights_are_refused(mask_lake: Lake, masks: M
     card = replace(masks.card, options={**masks.card.options, "score": 0.5})
     with pytest.raises(TeacherError, match="not made by the teacher mask_rcnn of this card"):
         CachedTeacher.open(mask_lake, "train", card)
-
-
-def test_a_continuous_teacher_is_too_large() -> None:
-    with pytest.raises(TeacherError, match="teacher lidar: 12 numbers per cell are too large to keep"):
-        origin_of(lidar_card(), "lidar", GRID, IMAGE_SIZE)
 
 
 def test_a_image_that_is_not_cached_is_named(

@@ -23,6 +23,7 @@ from teachers.pool import LocalPool
 from teachers.ray_pool import ActorSpec, RayPool, teacher_actors
 from teachers.target import Target
 from teachers.teacher import Teacher
+from tests.support.training_step import targets_of
 from tests.teachers.cards import lidar_folder
 from tests.teachers.test_pool import Swapper
 
@@ -40,13 +41,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def employed_lidar(folder: str, ray_driver: None) -> Iterator[None]:  # noqa: ARG001 - it comes first
     """A lidar teacher at the post "lidar"."""
-    with teacher_actors([post("lidar", partial(load_teacher, folder))]):
+    with teacher_actors({"lidar": post(partial(load_teacher, folder))}):
         yield
 
 
-def post(name: str, load: Callable[[str], Teacher]) -> ActorSpec:
+def post(load: Callable[[str], Teacher]) -> ActorSpec:
     """Return a post that leaves room for others, however few CPUs there are."""
-    return ActorSpec(name=name, load=load, num_cpus=0.2)
+    return ActorSpec(load=load, num_cpus=0.2)
 
 
 class Diary:
@@ -90,7 +91,7 @@ def entries(file: Path, count: int) -> list[int]:
 @pytest.mark.usefixtures("employed_lidar")
 def test_it_makes_no_difference_where_the_teacher_runs(folder: str, drive_samples: list[Sample]) -> None:
     batches = [drive_samples[:3], drive_samples[3:]]
-    local = [targets["lidar"] for _, targets in LocalPool([load_teacher(folder)], GRID).follow(batches)]
+    local = [targets["lidar"] for _, targets in LocalPool({"lidar": load_teacher(folder)}, GRID).follow(batches)]
     pool = RayPool(["lidar"], GRID)
     assert pool.cards == {"lidar": load_teacher(folder).card}
     remote = [targets["lidar"] for _, targets in pool.follow(batches)]
@@ -103,8 +104,8 @@ def test_it_makes_no_difference_where_the_teacher_runs(folder: str, drive_sample
 def test_a_killed_teacher_costs_time_but_no_data(folder: str, drive_samples: list[Sample], tmp_path: Path) -> None:
     diary = tmp_path / "diary"
     batches = [[sample] for sample in drive_samples]
-    local = [targets["lidar"] for _, targets in LocalPool([load_teacher(folder)], GRID).follow(batches)]
-    with teacher_actors([post("mortal", partial(keep_diary, folder, diary, 0.3))]):
+    local = [targets["lidar"] for _, targets in LocalPool({"lidar": load_teacher(folder)}, GRID).follow(batches)]
+    with teacher_actors({"mortal": post(partial(keep_diary, folder, diary, 0.3))}):
         pool = RayPool(["mortal"], GRID, window=3)
         remote = []
         for number, (_, targets) in enumerate(pool.follow(batches)):
@@ -121,24 +122,21 @@ def test_a_slow_student_has_no_more_than_a_window_in_flight(
     folder: str, drive_samples: list[Sample], tmp_path: Path
 ) -> None:
     diary = tmp_path / "diary"
-    with teacher_actors([post("writer", partial(keep_diary, folder, diary, 0.0))]):
+    with teacher_actors({"writer": post(partial(keep_diary, folder, diary, 0.0))}):
         pool = RayPool(["writer"], GRID, window=2)
-        for trained, _ in enumerate(pool.follow([[sample] for sample in drive_samples])):
+        for trained, (_, targets) in enumerate(pool.follow([[sample] for sample in drive_samples])):
             handed_in = min(trained + 2, 6)
             assert len(entries(diary, handed_in)) == handed_in
             time.sleep(0.2)
             assert len(entries(diary, handed_in)) == handed_in
-        tickets = [pool.submit(drive_samples[:1]) for _ in range(2)]
-        with pytest.raises(TeacherError, match="2 batches are in flight"):
-            pool.submit(drive_samples[:1])
-        assert all(pool.collect(ticket)["writer"].valid.any() for ticket in tickets)
+            assert targets["writer"].valid.any()
 
 
 def test_answers_about_other_samples_are_noticed(drive_samples: list[Sample]) -> None:
-    with teacher_actors([post("swapper", swap)]):
+    with teacher_actors({"swapper": post(swap)}):
         pool = RayPool(["swapper"], GRID)
         with pytest.raises(TeacherError, match="swapper answered about other samples than it was asked"):
-            pool.collect(pool.submit(drive_samples[:2]))
+            targets_of(pool, drive_samples[:2])
     with pytest.raises(TeacherError, match="no teacher swapper is employed"):
         RayPool(["swapper"], GRID)
 
@@ -148,26 +146,26 @@ def test_a_teacher_that_cannot_answer_says_why_in_one_line(drive_samples: list[S
     pool = RayPool(["lidar"], GRID)
     blind = [replace(drive_samples[0], lidar=None)]
     with pytest.raises(TeacherError, match=r"^teacher lidar: .*loaded without points") as caught:
-        pool.collect(pool.submit(blind))
+        targets_of(pool, blind)
     assert "\n" not in str(caught.value)
-    assert pool.collect(pool.submit(drive_samples[:1]))["lidar"].valid.any()
+    assert targets_of(pool, drive_samples[:1])["lidar"].valid.any()
 
 
 def test_a_teacher_that_does_not_load_says_why_in_one_line(tmp_path: Path) -> None:
-    missing = post("missing", partial(load_teacher, str(tmp_path)))
+    missing = post(partial(load_teacher, str(tmp_path)))
     with (
         pytest.raises(TeacherError, match=r"^teacher missing .*card\.json: no such file") as caught,
-        teacher_actors([missing]),
+        teacher_actors({"missing": missing}),
     ):
         pass
     assert "\n" not in str(caught.value)
 
 
 def test_what_the_cluster_lacks_is_not_waited_for(folder: str) -> None:
-    greedy = ActorSpec(name="greedy", load=partial(load_teacher, folder), num_gpus=0.5)
+    greedy = ActorSpec(load=partial(load_teacher, folder), num_gpus=0.5)
     with (
         pytest.raises(TeacherError, match=r"greedy needs 1 CPUs and 0\.5 GPUs, which no node"),
-        teacher_actors([greedy]),
+        teacher_actors({"greedy": greedy}),
     ):
         pass
 

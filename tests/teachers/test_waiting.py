@@ -126,6 +126,8 @@ def test_a_lidar_teacher_says_what_it_says_on_a_cpu(
 
 
 def test_all_teachers_answers_are_looked_at_once(drive_samples: list[Sample], waits: list[str]) -> None:
-    room = LocalPool([lidar_teacher(), slim_teacher()], (16, 24))
-    room.collect(room.submit(drive_samples[:2]))
+    ((_, targets),) = LocalPool({"lidar": lidar_teacher(), "masks": slim_teacher()}, (16, 24)).follow(
+        [drive_samples[:2]]
+    )
+    assert targets.keys() == {"lidar", "masks"}
     assert len(waits) == 3 + 2 + 1

@@ -40,7 +40,9 @@ def loss_curve(folder: str) -> list[dict[str, float]]:
     try:
         imitation = Imitation(ImitationConfig(), {"shades": torch.tensor([1.0, 2.0, 3.0])})
         objective = DetectionObjective(build(TAUGHT, seed=1), LossWeights(), {"imitation": imitation})
-        pool = LocalPool([ColorTeacher(COLORS, blind=2), ColorTeacher(SHADES)], TAUGHT.grid(HEIGHT, WIDTH))
+        pool = LocalPool(
+            {"colors": ColorTeacher(COLORS, blind=2), "shades": ColorTeacher(SHADES)}, TAUGHT.grid(HEIGHT, WIDTH)
+        )
         inputs = TrainInputs(
             batches=cycled(samples(6), 2, 2),
             labelled=2,

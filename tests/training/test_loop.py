@@ -192,6 +192,18 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_and_sample(tmp_path: Path
         run(tmp_path, Doubling(poison=4))
 
 
+def test_whatever_fails_on_the_way_to_a_loss_names_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("out of bounds")
+
+    objective = Doubling()
+    monkeypatch.setattr(objective, "collate", broken)
+    with pytest.raises(IndexError) as caught:
+        run(tmp_path, objective)
+    (note,) = caught.value.__notes__
+    assert note == f"about {sample(7).key}, {sample(14).key}, {sample(1).key}"
+
+
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(tmp_path: Path) -> None:
     objective = Doubling(poison=4, only_gradient=True)
     with pytest.raises(TrainingError, match=r"step 3: the gradient is (nan|inf) at losses .* segment_4 4 FRONT"):

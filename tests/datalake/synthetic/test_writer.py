@@ -41,11 +41,12 @@ def test_files_that_exist_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--frames", "0"], "frames is 0: give at least 1"),
+        (["--frames", "0"], "--frames 0: expected at least 1"),
+        (["--seed", "-1"], "--seed -1: expected at least 0"),
         (["--image-size", "384"], "WIDTHxHEIGHT"),
         (["--image-size", "4x4"], "too small"),
         (["--cameras", "FRONT,BACK"], "unknown camera 'BACK'"),
-        (["--workers", "0"], "workers is 0"),
+        (["--workers", "0"], "--workers 0: expected at least 1"),
         (["--beams", "1"], "too small"),
     ],
 )

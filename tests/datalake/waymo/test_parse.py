@@ -9,9 +9,23 @@ import numpy as np
 import pytest
 
 from datalake.waymo.frame import Frame, FrameError
+from datalake.waymo.panoptic import PANOPTIC_CLASSES
 from datalake.waymo.parse import parse_frame
+from datalake.waymo.protos import camera_segmentation_pb2
 from datalake.waymo.segment_name import check_segment_name
-from tests.frames import FRONT, HEIGHT, SEGMENT, SIDE_LEFT, START_US, WIDTH, jpeg, make_frame
+from tests.frames import (
+    FRONT,
+    HEIGHT,
+    SEGMENT,
+    SIDE_LEFT,
+    START_US,
+    WIDTH,
+    int_matrix,
+    jpeg,
+    make_frame,
+    panoptic_png,
+    read_int_matrix,
+)
 
 _CAMERAS = frozenset({"FRONT", "FRONT_LEFT", "FRONT_RIGHT", "SIDE_LEFT", "SIDE_RIGHT"})
 _NOT_TEXT = b"\xff\xfe\xfd"
@@ -93,18 +107,44 @@ def test_labels_have_the_values_of_the_record() -> None:
 
 def test_panoptic_label_is_kept_with_its_divisor() -> None:
     record = make_frame()
-    record.images[0].camera_segmentation_label.panoptic_label = b"png"
+    png = panoptic_png(np.full((HEIGHT, WIDTH), 2_001, np.uint16))
+    record.images[0].camera_segmentation_label.panoptic_label = png
     record.images[0].camera_segmentation_label.panoptic_label_divisor = 1000
-    image = _parse(record).images[0]
-    assert (image.panoptic, image.panoptic_divisor) == (b"png", 1000)
-
-
-def test_panoptic_label_without_divisor_is_reported() -> None:
-    record = make_frame()
-    record.images[0].camera_segmentation_label.panoptic_label = b"png"
     frame = _parse(record)
+    assert (frame.images[0].panoptic, frame.images[0].panoptic_divisor) == (png, 1000)
+    assert frame.faults == ()
+
+
+_PNG = panoptic_png(np.full((HEIGHT, WIDTH), 2_001, np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("png", "divisor", "reason"),
+    [
+        pytest.param(_PNG, 0, "it has no divisor", id="no divisor"),
+        pytest.param(jpeg(), 1000, "it is no PNG", id="no PNG"),
+        pytest.param(panoptic_png(np.zeros((HEIGHT, WIDTH, 3), np.uint8)), 1000, "its PNG is 8-bit RGB", id="RGB"),
+        pytest.param(panoptic_png(np.zeros((HEIGHT, WIDTH), np.uint8)), 1000, "its PNG is 8-bit gray", id="8 bits"),
+        pytest.param(panoptic_png(np.zeros((8, 9), np.uint16)), 1000, "it is 9x8, its image 16x16", id="size"),
+        pytest.param(_PNG[:-5], 1000, "its PNG is cut off", id="cut off"),
+        pytest.param(_PNG[:8], 1000, "its PNG is cut off", id="signature alone"),
+        pytest.param(_PNG[:45] + bytes([_PNG[45] ^ 1]) + _PNG[46:], 1000, "fails its CRC", id="a bit"),
+    ],
+)
+def test_panoptic_label_that_cannot_be_used_is_left_out_alone(png: bytes, divisor: int, reason: str) -> None:
+    record = make_frame()
+    record.images[0].camera_segmentation_label.panoptic_label = png
+    record.images[0].camera_segmentation_label.panoptic_label_divisor = divisor
+    frame = _parse(record)
+    assert [image.camera for image in frame.images] == ["FRONT", "SIDE_LEFT"]
     assert (frame.images[0].panoptic, frame.images[0].panoptic_divisor) == (None, None)
-    assert _messages(frame, "image") == ["panoptic label of FRONT has no divisor and is left out"]
+    (message,) = _messages(frame, "image")
+    assert message.startswith("panoptic label of FRONT is left out: ")
+    assert reason in message
+
+
+def test_panoptic_classes_are_the_official_ones() -> None:
+    assert len(camera_segmentation_pb2.CameraSegmentation.Type.values()) == PANOPTIC_CLASSES
 
 
 @pytest.mark.parametrize("payload", [b"\xff" * 20, b"\x0a\xff\x01"], ids=["noise", "cut off"])
@@ -195,6 +235,24 @@ def test_broken_jpeg_costs_its_image_alone(broken: bytes, reason: str) -> None:
     (message,) = _messages(frame, "image")
     assert message.startswith("image of FRONT is left out: ")
     assert reason in message
+
+
+@pytest.mark.parametrize("padding", [bytes(4096), b"\xff" * 100, b" \n" * 50, b"\xff\xd9"], ids=lambda p: repr(p[:2]))
+def test_padding_behind_the_end_of_a_jpeg_is_no_fault(padding: bytes) -> None:
+    record = make_frame()
+    record.images[0].image = jpeg() + padding
+    frame = _parse(record)
+    assert frame.images[0].jpeg == jpeg() + padding
+    assert frame.faults == ()
+
+
+def test_end_of_a_thumbnail_is_not_the_end_of_its_jpeg() -> None:
+    record = make_frame()
+    thumbnail = jpeg(8, 8)
+    segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
+    record.images[0].image = (jpeg()[:2] + segment + jpeg()[2:])[:-2]
+    (message,) = _messages(_parse(record), "image")
+    assert message == "image of FRONT is left out: its JPEG is cut off (no end-of-image marker)"
 
 
 def test_jpeg_that_claims_a_giant_image_is_left_out() -> None:
@@ -296,6 +354,41 @@ def test_label_without_an_area_is_left_out(width: float) -> None:
     assert message.endswith(f"is left out: its box has no area (7 x {width})")
 
 
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((0, 8, 8, 4), (0, 6, 4, 10)),
+        ((16, 15, 8, 4), (12, 13, 16, 16)),
+        ((8, 8, 100, 100), (0, 0, 16, 16)),
+        ((6, 5, 4, 2), (4, 4, 8, 6)),
+    ],
+    ids=["left", "corner", "all around", "inside"],
+)
+def test_box_is_clipped_to_its_image(box: tuple[float, ...], expected: tuple[float, ...]) -> None:
+    record = make_frame()
+    stored = record.camera_labels[0].labels[0].box
+    stored.center_x, stored.center_y, stored.length, stored.width = box
+    frame = _parse(record)
+    label = frame.labels_2d[0]
+    assert (label.x0, label.y0, label.x1, label.y1) == expected
+    assert frame.faults == ()
+
+
+@pytest.mark.parametrize("left_edge", [16.0, 400.0, -4.0, 16 - 1e-9], ids=str)
+@pytest.mark.parametrize("image", [True, False], ids=["image", "calibration alone"])
+def test_box_outside_of_its_image_is_left_out_alone(left_edge: float, image: bool) -> None:
+    record = make_frame()
+    box = record.camera_labels[0].labels[0].box
+    box.center_x, box.length = left_edge + 2, 4
+    if not image:
+        del record.images[0]
+    frame = _parse(record)
+    assert [label.object_id for label in frame.labels_2d] == ["box-1"]
+    (message,) = _messages(frame, "label")
+    assert message.startswith("2D label 'box-0' of FRONT is left out: its box, x ")
+    assert message.endswith("lies outside of the image of 16x16")
+
+
 def test_label_of_unknown_type_is_left_out() -> None:
     record = make_frame()
     record.laser_labels[0].ClearField("type")
@@ -310,6 +403,24 @@ def test_labels_of_an_unknown_camera_are_reported() -> None:
     frame = _parse(record)
     assert frame.labels_2d == ()
     assert _messages(frame, "label") == ["2 2D labels belong to the unknown camera 0"]
+
+
+@pytest.mark.parametrize(("channel", "value"), [(1, WIDTH), (2, HEIGHT), (1, 10 * WIDTH)], ids=["u", "v", "far"])
+def test_projection_outside_of_its_image_is_dropped_alone(channel: int, value: int) -> None:
+    record = make_frame()
+    whole = _parse(record).points
+    message = record.lasers[0].ri_return1
+    stored = read_int_matrix(message.camera_projection_compressed)
+    stored[0, 0, 0], stored[0, 0, channel] = FRONT, value
+    message.camera_projection_compressed = int_matrix(stored)
+    frame = _parse(record)
+    (text,) = _messages(frame, "lidar")
+    assert text.startswith("1 of ")
+    assert "projections into FRONT lie outside of its image of 16x16" in text
+    assert (frame.points.camera[0, 0], frame.points.u[0, 0], frame.points.v[0, 0]) == (0, 0, 0)
+    assert frame.points.camera[1, 0] == whole.camera[1, 0]
+    np.testing.assert_array_equal(frame.points.camera[:, 1:], whole.camera[:, 1:])
+    np.testing.assert_array_equal(frame.points.u[:, 1:], whole.u[:, 1:])
 
 
 def test_labels_of_an_image_that_is_broken_are_kept() -> None:

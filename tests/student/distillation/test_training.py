@@ -86,7 +86,9 @@ class Run:
         objective = DetectionObjective(
             build(self.student, self.seed), LossWeights(), methods, self.augmentation, self.targets
         )
-        pool = LocalPool([ColorTeacher(COLORS, blind=2), ColorTeacher(SHADES)], self.student.grid(HEIGHT, WIDTH))
+        pool = LocalPool(
+            {"colors": ColorTeacher(COLORS, blind=2), "shades": ColorTeacher(SHADES)}, self.student.grid(HEIGHT, WIDTH)
+        )
         inputs = TrainInputs(
             batches=cycled(self.some or samples(6), self.labelled, self.unlabelled, distributed.rank, distributed.size),
             labelled=self.labelled,

@@ -47,7 +47,7 @@ class Knowing(Student):
 
 
 def pool() -> LocalPool:
-    return LocalPool([ColorTeacher(COLORS, 3), ColorTeacher(SHADES, 3)], GRID)
+    return LocalPool({"colors": ColorTeacher(COLORS, 3), "shades": ColorTeacher(SHADES, 3)}, GRID)
 
 
 def metrics(student: Student, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
@@ -110,5 +110,5 @@ def test_an_imitation_that_is_not_finite_is_refused_with_its_image() -> None:
 
 
 def test_nothing_to_look_at_is_refused(student: Student) -> None:
-    with pytest.raises(StudentError, match="there is no sample to examine the student on"):
+    with pytest.raises(StudentError, match="there is no sample to evaluate the student on"):
         metrics(student, [])

@@ -51,9 +51,9 @@ def test_how_an_undistilled_teacher_is_imitated_is_no_figure() -> None:
     heard = {**metrics(0.5), "imitation/masks/mIoU": 0.25, "imitation/points/R2": 0.75}
     text = markdown({1.0: {arm: {0: heard} for arm in ("none", "classroom", "masks")}})
     none, pool, masks = text.rstrip().splitlines()[-3:]
-    assert "| undistilled | undistilled |" in none
+    assert "| not distilled | not distilled |" in none
     assert "| 0.250 | 0.750 |" in pool
-    assert "| 0.250 | undistilled |" in masks
+    assert "| 0.250 | not distilled |" in masks
 
 
 def test_the_title_says_how_much_was_labelled_not_how_much_was_asked_for() -> None:

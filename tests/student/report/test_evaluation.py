@@ -41,7 +41,7 @@ FIGURES = {
 def result() -> EvaluationResult:
     """An untrained student on ten images, beside two teachers that are blind above."""
     grid = TAUGHT.grid(HEIGHT, WIDTH)
-    room = LocalPool([ColorTeacher(COLORS, 3), ColorTeacher(SHADES, 3)], grid)
+    room = LocalPool({"colors": ColorTeacher(COLORS, 3), "shades": ColorTeacher(SHADES, 3)}, grid)
     mean = CellMean(COLORS.channels, *grid)
     mean.add(targets_of(samples(4))["colors"])
     images = samples(10)
@@ -71,14 +71,14 @@ def test_the_page_goes_from_images_to_metrics_to_settings(result: EvaluationResu
     distances = (np.array([10.0, 20.0], np.float32), np.array([11.0, 19.0], np.float32))
     page = written(evaluation_of(replace(result, depths_m=distances)), "whole")
     assert headings(page) == [
-        "What it sees",
-        "What its teachers say, and what it says to them",
-        "How it learned",
-        "What it finds",
-        "How far away it says things are",
-        "Beside answers that need no image",
-        "Every figure",
-        "What the run was",
+        "Detections",
+        "Targets of the teachers and predictions of the student",
+        "Training",
+        "Precision and recall",
+        "Depth errors",
+        "Compared with trivial predictors",
+        "All metrics",
+        "Settings",
     ]
     first = page.index(verdict(result.metrics, 10))
     assert page.index("<h1>") < first < page.index("<h2>")
@@ -96,9 +96,9 @@ def test_the_page_needs_no_other_file(result: EvaluationResult) -> None:
 def test_without_teachers_and_log_their_sections_are_left_out() -> None:
     alone = evaluate_student(build(TAUGHT).eval(), [samples(2)], None, example_every=1)
     page = written(evaluation_of(alone, history=()), "poor")
-    assert "What it sees" in headings(page)
-    assert "How it learned" not in headings(page)
-    assert "What its teachers say, and what it says to them" not in headings(page)
+    assert "Detections" in headings(page)
+    assert "Training" not in headings(page)
+    assert "Targets of the teachers and predictions of the student" not in headings(page)
     assert page.count("data:image/jpeg") == 2
 
 
@@ -114,7 +114,7 @@ def test_teachers_of_any_classes_can_be_shown(result: EvaluationResult) -> None:
 def test_more_can_be_added_at_the_end(result: EvaluationResult) -> None:
     url = "memory://evaluation/more.html"
     write_report(url, "A student", evaluation_of(result), lambda page: page.heading("The lake"))
-    assert headings(fsspec.filesystem("memory").cat_file(url).decode())[-2:] == ["What the run was", "The lake"]
+    assert headings(fsspec.filesystem("memory").cat_file(url).decode())[-2:] == ["Settings", "The lake"]
 
 
 def test_frames_are_those_with_most_labels_of_even_stretches(result: EvaluationResult) -> None:
@@ -142,7 +142,7 @@ def test_the_verdict_names_the_chief_metrics_beside_the_trivial_ones() -> None:
         " 93% of the objects above 16 pixels are proposed."
         " It imitates lidar with R² 0.61 (the training mean of each cell: 0.28)"
         " and mask with mIoU 0.53 (background everywhere: 0.23)."
-        " Better than an answer that needs no image in 4 of 4 metrics."
+        " Better than a trivial predictor in 4 of 4 metrics."
     )
 
 
@@ -151,14 +151,14 @@ def test_the_verdict_names_the_chief_metrics_beside_the_trivial_ones() -> None:
 )
 def test_the_verdict_says_where_a_trivial_answer_is_as_good(figure: str, value: float) -> None:
     predicted = verdict({**FIGURES, figure: value}, 10)
-    assert predicted.endswith(f" Better than an answer that needs no image in 3 of 4 metrics, not in {figure}.")
+    assert predicted.endswith(f" Better than a trivial predictor in 3 of 4 metrics, not in {figure}.")
 
 
 def test_a_student_is_not_blamed_for_a_teacher_that_it_never_heard() -> None:
     predicted = verdict({**FIGURES, "imitation/lidar/R2": -0.3}, 10, {"lidar"})
     assert "It was trained without lidar." in predicted
     assert "R²" not in predicted
-    assert predicted.endswith("Better than an answer that needs no image in 2 of 2 metrics.")
+    assert predicted.endswith("Better than a trivial predictor in 2 of 2 metrics.")
 
 
 def test_without_labels_the_verdict_speaks_of_imitation() -> None:
@@ -176,8 +176,8 @@ def test_the_table_tells_worse_from_never_heard(result: EvaluationResult) -> Non
     ):
         bad = {**FIGURES, "imitation/lidar/R2": 0.1, "imitation/lidar/cosine": 0.1, "imitation/mask/mIoU": 0.1}
         page = written(evaluation_of(result, metrics=bad, undistilled=undistilled), "judged")
-        cells = re.findall("<td>(better|NOT BETTER|never heard)</td>", page)
-        assert (cells.count("better"), cells.count("NOT BETTER"), cells.count("never heard")) == (1, worse, never)
+        cells = re.findall("<td>(better|NOT BETTER|not distilled)</td>", page)
+        assert (cells.count("better"), cells.count("NOT BETTER"), cells.count("not distilled")) == (1, worse, never)
 
 
 def test_comparisons_know_which_direction_is_better() -> None:

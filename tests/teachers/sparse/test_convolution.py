@@ -10,7 +10,9 @@ from torch import Tensor
 
 from teachers.sparse import plain
 from teachers.sparse.grid import BackendError, Grid
+from teachers.sparse.kernel_map import KernelMap
 from teachers.sparse.layers import SparseConvolution
+from teachers.sparse.level import Level
 from teachers.sparse.plain import PlainBackend
 from teachers.sparse.tensor import SparseTensor
 from teachers.sparse.window import Window
@@ -186,7 +188,7 @@ def test_maps_are_made_once_and_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     make = plain.submanifold_map
 
-    def counted(level: plain.Level, stride: int, size: int) -> plain.KernelMap:
+    def counted(level: Level, stride: int, size: int) -> KernelMap:
         made.append(stride)
         return make(level, stride, size)
 

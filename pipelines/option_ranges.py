@@ -1,0 +1,108 @@
+"""The range of every numeric option of the pipelines, checked before anything starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
+
+from datalake.limits import check_range
+
+
+class Range(NamedTuple):
+    """From `least` to `most`; exclusive: but not `least` itself."""
+
+    least: float
+    most: float = math.inf
+    exclusive: bool = False
+
+
+_COUNT, _COUNT_OR_NONE, _SHARE = Range(1), Range(0), Range(0, 1)
+_POSITIVE, _NOT_NEGATIVE = Range(0, exclusive=True), Range(0)
+_SEED = Range(0, 2**63 - 1)
+# Pixels, or cells; a JPEG has no longer side.
+_SIDE = Range(1, 65_535)
+
+# By the class and the name of the option. For a tuple it is that of each value; None for an option is none.
+RANGES: dict[str, dict[str, Range]] = {
+    "TrainConfig": {
+        "min_anchor_recall": _SHARE,
+        "seed": _SEED,
+        "snapshot": _COUNT_OR_NONE,
+        "image_size": _SIDE,
+        "labelled_fraction": Range(0, 1, exclusive=True),
+        "label_seed": _SEED,
+        "batch": _COUNT,
+        "unlabelled": _COUNT_OR_NONE,
+        "teacher_gpus": _NOT_NEGATIVE,
+        "cache_bytes": _NOT_NEGATIVE,
+        "data_workers": _COUNT_OR_NONE,
+        "workers": _COUNT_OR_NONE,
+        "max_failures": _COUNT_OR_NONE,
+    },
+    "LossWeights": dict.fromkeys(("objectness", "rpn_box", "classification", "box", "depth"), _NOT_NEGATIVE),
+    "ImitationConfig": {
+        "regression": _NOT_NEGATIVE,
+        "classification": _NOT_NEGATIVE,
+        "foreground_factor": _NOT_NEGATIVE,
+        "final_factor": _SHARE,
+    },
+    # Of images, and of scans.
+    "Augmentation": {"mirror": _SHARE, "light": _SHARE, "turn_rad": Range(0, math.pi), "scale": Range(0, 0.9)},
+    "OptimizerConfig": {
+        "learning_rate": _POSITIVE,
+        "muon_lr_factor": _NOT_NEGATIVE,
+        "weight_decay": _NOT_NEGATIVE,
+        "max_gradient_norm": _POSITIVE,
+    },
+    # A rate that rises until the end would never be reached.
+    "LoopConfig": {"steps": _COUNT, "warmup": Range(0, 0.9), "checkpoint_every": _COUNT},
+    "TrainTeachersConfig": {
+        "snapshot": _COUNT_OR_NONE,
+        "image_size": _SIDE,
+        "eval_samples": _COUNT,
+        "seed": _SEED,
+        "data_workers": _COUNT_OR_NONE,
+    },
+    "SpvcnnTrainConfig": {
+        # Of one channel in the narrowest layer.
+        "width": Range(1 / 32, 16),
+        "voxel_m": Range(0.001, 100),
+        "dropout": Range(0, 0.99),
+        "measured_samples": _COUNT,
+        "batch": _COUNT,
+    },
+    "MaskRcnnTrainConfig": {"min_pixels": _COUNT_OR_NONE, "proposals": _COUNT, "batch": _COUNT},
+    "MaskRcnnConfig": {
+        "min_size": _SIDE,
+        "max_size": _SIDE,
+        "anchor_sizes": _SIDE,
+        "score": _SHARE,
+        "detections": _COUNT,
+    },
+    "EvaluateConfig": {"batch": _COUNT, "image_size": _SIDE, "samples": _COUNT},
+    "AblateConfig": {
+        "seeds": _SEED,
+        "labelled_fractions": Range(0, 1, exclusive=True),
+        "steps": _COUNT,
+        "parallel": _COUNT,
+    },
+    "CacheTargetsConfig": {"grid": _SIDE, "image_size": _SIDE},
+    "Spvnas": {"samples": _COUNT, "image_size": _SIDE},
+}
+
+
+def check_options(config: Any, prefix: str = "--") -> None:
+    """Raise LakeError, naming the option as it is given, where a number in `config` or its parts is out of its range.
+
+    config: a dataclass that an option of the command line stands for
+    """
+    ranges = RANGES.get(type(config).__name__, {})
+    for field in fields(config):
+        option, value = f"{prefix}{field.name.replace('_', '-')}", getattr(config, field.name)
+        if is_dataclass(value):
+            check_options(value, f"{option}.")
+        elif field.name in ranges:
+            for each in value if isinstance(value, tuple) else (value,):
+                if each is not None:
+                    check_range(option, each, *ranges[field.name][:2], exclusive=ranges[field.name].exclusive)
