@@ -13,6 +13,7 @@ from datalake.lake import Lake
 from datalake.sample import Sample
 from datalake.waymo.frame import CAMERAS
 from pipelines.data import Frames
+from pipelines.detector_teachers import is_detector
 from teachers import lidar
 from teachers.cached import CachedTeacher
 from teachers.card import TeacherCard, TeacherError, read_card
@@ -46,7 +47,15 @@ def parse_teachers(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def read_cards(teachers: dict[str, str]) -> dict[str, TeacherCard]:
-    """Return the teachers' cards by the names that the student calls them."""
+    """Return the teachers' cards by the names that the student calls them.
+
+    Raises TeacherError for a detector, which has none.
+    """
+    for name, url in teachers.items():
+        if is_detector(url):
+            raise TeacherError(
+                f"{name}={url}: a detector, which no branch imitates; only train.py asks it, leave it out"
+            )
     return {name: read_card(url) for name, url in teachers.items()}
 
 

@@ -32,11 +32,9 @@ from pipelines.teacher_loading import (
     open_teacher,
     read_cards,
 )
-from pipelines.train_config import TrainConfig
+from pipelines.train_config import DISTILLATION_METHODS, TrainConfig
 from pipelines.train_setup import TrainPlan, prepare_training
 from student.detector import Student
-from student.distillation.imitation import Imitation
-from student.distillation.method import DistillationMethod
 from student.distillation.objective import DetectionObjective
 from student.layers import memory_format
 from teachers.pool import LocalPool, TeacherPool
@@ -46,11 +44,6 @@ from training.loop import Trained, TrainInputs, train
 from training.objective import Batch
 from training.run_dir import RunDir
 from training.run_lock import run_lock
-
-# The distillation methods by the names that --distill takes, each built from what was found out before the training.
-DISTILLATION_METHODS: dict[str, Callable[[TrainPlan], DistillationMethod]] = {
-    "imitation": lambda plan: Imitation(plan.config.imitation, plan.class_weights),
-}
 
 
 def train_worker(
@@ -118,8 +111,8 @@ def build_objective(plan: TrainPlan) -> DetectionObjective:
     config = plan.config
     torch.manual_seed(config.seed)
     student = Student(plan.student)
-    methods = {name: DISTILLATION_METHODS[name](plan) for name in plan.methods}
-    return DetectionObjective(student, config.weights, methods, config.augmentation, config.targets)
+    methods = {name: DISTILLATION_METHODS[name].build(plan) for name in plan.methods}
+    return DetectionObjective(student, config.weights, methods, config.augmentation, config.targets, plan.detectors)
 
 
 def _open_pool(plan: TrainPlan, grid: tuple[int, int], device: torch.device) -> TeacherPool | None:
