@@ -17,6 +17,7 @@ from pipelines.teacher_loading import parse_teachers, read_cards
 from student.augmentation import Augmentation
 from student.config import Feed, Preset, StudentError
 from student.distillation.controls import Targets
+from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
@@ -28,7 +29,7 @@ from training.precision import uses_bfloat16
 if TYPE_CHECKING:
     from pipelines.train_setup import TrainPlan
 
-Method = Literal["imitation", "none"]
+Method = Literal["imitation", "fitnet", "none"]
 Anchors = Literal["fitted", "paper"]
 
 # What does not decide about the result: where things are kept and who does the work.
@@ -62,6 +63,7 @@ class MethodEntry(NamedTuple):
 # The distillation methods by the names that --distill takes; their settings are fields of TrainConfig of that name.
 DISTILLATION_METHODS: dict[str, MethodEntry] = {
     "imitation": MethodEntry("maps", lambda plan: Imitation(plan.config.imitation, plan.class_weights)),
+    "fitnet": MethodEntry("detectors", lambda plan: FitNet(plan.config.fitnet, plan.student, plan.detectors)),
 }
 
 
@@ -138,6 +140,8 @@ class TrainConfig:
     weights: LossWeights = field(default_factory=LossWeights)
     # How much imitation counts.
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
+    # How much FitNet counts.
+    fitnet: FitNetConfig = field(default_factory=FitNetConfig)
     # What happens to the images.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # How fast.
