@@ -24,11 +24,9 @@ from pipelines.device import decoding_threads, device_of
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from pipelines.train_config import TrainConfig
+from pipelines.train_config import DISTILLATION_METHODS, TrainConfig
 from pipelines.train_setup import TrainPlan, prepare_training
 from student.detector import Student
-from student.distillation.imitation import Imitation
-from student.distillation.method import DistillationMethod
 from student.distillation.objective import DetectionObjective
 from student.layers import memory_format
 from teachers.load import needs_points
@@ -40,11 +38,6 @@ from training.loop import Trained, TrainInputs, train
 from training.objective import Batch
 from training.run_dir import RunDir
 from training.run_lock import run_lock
-
-# The distillation methods by the names that --distill takes, each built from the plan of the training.
-DISTILLATION_METHODS: dict[str, Callable[[TrainPlan], DistillationMethod]] = {
-    "imitation": lambda plan: Imitation(plan.config.imitation, plan.class_weights),
-}
 
 
 def train_worker(
@@ -109,8 +102,8 @@ def build_objective(plan: TrainPlan) -> DetectionObjective:
     config = plan.config
     torch.manual_seed(config.seed)
     student = Student(plan.student)
-    methods = {name: DISTILLATION_METHODS[name](plan) for name in plan.methods}
-    return DetectionObjective(student, config.weights, methods, config.augmentation, config.targets)
+    methods = {name: DISTILLATION_METHODS[name].build(plan) for name in plan.methods}
+    return DetectionObjective(student, config.weights, methods, config.augmentation, config.targets, plan.detectors)
 
 
 def _open_pool(plan: TrainPlan, grid: tuple[int, int], device: torch.device) -> TeacherPool | None:

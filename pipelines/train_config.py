@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
 from datalake.cache import RangeCache
 from datalake.lake import Lake, open_lake
 from pipelines.data import Frames, labelled_segments, unlabelled_per_batch
+from pipelines.detector_teachers import is_detector, read_detector
 from pipelines.paths import absolute
 from student.augmentation import Augmentation
 from student.config import Feed, Preset, StudentError
 from student.distillation.controls import Targets
-from student.distillation.imitation import ImitationConfig
+from student.distillation.fitnet import FitNet, FitNetConfig
+from student.distillation.imitation import Imitation, ImitationConfig
+from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
 from teachers.loading import CachedTargets, parse_cached, parse_teachers, read_cards
 from training.fingerprint import Plain, flatten
@@ -22,7 +26,10 @@ from training.loop import LoopConfig
 from training.optimizer import OptimizerConfig
 from training.precision import uses_bfloat16
 
-Method = Literal["imitation", "none"]
+if TYPE_CHECKING:
+    from pipelines.train_setup import TrainPlan
+
+Method = Literal["imitation", "fitnet", "none"]
 Anchors = Literal["fitted", "paper"]
 
 # What does not decide about the result: where things are kept and which processes compute.
@@ -41,6 +48,24 @@ _IRRELEVANT = {
 }
 
 
+class MethodEntry(NamedTuple):
+    """A distillation method of the command line.
+
+    learns_from: the teachers that it needs: some that answer with maps, or detectors
+    build: makes it of what was found out before the training
+    """
+
+    learns_from: Literal["maps", "detectors"]
+    build: Callable[[TrainPlan], DistillationMethod]
+
+
+# The distillation methods by the names that --distill takes; their settings are fields of TrainConfig of that name.
+DISTILLATION_METHODS: dict[str, MethodEntry] = {
+    "imitation": MethodEntry("maps", lambda plan: Imitation(plan.config.imitation, plan.class_weights)),
+    "fitnet": MethodEntry("detectors", lambda plan: FitNet(plan.config.fitnet, plan.student, plan.detectors)),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train a Faster R-CNN with a depth head by distillation from frozen teachers."""
@@ -49,15 +74,16 @@ class TrainConfig:
     lake: str
     # The checkpoint and the logs go here: a local folder or any fsspec URL.
     out: str
-    # Teachers as NAME=FOLDER, or none alone.
+    # Teachers as NAME=FOLDER, or none alone. For each that has a card the student has a branch; the folder of a run, or
+    # of an exported student, is a detector teacher, which has none.
     teachers: tuple[str, ...] = ("none",)
-    # Distillation methods by which the student learns from its teachers, or none alone: their branches stay, but are
-    # not distilled.
+    # Distillation methods by which the student learns from its teachers; by default imitation where there are teachers
+    # with cards. Or none alone: the branches stay, but no teacher is asked.
     distill: tuple[Method, ...] = ("imitation",)
     # The targets that the methods get. Controls: `shuffled` gives each image the targets of another, `random` draws
     # them.
     targets: Targets = "real"
-    # Teachers whose branches stay, but that the student is not distilled from.
+    # Teachers who are not asked; a branch for them stays.
     mute: tuple[str, ...] = ()
     # The student's architecture.
     preset: Preset = "classroom"
@@ -112,7 +138,9 @@ class TrainConfig:
     weights: LossWeights = field(default_factory=LossWeights)
     # Weights of the imitation losses.
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
-    # How images are augmented.
+    # How much FitNet counts.
+    fitnet: FitNetConfig = field(default_factory=FitNetConfig)
+    # What happens to the images.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # The optimizer and its learning rate.
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -133,21 +161,56 @@ class TrainConfig:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The distillation methods that are on; imitation is where there is a teacher.
+        """The distillation methods that are on.
 
-        Raises StudentError where `none` stands beside others, or a method is named twice.
+        Raises StudentError where `none` stands beside others, a method is named twice, a method has no teacher to learn
+        from, or none of them learns from a detector that is a teacher.
         """
+        asked = " ".join(self.distill)
         if ("none" in self.distill and len(self.distill) > 1) or len(set(self.distill)) < len(self.distill):
-            raise StudentError(f"--distill {' '.join(self.distill)}: expected different methods, or none alone")
-        return () if "none" in self.distill or not parse_teachers(self.teachers) else self.distill
+            raise StudentError(f"--distill {asked}: expected different methods, or none alone")
+        if self.distill == ("none",):
+            return ()
+        maps, detectors = self.map_teachers, self.detectors
+        methods: tuple[str, ...] = () if self.distill == TrainConfig.distill and not maps else self.distill
+        for name in methods:
+            if DISTILLATION_METHODS[name].learns_from == "detectors" and not detectors:
+                raise StudentError(f"--distill {name}: expected a detector to learn from, as --teachers NAME=RUN")
+            if DISTILLATION_METHODS[name].learns_from == "maps" and not maps:
+                raise StudentError(f"--distill {name}: expected a teacher with a card to learn from; leave {name} out")
+        if (heard := detectors.keys() - set(self.mute)) and not _learn_from("detectors", methods):
+            learning = ", ".join(_learn_from("detectors", DISTILLATION_METHODS))
+            raise StudentError(
+                f"teacher {min(heard)} is a detector, from which --distill {asked} learns nothing; name a"
+                f" method that does ({learning}), or leave the teacher out"
+            )
+        return methods
+
+    @property
+    def map_teachers(self) -> dict[str, str]:
+        """Name -> folder of the teachers with cards, for each of which the student has a branch."""
+        named = parse_teachers(self.teachers)
+        return {name: absolute(url) for name, url in named.items() if not is_detector(absolute(url))}
+
+    @property
+    def detectors(self) -> dict[str, str]:
+        """Name -> folder of the detector teachers."""
+        named = parse_teachers(self.teachers)
+        return {name: absolute(url) for name, url in named.items() if is_detector(absolute(url))}
 
     @property
     def active_teachers(self) -> dict[str, str]:
-        """Name -> folder of the teachers that the student is distilled from."""
-        if "imitation" not in self.methods:
+        """Name -> folder of the teachers with cards who are asked."""
+        if not _learn_from("maps", self.methods):
             return {}
-        named = parse_teachers(self.teachers)
-        return {name: absolute(url) for name, url in named.items() if name not in self.mute}
+        return {name: url for name, url in self.map_teachers.items() if name not in self.mute}
+
+    @property
+    def active_detectors(self) -> dict[str, str]:
+        """Name -> folder of the detector teachers who are asked."""
+        if not _learn_from("detectors", self.methods):
+            return {}
+        return {name: url for name, url in self.detectors.items() if name not in self.mute}
 
     @property
     def tables(self) -> dict[str, str | None]:
@@ -183,7 +246,7 @@ class TrainConfig:
     def unlabelled_in_batch(self, lake: Lake) -> int:
         """Return how many images of a batch go without labels."""
         with_labels, without = self.segments(lake)
-        if not self.active_teachers or not without:
+        if not (self.active_teachers or self.active_detectors) or not without:
             return 0
         if self.unlabelled is not None:
             return self.unlabelled
@@ -192,9 +255,14 @@ class TrainConfig:
 
     def identity(self, lake: Lake) -> dict[str, Plain]:
         """Return what decides about the result: settings, branches, teachers' weights and the lake's snapshot."""
-        kept = {name: value for name, value in flatten(self.located).items() if name not in _IRRELEVANT}
-        named = read_cards(parse_teachers(self.located.teachers))
+        # Settings of methods that are off decide nothing; a run outlives the coming of a further method.
+        ignored = _IRRELEVANT | (DISTILLATION_METHODS.keys() - set(self.methods))
+        settings = flatten(self.located).items()
+        kept = {name: value for name, value in settings if not {name, name.partition(".")[0]} & ignored}
+        named = read_cards(self.map_teachers)
         heard = {f"teacher.{name}": named[name].weights_sha256 for name in self.active_teachers}
+        for name, url in self.active_detectors.items():
+            heard[f"teacher.{name}"] = read_detector(name, url)[0].weights_sha256
         return {
             **kept,
             **heard,
@@ -204,6 +272,11 @@ class TrainConfig:
             "branches": ", ".join(f"{name} {card.kind} {card.channels}" for name, card in named.items()),
             "unlabelled": self.unlabelled_in_batch(lake),
         }
+
+
+def _learn_from(teachers: Literal["maps", "detectors"], methods: Iterable[str]) -> list[str]:
+    """Return those of the methods that learn from such teachers."""
+    return [name for name in methods if DISTILLATION_METHODS[name].learns_from == teachers]
 
 
 def run_fingerprint(config: TrainConfig, device: torch.device) -> dict[str, Plain]:

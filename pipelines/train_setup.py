@@ -11,15 +11,16 @@ from torch import Tensor
 from datalake.lake import Lake
 from datalake.sample import Sample
 from pipelines.data import check_no_leakage, read_boxes
+from pipelines.detector_teachers import prepare_detectors
 from pipelines.device import device_of
-from pipelines.paths import absolute
 from pipelines.train_config import TrainConfig
 from student.anchors import AnchorReport, anchor_recall, fit_anchors
 from student.config import AnchorShapes, BranchSpec, StudentConfig, StudentError
+from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.imitation import balanced_weights
 from teachers.card import TeacherError
 from teachers.load import needs_points
-from teachers.loading import class_shares, evaluate_teachers, open_pool, parse_teachers, read_cards
+from teachers.loading import class_shares, evaluate_teachers, open_pool, read_cards
 from training.distributed import Distributed
 
 # torchvision's own, which the paper took: made for images of 1333 pixels.
@@ -34,7 +35,8 @@ _TOLD = ("accuracy", "mIoU")
 class TrainPlan:
     """All that a worker needs to know, computed once before the first step.
 
-    teachers: name -> folder of those that the student is distilled from
+    teachers: name -> folder of those with cards who are asked
+    detectors: the detectors who are asked, by their names
     methods: names of the distillation methods that are on
     class_weights: of each teacher of classes
     labelled, unlabelled: images per step over all workers; segments of either kind
@@ -44,6 +46,7 @@ class TrainPlan:
     snapshot: int
     student: StudentConfig
     teachers: dict[str, str]
+    detectors: dict[str, DetectorTeacher]
     methods: tuple[str, ...]
     class_weights: dict[str, Tensor]
     labelled: int
@@ -61,12 +64,12 @@ def prepare_training(
     """
     config = config.located
     lake = config.open_lake(config.snapshot)
-    named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
-    cards = read_cards(named)
+    cards = read_cards(config.map_teachers)
     check_no_leakage(cards, lake, [config.split])
+    named = {**cards, **config.detectors}
     if unknown := sorted(set(config.mute) - named.keys()):
         raise TeacherError(f"--mute {unknown[0]}: expected one of the teachers {', '.join(named) or '(there is none)'}")
-    if config.targets != "real" and not config.active_teachers:
+    if config.targets != "real" and not (config.active_teachers or config.active_detectors):
         raise StudentError(f"--targets {config.targets}: expected teachers whose targets are replaced")
     with_labels, without = config.segments(lake)
     unlabelled = config.unlabelled_in_batch(lake)
@@ -78,6 +81,7 @@ def prepare_training(
     width, height = config.image_size
     grid = student.grid(height, width)
     _check_teachers_in(config, lake, grid)
+    detectors = prepare_detectors(config.active_detectors, student, config.image_size, lake, without, console)
     _check_anchors(config, anchor_recall(student, boxes, (height, width)), console)
     console.print(
         f"{len(with_labels):,} segments with labels, {len(without):,} without;"
@@ -89,6 +93,7 @@ def prepare_training(
         snapshot=lake.snapshot,
         student=student,
         teachers=config.active_teachers,
+        detectors=detectors,
         methods=config.methods,
         class_weights=_check_teachers(config, lake, grid, console, progress) if config.active_teachers else {},
         labelled=config.batch - unlabelled,

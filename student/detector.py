@@ -121,7 +121,7 @@ class Student(nn.Module):
         proposals = self.rpn.propose(objectness, deltas, anchors, levels, image_size)
         keys = draw_keys(self.heads.candidates(proposals, truth), generators, device)
         rois = self.heads.choose(proposals, truth, keys)
-        predictions = self.heads.predict(levels, rois)
+        predictions = self.heads.predict(levels, rois.boxes)
         losses = {
             "objectness": found,
             "rpn_box": proposed,

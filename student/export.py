@@ -86,9 +86,15 @@ def export_student(student: Student, url: str, images: Sequence[Tensor]) -> Expo
         program = torch.export.load(io.BytesIO(content)).module()
     check = compare(own, program, images)
     folder = RunDir(url)
-    folder.write(WEIGHTS_FILE, safetensors.torch.save(own.state_dict(), {_CONFIG: own.config.to_json()}))
+    folder.write(WEIGHTS_FILE, weights_file(own))
     folder.write(PROGRAM_FILE, content)
     return check
+
+
+def weights_file(student: Student) -> bytes:
+    """Return the content of the file of weights: the same for the same weights and configuration."""
+    state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
+    return safetensors.torch.save(state, {_CONFIG: student.config.to_json()})
 
 
 def load_exported(url: str) -> Student:

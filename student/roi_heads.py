@@ -155,11 +155,11 @@ class DepthRoIHeads(nn.Module):
             labels.depth_m.gather(1, index),
         )
 
-    def predict(self, levels: Sequence[Tensor], rois: RoIs) -> RoIPredictions:
-        """Return the box head's predictions for the RoIs of the images of levels [B, C, h, w]."""
-        pooled = self.box_head(self.pool(levels, rois_of(rois.boxes)))
+    def predict(self, levels: Sequence[Tensor], boxes: Tensor) -> RoIPredictions:
+        """Return what the box head says of boxes [B, S, 4] in the images of levels [B, C, h, w]."""
+        pooled = self.box_head(self.pool(levels, rois_of(boxes)))
         logits, deltas = self.box_predictor(pooled)
-        shape = rois.classes.shape
+        shape = boxes.shape[:2]
         return RoIPredictions(pooled.view(*shape, -1), logits.view(*shape, -1), deltas.view(*shape, -1))
 
     def losses(self, predictions: RoIPredictions, rois: RoIs, image_size: tuple[int, int]) -> dict[str, Tensor]:

@@ -11,11 +11,13 @@ from torch import Tensor
 from datalake.lake import Lake
 from datalake.sample import Sample
 from teachers.cached import CachedTeacher
-from teachers.card import TeacherCard, TeacherError, read_card
+from teachers.card import CARD_FILE, TeacherCard, TeacherError, read_card
 from teachers.load import load_teacher
 from teachers.pool import LocalPool
 from teachers.sanity import SanityReport, check_teacher
 from teachers.teacher import Teacher
+from training.checkpoint import CHECKPOINT_FILE
+from training.run_dir import RunDir
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,10 @@ class CachedTargets:
         return CachedTeacher.open(self.lake, self.split, read_card(url), self.tables[name])
 
 
+# What a detector's folder has in place of a card: a checkpoint, or the weights of an exported student.
+_DETECTOR_FILES = (CHECKPOINT_FILE, "student.safetensors")
+
+
 def parse_teachers(arguments: Sequence[str]) -> dict[str, str]:
     """Return name -> URL for arguments like `spvcnn=/teachers/spvcnn`, or nothing for `none`.
 
@@ -59,7 +65,16 @@ def parse_teachers(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def read_cards(teachers: dict[str, str]) -> dict[str, TeacherCard]:
-    """Return the teachers' cards by the names that the student calls them."""
+    """Return the teachers' cards by the names that the student calls them.
+
+    Raises TeacherError for the folder of a run or of an exported student: a detector, which has none.
+    """
+    for name, url in teachers.items():
+        folder = RunDir(url)
+        if not folder.exists(CARD_FILE) and any(map(folder.exists, _DETECTOR_FILES)):
+            raise TeacherError(
+                f"{name}={url}: a detector, which no branch imitates; only train.py asks it, leave it out"
+            )
     return {name: read_card(url) for name, url in teachers.items()}
 
 

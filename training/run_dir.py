@@ -27,6 +27,10 @@ class RunDir:
         """Return the URL of a file, for messages."""
         return f"{self.url}/{name}"
 
+    def exists(self, name: str) -> bool:
+        """Return whether there is such a file."""
+        return bool(self._fs.exists(f"{self._root}/{name}"))
+
     def read(self, name: str) -> bytes | None:
         """Return a file's bytes, or None where there is none."""
         try:

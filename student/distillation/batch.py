@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from datalake.sample import Objects, Sample
 from student.augmentation import Augmentation, lit, mirrored_objects, mirrored_target
+from student.distillation.detector_teacher import DetectorTeacherOutput
 from student.transfer import host_buffer
 from teachers.target import Target
 from training.generators import Chance
@@ -21,9 +22,10 @@ class DetectionBatch:
 
     images: uint8 or float32 within 0 … 1 [B, 3, H, W]
     labels: of the first of the images; the others have none
-    targets: the teachers' maps of all images, by the teachers' names
-    generators: one for each labelled image, which decides the anchors and proposals that are sampled
-    chance: of all other random numbers, each under a purpose of its own
+    targets: what the map teachers say of all images, by the teachers' names
+    generators: one for each labelled image: which anchors and proposals the detection losses look at
+    chance: for whoever draws other numbers, under a purpose of his own
+    detectors: what the detector teachers make of all images, by the teachers' names
     """
 
     images: Tensor
@@ -31,6 +33,7 @@ class DetectionBatch:
     targets: dict[str, Target]
     generators: list[torch.Generator]
     chance: Chance
+    detectors: Mapping[str, DetectorTeacherOutput] = field(default_factory=dict)
 
 
 def collate(

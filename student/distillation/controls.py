@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from student.distillation.detector_teacher import DetectorTeacherOutput
 from teachers.target import Target
 from training.generators import Chance
 
@@ -51,4 +52,30 @@ def random_targets(targets: Mapping[str, Target], channels: Mapping[str, int], c
             rows = [torch.randn(shape, generator=generator) for generator in generators]
         values = torch.stack(rows).to(target.values.device)
         drawn[name] = replace(target, values=values.where(target.valid, torch.zeros_like(values)))
+    return drawn
+
+
+def shuffled_features(outputs: Mapping[str, DetectorTeacherOutput]) -> dict[str, DetectorTeacherOutput]:
+    """Return the detector teachers' outputs with each image given those of the next one, as `shuffled_targets` does."""
+    return {
+        name: output.with_pyramid(tuple(level.roll(-1, 0) for level in output.pyramid))
+        for name, output in outputs.items()
+    }
+
+
+def random_features(outputs: Mapping[str, DetectorTeacherOutput], chance: Chance) -> dict[str, DetectorTeacherOutput]:
+    """Return the detector teachers' outputs with normal numbers for features.
+
+    Each channel of a level keeps its mean and deviation over the worker's images, so that losses are as large as with
+    real features.
+    """
+    drawn = {}
+    for name, output in outputs.items():
+        generators = chance.generators(f"random features of {name}")
+        levels = []
+        for level in output.pyramid:
+            rows = [torch.randn(level.shape[1:], generator=generator) for generator in generators]
+            deviation, mean = torch.std_mean(level, (0, 2, 3), correction=0, keepdim=True)
+            levels.append(mean + deviation * torch.stack(rows).to(level.device))
+        drawn[name] = output.with_pyramid(tuple(levels))
     return drawn

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from student.augmentation import Augmentation
 from student.config import StudentError
 from student.detector import Student
 from student.distillation.batch import DetectionBatch, collate
-from student.distillation.controls import Targets, random_targets, shuffled_targets
+from student.distillation.controls import (
+    Targets,
+    random_features,
+    random_targets,
+    shuffled_features,
+    shuffled_targets,
+)
+from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.method import DistillationMethod
 from teachers.target import Target
 from training.fingerprint import Plain, flatten
@@ -42,7 +49,9 @@ class DetectionObjective(Objective):
     """Trains a student with its labels and by distillation.
 
     methods: by their names
-    targets: `shuffled` and `random` give the methods targets that do not belong to their image; controls
+    targets: `shuffled` and `random` give the methods targets that say nothing true; controls
+    detectors: detector teachers by their names, asked once a step about its images, after augmentation. They go where
+        the objective goes, and are neither among its parameters nor in its state dict
     """
 
     def __init__(
@@ -52,11 +61,13 @@ class DetectionObjective(Objective):
         methods: Mapping[str, DistillationMethod],
         augmentation: Augmentation | None = None,
         targets: Targets = "real",
+        detectors: Mapping[str, DetectorTeacher] | None = None,
     ) -> None:
         super().__init__()
         self.student, self.weights = student, weights
         self.methods = nn.ModuleDict(methods)
         self.augmentation, self.targets = augmentation or Augmentation(), targets
+        self.detectors = dict(detectors or {})
 
     def collate(self, batch: Batch, targets: Mapping[str, Target], chance: Chance) -> DetectionBatch:
         """Return the step's batch: images and labels augmented, targets as the control has them."""
@@ -75,6 +86,7 @@ class DetectionObjective(Objective):
         """
         output = self.student.training_output(batch.images, batch.labels, batch.generators)
         losses = {name: Loss(value, getattr(self.weights, name)) for name, value in output.losses.items()}
+        batch = self._with_detectors(batch)
         for name, method in self._methods():
             of_method = method.losses(self.student, output, batch, progress)
             if twice := losses.keys() & of_method.keys():
@@ -88,10 +100,12 @@ class DetectionObjective(Objective):
             method.after_step(self.student, progress)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return the student's, and those of the methods if there are any."""
-        student = ParameterGroup("student", list(self.student.parameters()), self.student.hidden_weights())
-        methods = [parameter for parameter in self.methods.parameters() if parameter.requires_grad]
-        return [student, ParameterGroup("methods", methods, [])] if methods else [student]
+        """Return the student's, and those of each method that has any."""
+        groups = [ParameterGroup("student", list(self.student.parameters()), self.student.hidden_weights())]
+        for name, method in self._methods():
+            if trained := [parameter for parameter in method.parameters() if parameter.requires_grad]:
+                groups.append(ParameterGroup(name, trained, []))
+        return groups
 
     def product(self) -> Student:
         """Return the student."""
@@ -102,11 +116,28 @@ class DetectionObjective(Objective):
         return self.student.config.to_json()
 
     def fingerprint(self) -> dict[str, Plain]:
-        """Return the student's architecture, and the fingerprints of the methods."""
+        """Return the student's architecture, the detector teachers' weights, and what the methods say decides."""
         fingerprint = {f"student.{name}": value for name, value in flatten(self.student.config).items()}
+        fingerprint |= {f"teacher.{name}": teacher.weights_sha256 for name, teacher in self.detectors.items()}
         for name, method in self._methods():
             fingerprint |= {f"{name}.{key}": value for key, value in method.fingerprint().items()}
         return fingerprint
+
+    def _with_detectors(self, batch: DetectionBatch) -> DetectionBatch:
+        """Return the batch with what the detector teachers make of its images, as the control has it."""
+        outputs = {name: teacher.predict(batch.images) for name, teacher in self.detectors.items()}
+        if self.targets == "shuffled":
+            outputs = shuffled_features(outputs)
+        elif self.targets == "random":
+            outputs = random_features(outputs, batch.chance)
+        return replace(batch, detectors=outputs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DetectionObjective:
+        # What `to` calls: the detector teachers are no part of this module, and go where it goes.
+        for teacher in self.detectors.values():
+            teacher.move(fn)
+        moved: DetectionObjective = super()._apply(fn, recurse)
+        return moved
 
     def _methods(self) -> Iterable[tuple[str, DistillationMethod]]:
         for name, method in self.methods.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from datalake.lake import open_lake
 from pipelines import train
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.cache_targets import run as cache_targets
+from pipelines.detector_teachers import read_detector
 from pipelines.evaluate import METRICS_FILE, REPORT_FILE, EvaluateConfig, evaluate, main, run
 from pipelines.train_config import TrainConfig
 from student.checkpoint import read_student
@@ -147,6 +149,14 @@ def test_the_export_is_of_the_checkpoints_student(folder: Path, examined: tuple[
     assert (examined[0] / PROGRAM_FILE).stat().st_size > (examined[0] / WEIGHTS_FILE).stat().st_size
     own, told = read_student(str(folder / "run"))[0].state_dict(), load_exported(str(examined[0])).state_dict()
     assert all(torch.equal(own[name], value) for name, value in told.items())
+
+
+def test_a_run_and_its_export_are_the_same_detector_teacher(folder: Path, examined: tuple[Path, str]) -> None:
+    (run, checkpoint), (exported, none) = (read_detector("big", str(url)) for url in (folder / "run", examined[0]))
+    assert run.config == exported.config
+    assert run.weights_sha256 == exported.weights_sha256
+    assert run.weights_sha256 == hashlib.sha256((examined[0] / WEIGHTS_FILE).read_bytes()).hexdigest()
+    assert (checkpoint is not None, none) == (True, None)
 
 
 def test_runs_and_results_may_lie_anywhere(folder: Path) -> None:

@@ -228,7 +228,7 @@ def test_losses_and_gradients_are_those_of_the_same_boxes_one_image_after_the_ot
     student, levels = build(replace(TINY, roi_batch=roi_batch)), pyramid()
     rois = chosen_of(student, labels_on(CPU, OBJECTS))
     found, expected = (
-        student.heads.losses(student.heads.predict(levels, rois), rois, SIZE),
+        student.heads.losses(student.heads.predict(levels, rois.boxes), rois, SIZE),
         losses_one_by_one(student, levels, rois),
     )
     weights = list(student.heads.parameters())

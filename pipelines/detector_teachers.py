@@ -1,0 +1,128 @@
+"""Detector teachers on disk: the folder of a run of train.py, or one that a student was exported to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from torch import nn
+
+from datalake.commit import LakeError
+from datalake.lake import Lake, open_lake
+from pipelines.data import labelled_segments
+from student.checkpoint import read_student
+from student.config import StudentConfig, StudentError
+from student.distillation.detector_teacher import DetectorTeacher
+from student.export import WEIGHTS_FILE, load_exported
+from teachers.card import CARD_FILE, TeacherError
+from training.checkpoint import CHECKPOINT_FILE, Checkpoint
+from training.errors import TrainingError
+from training.run_dir import RunDir
+
+
+def is_detector(url: str) -> bool:
+    """Return whether a folder is a detector's: it has a checkpoint or exported weights, and no card of a teacher."""
+    folder = RunDir(url)
+    return not folder.exists(CARD_FILE) and (folder.exists(CHECKPOINT_FILE) or folder.exists(WEIGHTS_FILE))
+
+
+def read_detector(name: str, url: str) -> tuple[DetectorTeacher, Checkpoint | None]:
+    """Return the detector in a folder, on the CPU, and the checkpoint that it is from; None: it was exported.
+
+    Raises TeacherError where the folder has no detector of ours, or a damaged one.
+    """
+    try:
+        if not RunDir(url).exists(CHECKPOINT_FILE):
+            return DetectorTeacher(load_exported(url)), None
+        detector, checkpoint = read_student(url)
+    except (StudentError, TrainingError) as error:
+        raise TeacherError(f"teacher {name}: {error}") from error
+    return DetectorTeacher(detector), checkpoint
+
+
+def prepare_detectors(
+    urls: Mapping[str, str],
+    student: StudentConfig,
+    image_size: tuple[int, int],
+    lake: Lake,
+    unlabelled_segments: frozenset[str],
+    console: Console,
+) -> dict[str, DetectorTeacher]:
+    """Return the detectors in these folders by the teachers' names, and say what each of them learned from.
+
+    image_size: width and height of the student's images in pixels
+    unlabelled_segments: of the lake, whose labels the student does not have
+
+    Raises TeacherError or StudentError for a detector that cannot teach this student, or would pass on such labels.
+    """
+    detectors = {}
+    for name, url in urls.items():
+        detectors[name], checkpoint = read_detector(name, url)
+        config = detectors[name].config
+        _check_fit(name, config, student, image_size)
+        if checkpoint is None:
+            learned = "exported, so nobody can tell whose labels it has seen"
+        else:
+            learned = _check_labels(name, checkpoint, lake, unlabelled_segments)
+            if (seen := checkpoint.fingerprint.get("image_size")) not in (None, str(image_size)):
+                learned += f"; it learned from images of {seen} pixels, not {image_size}"
+        console.print(f"teacher {name}: a detector of width {config.width}, {learned}", soft_wrap=True, highlight=False)
+    return detectors
+
+
+def _check_fit(name: str, detector: StudentConfig, student: StudentConfig, image_size: tuple[int, int]) -> None:
+    """Raise where levels cannot be compared; that the classes are the student's, its weights have shown."""
+    if hasattr(nn.ModuleDict, name):
+        raise TeacherError(f"teacher {name}: that is a name that torch needs itself; call the teacher otherwise")
+    if (detector.stride, detector.levels) != (student.stride, student.levels):
+        raise TeacherError(
+            f"teacher {name}: a detector of {detector.levels} levels from stride {detector.stride} on cannot teach a"
+            f" student of {student.levels} from stride {student.stride} on; train it with the student's --preset and"
+            " --stride"
+        )
+    width, height = image_size
+    try:
+        detector.grid(height, width)
+    except StudentError as error:
+        raise StudentError(f"teacher {name}: {error}") from error
+
+
+def _check_labels(name: str, checkpoint: Checkpoint, lake: Lake, unlabelled_segments: frozenset[str]) -> str:
+    """Return what the detector learned from.
+
+    Raises TeacherError where it learned from labels that the student does not have: it would pass them on.
+    """
+    step, known = checkpoint.step, checkpoint.fingerprint
+    url, snapshot, split = known.get("lake"), known.get("snapshot"), known.get("split")
+    fraction, seed = known.get("labelled_fraction"), known.get("label_seed")
+    if not (
+        isinstance(url, str)
+        and isinstance(snapshot, int)
+        and isinstance(split, str)
+        and isinstance(fraction, float | int)
+        and isinstance(seed, int)
+    ):
+        return f"{step:,} steps; its checkpoint does not say whose labels it has seen, so nobody can tell"
+    where = f"split {split} of {url}"
+    try:
+        seen = _labelled(open_lake(url, snapshot), split, fraction, seed)
+    except LakeError as error:
+        # Runs are carried to other machines. What can be compared still is, and the reader is told.
+        if split not in lake.splits:
+            return f"{step:,} steps; whose labels it has seen is not known: {error}"
+        seen = _labelled(lake, split, fraction, seed)
+        where = f"split {split}, taken for this lake's, since its own cannot be read ({error})"
+    if shared := sorted(seen & unlabelled_segments):
+        raise TeacherError(
+            f"teacher {name} has learned from the labels of {len(shared)} segments that the student has without labels,"
+            f" e.g. {shared[0]}: it would pass them on; train it with the student's --labelled-fraction, or on another"
+            " split"
+        )
+    learned = f"{step:,} steps with the labels of {len(seen):,} segments of {where}"
+    if teachers := known.get("teachers"):
+        learned += f"; whose labels its own teachers have seen is not known: {teachers}"
+    return learned
+
+
+def _labelled(lake: Lake, split: str, fraction: float, seed: int) -> frozenset[str]:
+    return labelled_segments(lake, split, fraction, seed)[0]
