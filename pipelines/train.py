@@ -4,6 +4,8 @@
     OUT/history.jsonl     a line for each step: losses, rates, throughput, waiting
     OUT/tensorboard/      the same for TensorBoard
 
+`--preset paper` trains the paper's student instead of ClassroomNet; `--student.…` changes single parts of either.
+
 Run it again after any interruption, with the same settings, and it goes on where it was. It runs by itself, or as
 `ray job submit --working-dir . -- python pipelines/train.py …` on a cluster. With `--workers 0` the training runs in
 this process; otherwise Ray Train starts so many workers, and starts them again when one is lost.
@@ -23,7 +25,7 @@ from pipelines.data import mixed_batches
 from pipelines.device import decoding_threads, device_of
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from pipelines.train_config import TrainConfig
+from pipelines.train_config import TrainConfig, read_preset
 from pipelines.train_setup import TrainPlan, prepare_training
 from student.detector import Student
 from student.distillation.imitation import Imitation
@@ -161,7 +163,7 @@ def _run(config: TrainConfig, console: Console) -> int:
 def main() -> None:
     """Run from the command line."""
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    run_command("train", TrainConfig, run, __doc__)
+    run_command("train", TrainConfig, run, __doc__, prepare=read_preset)
 
 
 if __name__ == "__main__":

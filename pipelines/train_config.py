@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
+import tyro
 
 from datalake.cache import RangeCache
 from datalake.lake import Lake, open_lake
 from pipelines.data import Frames, labelled_segments, unlabelled_per_batch
 from pipelines.paths import absolute
 from student.augmentation import Augmentation
-from student.config import Feed, Preset, StudentError
+from student.config import StudentConfig, StudentError
 from student.distillation.controls import Targets
 from student.distillation.imitation import ImitationConfig
 from student.distillation.objective import LossWeights
@@ -24,6 +26,8 @@ from training.precision import uses_bfloat16
 
 Method = Literal["imitation", "none"]
 Anchors = Literal["fitted", "paper"]
+# The students that `--preset` names.
+PRESETS: dict[str, Callable[[], StudentConfig]] = {"classroom": StudentConfig, "paper": StudentConfig.paper}
 
 # What does not decide about the result: where things are kept and who does the work.
 _IRRELEVANT = {
@@ -58,12 +62,8 @@ class TrainConfig:
     targets: Targets = "real"
     # Teachers who are not asked, though the student has a branch for them.
     mute: tuple[str, ...] = ()
-    # The student's architecture.
-    preset: Preset = "classroom"
-    # Pixels per cell on which the default student imitates.
-    stride: Literal[4, 8] = 4
-    # What a branch passes on to the detector: what it says, the features behind that, or both.
-    feed: Feed = "both"
+    # The student's architecture; `--preset paper` sets these defaults to those of the paper's student.
+    student: StudentConfig = field(default_factory=StudentConfig)
     # Anchors fitted to the labelled boxes, or the paper's.
     anchors: Anchors = "fitted"
     # The training stops before it starts where anchors overlap a smaller share of the boxes by IoU 0.5.
@@ -80,8 +80,6 @@ class TrainConfig:
     image_size: tuple[int, int] = (384, 256)
     # This share of the segments keeps its labels; on the others the student learns from its teachers alone.
     labelled_fraction: float = 1.0
-    # Decides which segments keep their labels.
-    label_seed: int = 0
     # Images per step, over all workers.
     batch: int = 6
     # Of these, images without labels, where there are any and a teacher to learn from. By default up to half, as
@@ -177,7 +175,7 @@ class TrainConfig:
 
     def segments(self, lake: Lake) -> tuple[frozenset[str], frozenset[str]]:
         """Return the segments that keep their labels, and the others."""
-        return labelled_segments(lake, self.split, self.labelled_fraction, self.label_seed)
+        return labelled_segments(lake, self.split, self.labelled_fraction)
 
     def unlabelled_in_batch(self, lake: Lake) -> int:
         """Return how many images of a batch go without labels."""
@@ -203,6 +201,24 @@ class TrainConfig:
             "branches": ", ".join(f"{name} {card.kind} {card.channels}" for name, card in named.items()),
             "unlabelled": self.unlabelled_in_batch(lake),
         }
+
+
+def read_preset(arguments: Sequence[str], flag: str = "--preset") -> tuple[list[str], TrainConfig]:
+    """Take `--preset NAME` out of a command line; return the rest, and a training with that student's defaults.
+
+    Raises StudentError for a preset that there is not.
+    """
+    rest, name = [], "classroom"
+    words = iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option == flag:
+            name = value if equals else next(words, "")
+        else:
+            rest.append(word)
+    if name not in PRESETS:
+        raise StudentError(f"{flag} {name}: expected one of {', '.join(PRESETS)}")
+    return rest, TrainConfig(lake=tyro.MISSING, out=tyro.MISSING, student=PRESETS[name]())
 
 
 def run_fingerprint(config: TrainConfig, device: torch.device) -> dict[str, Plain]:
