@@ -36,7 +36,7 @@ def test_every_level_has_heard_what_a_branch_says(name: str) -> None:
     images = torch.rand(1, 3, 64, 96)
     before = backbone(images).pyramid
     with torch.no_grad():
-        backbone.get_parameter(f"branches.{name}.say.weight").mul_(-1)
+        backbone.get_parameter(f"branches.{name}.predictor.weight").mul_(-1)
     after = backbone(images).pyramid
     assert not any(torch.equal(*levels) for levels in zip(before, after, strict=True))
 

@@ -144,7 +144,7 @@ def test_layers_inside_a_student_are_hidden(name: str) -> None:
         "rpn.head.cls_logits.weight",
         "rpn.head.conv.0.0.weight",
         "heads.box_predictor.cls_score.weight",
-        "heads.depth_head.tell.weight",
+        "heads.depth_head.predictor.weight",
         "backbone.fuse.1.weight",
     ],
 )
