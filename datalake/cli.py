@@ -21,6 +21,7 @@ def run_command(
     description: str | None,
     *,
     prog: str | None = None,
+    prepare: Callable[[list[str]], tuple[list[str], Any]] | None = None,
 ) -> NoReturn:
     """Read the configuration from the command line, run, and exit with the status that `run` returns.
 
@@ -28,13 +29,18 @@ def run_command(
 
     config: a dataclass, or several as tyro's subcommands
     prog: how the command is called, where that is not its file's name
+    prepare: from the arguments to those that are read, and the instance of the dataclass that has their defaults
     """
     for stream in (sys.stdout, sys.stderr):
         # A terminal of ASCII or Latin-1 shows a question mark for what it does not have.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    settings = tyro.cli(config, description=description, prog=prog)
+    arguments = sys.argv[1:]
     try:
+        how: dict[str, Any] = {}
+        if prepare:
+            arguments, how["default"] = prepare(arguments)
+        settings = tyro.cli(config, args=arguments, description=description, prog=prog, **how)
         with stoppable(program):
             status = run(settings, Console())
     except (UserError, OSError) as error:

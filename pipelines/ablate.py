@@ -8,7 +8,9 @@ standard deviations: OUT/ablation-SPLIT.json, OUT/ablation-SPLIT.md and OUT/repo
     <teacher>   distilled from that teacher alone; the other branches stay, not distilled
     shuffled    distilled from every teacher, but each image gets the targets of another
 
-Run it again after any interruption: finished arms are kept, unfinished ones continue.
+`--train.preset paper` studies the paper's student.
+
+Run it again after any interruption: finished arms are kept, unfinished ones go on where they were.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from pipelines.train import train_worker
-from pipelines.train_config import TrainConfig, run_fingerprint
+from pipelines.train_config import TrainConfig, read_preset, run_fingerprint
 from pipelines.train_setup import prepare_training
 from student.checkpoint import read_student
 from student.config import StudentError
@@ -303,9 +305,14 @@ def _write(out: str, results: Results, split: str) -> None:
     page.write(folder.place(f"report-{split}.html"))
 
 
+def _prepare(arguments: list[str]) -> tuple[list[str], AblateConfig]:
+    rest, train = read_preset(arguments, "--train.preset")
+    return rest, AblateConfig(train=train)
+
+
 def main() -> None:
     """Run from the command line."""
-    run_command("ablate", AblateConfig, run, __doc__)
+    run_command("ablate", AblateConfig, run, __doc__, prepare=_prepare)
 
 
 if __name__ == "__main__":

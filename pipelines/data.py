@@ -78,8 +78,10 @@ class Frames:
         )
 
 
-def labelled_segments(lake: Lake, split: str, fraction: float, seed: int) -> tuple[frozenset[str], frozenset[str]]:
+def labelled_segments(lake: Lake, split: str, fraction: float, seed: int = 0) -> tuple[frozenset[str], frozenset[str]]:
     """Return the segments that keep their labels, a fixed share of the split's but at least one, and the others.
+
+    seed: 0 but for runs of version 0.1 that had another `--label-seed`
 
     Raises StudentError for a share outside 0 … 1.
     """

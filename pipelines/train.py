@@ -4,7 +4,9 @@
     OUT/history.jsonl     a line for each step: losses, rates, throughput, waiting
     OUT/tensorboard/      the same for TensorBoard
 
-Run it again after any interruption, with the same settings, and it continues. It runs by itself, or as
+`--preset paper` trains the paper's student instead of ClassroomNet; `--student.…` changes single parts of either.
+
+Run it again after any interruption, with the same settings, and it goes on where it was. It runs by itself, or as
 `ray job submit --working-dir . -- python pipelines/train.py …` on a cluster. With `--workers 0` the training runs in
 this process; otherwise Ray Train starts so many workers, and starts them again when one is lost.
 """
@@ -24,7 +26,7 @@ from pipelines.device import decoding_threads, device_of
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
-from pipelines.train_config import DISTILLATION_METHODS, TrainConfig
+from pipelines.train_config import DISTILLATION_METHODS, TrainConfig, read_preset
 from pipelines.train_setup import TrainPlan, prepare_training
 from student.detector import Student
 from student.distillation.objective import DetectionObjective
@@ -156,7 +158,7 @@ def _run(config: TrainConfig, console: Console) -> int:
 def main() -> None:
     """Run from the command line."""
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    run_command("train", TrainConfig, run, __doc__)
+    run_command("train", TrainConfig, run, __doc__, prepare=read_preset)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
+import tyro
 
 from datalake.cache import RangeCache
 from datalake.lake import Lake, open_lake
@@ -14,7 +15,7 @@ from pipelines.data import Frames, labelled_segments, unlabelled_per_batch
 from pipelines.detector_teachers import is_detector, read_detector
 from pipelines.paths import absolute
 from student.augmentation import Augmentation
-from student.config import Feed, Preset, StudentError
+from student.config import StudentConfig, StudentError
 from student.distillation.controls import Targets
 from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.imitation import Imitation, ImitationConfig
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 Method = Literal["imitation", "fitnet", "none"]
 Anchors = Literal["fitted", "paper"]
+# The students that `--preset` names.
+PRESETS: dict[str, Callable[[], StudentConfig]] = {"classroom": StudentConfig, "paper": StudentConfig.paper}
 
 # What does not decide about the result: where things are kept and which processes compute.
 _IRRELEVANT = {
@@ -85,12 +88,8 @@ class TrainConfig:
     targets: Targets = "real"
     # Teachers who are not asked; a branch for them stays.
     mute: tuple[str, ...] = ()
-    # The student's architecture.
-    preset: Preset = "classroom"
-    # Pixels per cell on which the default student imitates.
-    stride: Literal[4, 8] = 4
-    # What a branch passes on to the detector: its prediction, the features before it, or both.
-    feed: Feed = "both"
+    # The student's architecture; `--preset paper` sets these defaults to those of the paper's student.
+    student: StudentConfig = field(default_factory=StudentConfig)
     # Anchors fitted to the labelled boxes, or the paper's.
     anchors: Anchors = "fitted"
     # The training stops before it starts where anchors overlap a smaller share of the boxes by IoU 0.5.
@@ -107,8 +106,6 @@ class TrainConfig:
     image_size: tuple[int, int] = (384, 256)
     # This share of the segments keeps its labels; on the others the student learns from its teachers alone.
     labelled_fraction: float = 1.0
-    # Decides which segments keep their labels.
-    label_seed: int = 0
     # Images per step, over all workers.
     batch: int = 6
     # Of these, images without labels, where there are any and a teacher to learn from. By default up to half, as
@@ -241,7 +238,7 @@ class TrainConfig:
 
     def segments(self, lake: Lake) -> tuple[frozenset[str], frozenset[str]]:
         """Return the segments that keep their labels, and the others."""
-        return labelled_segments(lake, self.split, self.labelled_fraction, self.label_seed)
+        return labelled_segments(lake, self.split, self.labelled_fraction)
 
     def unlabelled_in_batch(self, lake: Lake) -> int:
         """Return how many images of a batch go without labels."""
@@ -277,6 +274,24 @@ class TrainConfig:
 def _learn_from(teachers: Literal["maps", "detectors"], methods: Iterable[str]) -> list[str]:
     """Return those of the methods that learn from such teachers."""
     return [name for name in methods if DISTILLATION_METHODS[name].learns_from == teachers]
+
+
+def read_preset(arguments: Sequence[str], flag: str = "--preset") -> tuple[list[str], TrainConfig]:
+    """Take `--preset NAME` out of a command line; return the rest, and a training with that student's defaults.
+
+    Raises StudentError for a preset that there is not.
+    """
+    rest, name = [], "classroom"
+    words = iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option == flag:
+            name = value if equals else next(words, "")
+        else:
+            rest.append(word)
+    if name not in PRESETS:
+        raise StudentError(f"{flag} {name}: expected one of {', '.join(PRESETS)}")
+    return rest, TrainConfig(lake=tyro.MISSING, out=tyro.MISSING, student=PRESETS[name]())
 
 
 def run_fingerprint(config: TrainConfig, device: torch.device) -> dict[str, Plain]:

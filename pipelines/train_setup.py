@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from torch import Tensor
@@ -77,7 +77,8 @@ def prepare_training(
 
     boxes = read_boxes(config.frames(lake, points=False, segments=with_labels))
     shapes = fit_anchors(boxes, levels=_LEVELS) if config.anchors == "fitted" else _PAPER_ANCHORS
-    student = _student_config(config, tuple(BranchSpec.of(name, card) for name, card in cards.items()), shapes)
+    branches = tuple(BranchSpec.of(name, card) for name, card in cards.items())
+    student = replace(config.student, branches=branches, anchors=shapes)
     width, height = config.image_size
     grid = student.grid(height, width)
     _check_teachers_in(config, lake, grid)
@@ -142,21 +143,13 @@ def _by(sides: tuple[int, int], between: str = " x ") -> str:
     return between.join(map(str, sides))
 
 
-def _student_config(config: TrainConfig, branches: tuple[BranchSpec, ...], anchors: AnchorShapes) -> StudentConfig:
-    if config.preset == "paper":
-        if (config.stride, config.feed) != (TrainConfig.stride, TrainConfig.feed):
-            raise StudentError("--preset paper: stride and feed are the paper's, leave --stride and --feed out")
-        return StudentConfig.paper(branches, anchors)
-    return StudentConfig(branches=branches, anchors=anchors, stride=config.stride, feed=config.feed)
-
-
 def _check_anchors(config: TrainConfig, report: AnchorReport, console: Console) -> None:
     console.print(str(report), soft_wrap=True, highlight=False)
     if report.recall[0.5] < config.min_anchor_recall:
         raise StudentError(
             f"anchors overlap only {report.recall[0.5]:.0%} of the boxes by IoU 0.5, --min-anchor-recall asks for"
-            f" {config.min_anchor_recall:.0%}: most objects would never be proposed; use --anchors fitted, a finer"
-            " stride, or lower the limit"
+            f" {config.min_anchor_recall:.0%}: most objects would never be proposed; use --anchors fitted, or"
+            " lower the limit"
         )
 
 

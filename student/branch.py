@@ -18,24 +18,18 @@ class ImitationBranch(nn.Module):
 
     def __init__(self, spec: BranchSpec, inputs: int, config: StudentConfig) -> None:
         super().__init__()
-        norm, kernel = config.norm, 3 if config.preset == "paper" else 1
+        norm, kernel = config.norm, config.branch_kernel
         self.spec, self._feed = spec, config.feed
         self.stem = ConvNorm(inputs, config.width, 3, norm=norm)
         self.predictor = nn.Conv2d(config.width, spec.channels, kernel, padding=kernel // 2)
         self.normalize = norm_layer("batch" if norm == "batch" else "group", spec.channels)
-        passed = {
-            "imitation": spec.channels,
-            "hidden": config.width,
-            "both": config.width + spec.channels,
-        }[config.feed]
+        passed = spec.channels + (config.width if config.feed == "both" else 0)
         self.projection = ConvNorm(passed, config.branch_width, kernel, norm=norm)
 
     def forward(self, view: Tensor) -> tuple[Tensor, Tensor]:
         """Return predictions float32 [B, channels, h, w] (logits of classes) and features [B, branch_width, h, w]."""
         hidden = self.stem(view)
         branch_outputs: Tensor = self.predictor(hidden)
-        if self._feed == "hidden":
-            return branch_outputs.float(), self.projection(hidden)
         predicted = (
             branch_outputs.float().softmax(1).to(branch_outputs.dtype)
             if self.spec.kind == "classification"

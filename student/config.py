@@ -6,17 +6,24 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
+import tyro
 from torch import nn
 
 from datalake.errors import UserError
 from student.detections import CLASS_NAMES
 from teachers.card import Kind, TeacherCard
 
-Feed = Literal["imitation", "hidden", "both"]
+Trunk = Literal["fpn", "stride1"]
+Feed = Literal["imitation", "both"]
 Norm = Literal["group", "batch"]
-Preset = Literal["classroom", "paper"]
+
+Value = TypeVar("Value")
+# What a training finds out; nobody gives it on a command line.
+Found = Annotated[Value, tyro.conf.Fixed, tyro.conf.Suppress]
+# What version 0.1 did not write down: it followed from the name of the preset.
+_OF_PRESET = ("trunk", "branch_kernel", "rpn_positive_iou", "depth_sees_box", "depth_beta")
 
 
 # As version 0.1 called them.
@@ -66,32 +73,38 @@ class AnchorShapes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudentConfig:
-    """Everything that decides about a student's weights and what they mean.
+    """Everything that decides about a student's weights and what they mean; the defaults are ClassroomNet's."""
 
-    branches: one for each teacher, in the order in which they are fused
-    stride: pixels per cell of the grid on which teachers are imitated
-    stages: channels of the trunk's stages; `classroom`: the stem's, then from half the imitation's stride on one for
-        each halving; `paper`: the stem's and those of the two stages, all at stride 1
-    blocks: residual blocks in each of the stages after the stem
-    width: channels of the map that the branches take, and of the pyramid
-    branch_width: channels that each branch contributes to the fusion
-    feed: what a branch passes on: its prediction, the features before it, or both
-    norm: group norms do not depend on the batch; batch norms are the paper's
-    head_width: neurons of the box head
-    max_depth_m: larger depths are encoded as this
-    """
-
-    preset: Preset = "classroom"
-    branches: tuple[BranchSpec, ...] = ()
-    stride: int = 4
+    # One for each teacher, in the order in which they are fused.
+    branches: Found[tuple[BranchSpec, ...]] = ()
+    # `fpn` goes down to 1/32 of the resolution and up again to a quarter; `stride1` keeps the resolution (paper).
+    trunk: Trunk = "fpn"
+    # Channels of the trunk's stages. `fpn`: the stem's, then from stride 4 on one for each halving; `stride1`: the
+    # stem's and those of two stages.
     stages: tuple[int, ...] = (24, 32, 64, 128, 160)
+    # Residual blocks in each of the stages after the stem.
     blocks: tuple[int, ...] = (1, 2, 2, 1)
+    # Channels of the map that the branches see, and of the pyramid.
     width: int = 48
+    # Channels that each branch contributes to the fusion.
     branch_width: int = 32
+    # Side in cells of the convolutions behind a branch's stem, odd.
+    branch_kernel: int = 1
+    # What a branch passes on: what it predicts of its teacher's target, or the features behind that as well.
     feed: Feed = "both"
+    # Group norms do not depend on the batch; batch norms are the paper's.
     norm: Norm = "group"
+    # Neurons of the box head.
     head_width: int = 256
-    anchors: AnchorShapes = AnchorShapes()
+    # The region proposal network's anchors.
+    anchors: Found[AnchorShapes] = AnchorShapes()
+    # Anchors that overlap an object by this IoU are to propose it.
+    rpn_positive_iou: float = 0.5
+    # The depth head sees where in the image a box is, and how large.
+    depth_sees_box: bool = True
+    # Error of an encoded depth from which on its loss is linear.
+    depth_beta: float = 0.05
+    # Depths beyond are told as this.
     max_depth_m: float = 75.0
     # Anchors and proposals per image that are sampled for the losses.
     rpn_batch: int = 256
@@ -109,30 +122,42 @@ class StudentConfig:
             raise StudentError(f"branches: {taken[0]!r} is a name that torch needs itself; call the teacher otherwise")
         if len(self.stages) != len(self.blocks) + 1:
             raise StudentError(f"expected blocks for each stage after the stem, got: {self.stages} and {self.blocks}")
-        if self.preset == "paper" and (self.stride != 1 or len(self.stages) != 3):
-            raise StudentError("the paper's trunk keeps stride 1 and has a stem and two stages")
-        if self.preset == "classroom" and (self.stride not in (4, 8) or len(self.stages) != 5):
-            raise StudentError(f"classroom: expected stride 4 or 8 and five stages, got: {self.stride}, {self.stages}")
+        stages = 5 if self.trunk == "fpn" else 3
+        if len(self.stages) != stages:
+            raise StudentError(f"trunk {self.trunk}: expected {stages} stages with the stem, got: {self.stages}")
+        if self.branch_kernel < 1 or self.branch_kernel % 2 == 0:
+            raise StudentError(f"branch_kernel {self.branch_kernel}: expected an odd number of cells")
+        for name, value, known in (("trunk", self.trunk, Trunk), ("feed", self.feed, Feed), ("norm", self.norm, Norm)):
+            if value not in get_args(known):
+                raise StudentError(f"{name}: expected one of {', '.join(get_args(known))}, got: {value!r}")
 
     @staticmethod
-    def paper(branches: tuple[BranchSpec, ...], anchors: AnchorShapes) -> StudentConfig:
+    def paper(branches: tuple[BranchSpec, ...] = (), anchors: AnchorShapes | None = None) -> StudentConfig:
         """Return the paper's student (section 3): a trunk that never reduces the resolution, and batch norms."""
         return StudentConfig(
-            preset="paper",
             branches=branches,
-            anchors=anchors,
-            stride=1,
+            anchors=anchors or AnchorShapes(),
+            trunk="stride1",
             stages=(64, 64, 96),
             blocks=(2, 2),
             width=96,
             branch_width=48,
+            branch_kernel=3,
             feed="imitation",
             norm="batch",
             head_width=1024,
+            rpn_positive_iou=0.7,
+            depth_sees_box=False,
+            depth_beta=1.0,
             roi_batch=512,
             proposals=1000,
             min_score=0.05,
         )
+
+    @property
+    def stride(self) -> int:
+        """Pixels per cell of the grid on which teachers are imitated."""
+        return 4 if self.trunk == "fpn" else 1
 
     @property
     def levels(self) -> int:
@@ -149,7 +174,7 @@ class StudentConfig:
 
         Raises StudentError where an image does not divide into the cells of the coarsest level.
         """
-        coarsest = max(self.stride << (self.levels - 1), 32 if self.preset == "classroom" else 1)
+        coarsest = max(self.stride << (self.levels - 1), 32 if self.trunk == "fpn" else 1)
         if height % coarsest or width % coarsest:
             raise StudentError(
                 f"images of {width} x {height} pixels do not divide into cells of {coarsest}; choose an image size"
@@ -163,9 +188,14 @@ class StudentConfig:
 
     @staticmethod
     def from_json(text: str) -> StudentConfig:
-        """Return the configuration that `to_json` gave; raises StudentError where it is not one."""
+        """Return the configuration that `to_json` gave, also that of version 0.1.
+
+        Raises StudentError where it is not one.
+        """
         try:
             values: Mapping[str, Any] = json.loads(text)
+            if "preset" in values:
+                values = _of_version_0_1(values)
             anchors = AnchorShapes(
                 sizes=tuple(map(tuple, values["anchors"]["sizes"])), ratios=tuple(values["anchors"]["ratios"])
             )
@@ -177,3 +207,16 @@ class StudentConfig:
             return StudentConfig(**{**values, **lists, "anchors": anchors, "branches": branches})
         except (ValueError, KeyError, TypeError) as error:
             raise StudentError(f"not a student's configuration: {error}") from error
+
+
+def _of_version_0_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of now for those that version 0.1 wrote; raises StudentError for what is no longer there."""
+    rest = dict(values)
+    preset, stride = rest.pop("preset"), rest.pop("stride")
+    like = {"classroom": StudentConfig(), "paper": StudentConfig.paper()}[preset]
+    if stride != like.stride or rest["feed"] == "hidden":
+        raise StudentError(
+            f"stride {stride} and feed {rest['feed']}: students of stride 8, and of branches that pass on hidden"
+            " features alone, are not read any more; use version 0.1"
+        )
+    return {**{name: getattr(like, name) for name in _OF_PRESET}, **rest}

@@ -50,7 +50,7 @@ class DepthHead(nn.Module):
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        self._sees_box = config.preset == "classroom"
+        self._sees_box = config.depth_sees_box
         inputs = config.head_width + (_GEOMETRY if self._sees_box else 0)
         self.hidden = nn.Linear(inputs, config.head_width // 2)
         self.predictor = nn.Linear(config.head_width // 2, config.classes)
@@ -129,7 +129,7 @@ class DepthRoIHeads(nn.Module):
         self.depth_head = DepthHead(config)
         self._size = config.roi_batch
         self._min_score, self._most = config.min_score, config.detections
-        self._depth_beta = 1.0 if config.preset == "paper" else 0.05
+        self._depth_beta = config.depth_beta
         self._max_depth_m = config.max_depth_m
 
     def candidates(self, proposals: Proposals, labels: Labels) -> list[int]:

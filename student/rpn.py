@@ -64,7 +64,7 @@ class ProposalNetwork(nn.Module):
         self.anchor_generator = anchor_generator(config.anchors)
         self._per_cell = self.anchor_generator.num_anchors_per_location()[0]
         self.head = ProposalHead(config.width, self._per_cell)
-        self._object_iou = 0.7 if config.preset == "paper" else 0.5
+        self._object_iou = config.rpn_positive_iou
         self._size = config.rpn_batch
         self._most = config.proposals
         # Of the last size of images: most often that of all of them.

@@ -58,11 +58,7 @@ class ClassroomTrunk(nn.Module):
             for i in range(len(widths))
         )
         self.width = config.width
-        # At stride 8 nothing finer is needed on the way up.
-        self._finest = 0 if config.stride == 4 else 1
-        self.laterals = nn.ModuleList(
-            ConvNorm(channels, config.width, 1, norm=norm, relu=False) for channels in widths[self._finest :]
-        )
+        self.laterals = nn.ModuleList(ConvNorm(channels, config.width, 1, norm=norm, relu=False) for channels in widths)
         self.smooth = ConvNorm(config.width, config.width, 3, norm=norm)
         self.coarse_widths = (config.width,) * (len(self.laterals) - 1)
 
@@ -73,7 +69,7 @@ class ClassroomTrunk(nn.Module):
         for layers in self.stages:
             features = layers(features)
             down.append(features)
-        sides = [lateral(f) for lateral, f in zip(self.laterals, down[self._finest :], strict=True)]
+        sides = [lateral(f) for lateral, f in zip(self.laterals, down, strict=True)]
         up = sides[-1]
         ups = [up]
         for side in reversed(sides[:-1]):
@@ -83,5 +79,5 @@ class ClassroomTrunk(nn.Module):
 
 
 def build_trunk(config: StudentConfig) -> PaperTrunk | ClassroomTrunk:
-    """Return the trunk of the configuration's preset."""
-    return PaperTrunk(config) if config.preset == "paper" else ClassroomTrunk(config)
+    """Return the configuration's trunk."""
+    return PaperTrunk(config) if config.trunk == "stride1" else ClassroomTrunk(config)

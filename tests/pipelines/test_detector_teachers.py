@@ -169,9 +169,9 @@ def test_of_an_export_it_is_said_that_nobody_can_tell(drive_lake: Lake, tmp_path
     ("student", "name", "message"),
     [
         (
-            replace(TINY, stride=8),
+            replace(StudentConfig.paper(), anchors=TINY.anchors),
             "big",
-            "a detector of 4 levels from stride 4 on cannot teach a student of 4 from str",
+            "a detector of 4 levels from stride 4 on cannot teach a student of 4 from stride 1",
         ),
         (replace(TINY, anchors=AnchorShapes(sizes=((8,), (16,)))), "big", "cannot teach a student of 2 from stride 4"),
         (TINY, "keys", "teacher keys: that is a name that torch needs itself; call the teacher otherwise"),

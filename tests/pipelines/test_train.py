@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from rich.console import Console
 
 from datalake.commit import LakeError
@@ -19,10 +20,11 @@ from datalake.lake import Lake, open_lake
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.cache_targets import run as cache_targets
 from pipelines.train import main, run, train_worker
-from pipelines.train_config import Method, TrainConfig
+from pipelines.train_config import Method, TrainConfig, read_preset
 from pipelines.train_on_ray import wants_gpus
 from pipelines.train_setup import prepare_training
 from student.checkpoint import read_student
+from student.config import StudentConfig
 from teachers.card import WEIGHTS_FILE, TeacherError, TrainingData, read_card, write_card
 from tests.pipelines.small_teachers import write_teachers
 from tests.support.data import ROOT
@@ -234,7 +236,7 @@ def test_anchors_are_checked_and_printed_before_the_first_step(drive_lake: Lake,
         (["--batch", "60"], "has 22 images of FRONT, fewer than one batch of 60"),
         (["--optimizer.learning-rate", "0"], "expected a positive learning rate"),
         (["--targets", "shuffled"], "--targets shuffled: expected teachers"),
-        (["--preset", "paper", "--stride", "8"], "--preset paper: stride and feed are the paper's"),
+        (["--preset", "papers"], "--preset papers: expected one of classroom, paper"),
     ],
 )
 def test_bad_arguments_give_status_2_and_one_line(
@@ -243,6 +245,38 @@ def test_bad_arguments_give_status_2_and_one_line(
     # What is said twice counts as it is said last.
     assert message in call.refused(main, [*arguments(drive_lake, tmp_path / "out"), *words])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_preset_sets_the_defaults_of_the_student_and_flags_change_parts_of_it() -> None:
+    rest, default = read_preset(["--seed", "3", "--preset=paper", "--student.width", "8", "--lake", "l", "--out", "o"])
+    config = tyro.cli(TrainConfig, args=rest, default=default)
+    assert config.student == replace(StudentConfig.paper(), width=8)
+    assert (config.seed, config.lake, config.out) == (3, "l", "o")
+    rest, default = read_preset(["--lake", "l", "--out", "o", "--student.norm", "batch"])
+    assert tyro.cli(TrainConfig, args=rest, default=default).student == StudentConfig(norm="batch")
+
+
+def test_parts_of_a_student_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    rest, default = read_preset(["--lake", "l", "--out", "o", "--preset", "paper", "--student.trunk", "fpn"])
+    with pytest.raises(SystemExit) as ended:
+        tyro.cli(TrainConfig, args=rest, default=default)
+    assert ended.value.code == 2
+    assert "trunk fpn: expected 5 stages with the stem" in capsys.readouterr().err
+
+
+def test_a_study_takes_a_preset_for_its_training() -> None:
+    rest, default = read_preset(["--train.preset", "paper", "--seeds", "1"], "--train.preset")
+    assert rest == ["--seeds", "1"]
+    assert default.student == StudentConfig.paper()
+
+
+def test_what_a_training_finds_out_is_no_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tyro.cli(TrainConfig, args=["--help"])
+    told = capsys.readouterr().out
+    assert "--student.rpn-positive-iou" in told
+    assert "--student.branches" not in told
+    assert "--student.anchors" not in told
 
 
 def test_a_teacher_of_the_students_own_segments_is_refused(drive_lake: Lake, tmp_path: Path, call: Call) -> None:
@@ -345,9 +379,9 @@ def test_looked_up_answers_teach_what_the_teacher_would_have_taught(
         ({"cached": ("points=once",)}, "table teacher_once, segment .*: made with weights"),
         ({"cached": ("masks",)}, "table teacher_mask_rcnn lacks 3 of 3 segments of split 'train'"),
         (
-            {"cached": ("masks=once",), "stride": 8, "image_size": (128, 64)},
+            {"cached": ("masks=once",), "image_size": (128, 64)},
             "--cached masks: the lake has its predictions for images of 96 x 64 pixels on a grid of 16 x 24 cells, not"
-            " 128 x 64 and 8 x 16; run cache_targets.py with --grid 8 16 --image-size 128 64 and another --name",
+            " 128 x 64 and 16 x 32; run cache_targets.py with --grid 16 32 --image-size 128 64 and another --name",
         ),
         ({"teachers_in": "actors"}, "--teachers-in actors: expected --workers 1 or more"),
         ({"teacher_gpus": 0.5}, "--teacher-gpus: only with --teachers-in actors"),

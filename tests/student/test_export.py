@@ -32,15 +32,18 @@ from training.run_dir import RunDir
 
 PICTURES = [sample.image for sample in samples(5)]
 PAPER = StudentConfig(
-    preset="paper",
-    stride=1,
+    trunk="stride1",
     stages=(8, 8, 8),
     blocks=(1, 1),
     width=8,
     branch_width=8,
+    branch_kernel=3,
     head_width=16,
     norm="batch",
     feed="imitation",
+    rpn_positive_iou=0.7,
+    depth_sees_box=False,
+    depth_beta=1.0,
     anchors=AnchorShapes(sizes=((8,), (16,)), ratios=(0.5, 1.0)),
     proposals=400,
 )

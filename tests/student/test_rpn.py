@@ -47,7 +47,7 @@ def torchvisions(config: StudentConfig) -> RegionProposalNetwork:
     return RegionProposalNetwork(
         anchor_generator(config.anchors),
         None,
-        0.7 if config.preset == "paper" else 0.5,
+        0.7 if config.trunk == "stride1" else 0.5,
         0.3,
         config.rpn_batch,
         0.5,
