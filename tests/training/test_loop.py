@@ -209,6 +209,14 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(tmp_path: Path) 
     assert all(bool(value.isfinite().all()) for value in objective.network.state_dict().values())
 
 
+def test_gradients_that_are_too_long_are_scaled_down_and_logged_as_they_were(tmp_path: Path) -> None:
+    objective = Doubling()
+    run(tmp_path, objective, optimizer=OptimizerConfig(learning_rate=0.05, max_gradient_norm=0.01))
+    left = [one.grad.flatten() for one in objective.network.parameters() if one.grad is not None]
+    assert float(torch.cat(left).norm()) == pytest.approx(0.01, rel=1e-3)
+    assert log(tmp_path)[-1]["gradient_norm"] > 0.1
+
+
 def test_an_objective_of_another_shape_does_not_continue_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Killed):
         run(tmp_path, Doubling(), die_at=5)
