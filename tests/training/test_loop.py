@@ -45,9 +45,11 @@ class Doubling(Objective):
         self.network = nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 1))
         self.poison, self.only_gradient = poison, only_gradient
         self.followed: list[float] = []
+        self.places: list[tuple[int, ...]] = []
 
     def collate(self, batch: Batch, targets: Mapping[str, Any], chance: Chance) -> tuple[Tensor, Tensor, bool]:
         assert targets == {}
+        self.places.append(chance.places)
         number = torch.tensor([[float(one.key.timestamp_us)] for one in batch.samples]) / EPOCH
         noise = torch.stack([torch.rand(1, generator=generator) for generator in chance.generators("noise")])
         poisoned = any(one.key.timestamp_us == self.poison for one in batch.samples)
@@ -229,6 +231,14 @@ def test_the_objective_is_told_of_every_step(tmp_path: Path) -> None:
     objective = Doubling()
     run(tmp_path, objective)
     assert objective.followed == pytest.approx([step / 12 for step in range(1, 13)])
+
+
+def test_images_without_labels_draw_other_numbers_than_the_labelled_ones(tmp_path: Path) -> None:
+    objective = Doubling()
+    batch = Batch([sample(1), sample(5), sample(10)], 1, 1)
+    inputs = TrainInputs(batches=lambda _: [batch], labelled=1, unlabelled=2, fingerprint={})
+    train(objective, LoopConfig(steps=1, warmup=0, precision="float32"), OPTIMIZER, inputs, RunDir(str(tmp_path)))
+    assert objective.places == [(0, 1, 2)]
 
 
 @pytest.mark.parametrize("form", ["student", "teacher"])
