@@ -47,9 +47,11 @@ class Doubling(Objective):
         self.network = nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 1))
         self.poison, self.only_gradient = poison, only_gradient
         self.followed: list[float] = []
+        self.places: list[tuple[int, ...]] = []
 
     def collate(self, batch: Batch, targets: Mapping[str, Any], chance: Chance) -> tuple[Tensor, Tensor, bool]:
         assert targets == {}
+        self.places.append(chance.places)
         number = torch.tensor([[float(one.key.timestamp_us)] for one in batch.samples]) / EPOCH
         noise = torch.stack([torch.rand(1, generator=generator) for generator in chance.generators("noise")])
         poisoned = any(one.key.timestamp_us == self.poison for one in batch.samples)
@@ -211,6 +213,14 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(tmp_path: Path) 
     assert all(bool(value.isfinite().all()) for value in objective.network.state_dict().values())
 
 
+def test_gradients_that_are_too_long_are_scaled_down_and_logged_as_they_were(tmp_path: Path) -> None:
+    objective = Doubling()
+    run(tmp_path, objective, optimizer=OptimizerConfig(learning_rate=0.05, max_gradient_norm=0.01))
+    left = [one.grad.flatten() for one in objective.network.parameters() if one.grad is not None]
+    assert float(torch.cat(left).norm()) == pytest.approx(0.01, rel=1e-3)
+    assert log(tmp_path)[-1]["gradient_norm"] > 0.1
+
+
 def test_an_objective_of_another_shape_does_not_continue_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Killed):
         run(tmp_path, Doubling(), die_at=5)
@@ -223,6 +233,14 @@ def test_the_objective_is_told_of_every_step(tmp_path: Path) -> None:
     objective = Doubling()
     run(tmp_path, objective)
     assert objective.followed == pytest.approx([step / 12 for step in range(1, 13)])
+
+
+def test_images_without_labels_draw_other_numbers_than_the_labelled_ones(tmp_path: Path) -> None:
+    objective = Doubling()
+    batch = Batch([sample(1), sample(5), sample(10)], 1, 1)
+    inputs = TrainInputs(batches=lambda _: [batch], labelled=1, unlabelled=2, fingerprint={})
+    train(objective, LoopConfig(steps=1, warmup=0, precision="float32"), OPTIMIZER, inputs, RunDir(str(tmp_path)))
+    assert objective.places == [(0, 1, 2)]
 
 
 @pytest.mark.parametrize("form", ["student", "teacher"])
