@@ -39,7 +39,7 @@ _PACKAGES = ("datalake", "training", "teachers", "student", "pipelines")
 _FIRST = ("datalake.loader", "__iter__")
 _STEPS = 2
 # What was counted when this was written.
-_MOST_MODULES, _MOST_TURNS = 47, 12
+_MOST_MODULES, _MOST_TURNS = 45, 10
 
 
 @dataclass(frozen=True, kw_only=True)
