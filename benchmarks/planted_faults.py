@@ -3,8 +3,8 @@
     python -m benchmarks.planted_faults [--only norms_decay …] [--all]
 
 Each patch below `benchmarks/planted_faults/` is a mistake that somebody could make, of a line or two. Its first lines
-say what is wrong then, and which test files are expected to fail. It is applied to a temporary worktree of HEAD, and
-these test files are run there; with `--all` the whole suite, which takes minutes a fault. Ends with 1 where no test
+say what is wrong then, and which test files (of slow ones, which tests) are expected to fail. It is applied to a
+temporary worktree of HEAD, and these are run there; with `--all` the whole suite, which takes minutes a fault. Ends with 1 where no test
 fails, where a patch no longer applies, or where the tests fail without any fault.
 """
 
@@ -25,6 +25,8 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
+
+from datalake.signals import stoppable
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PATCHES = Path(__file__).with_suffix("")
@@ -48,7 +50,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A patch, what is wrong with it, and the test files that are to fail."""
+    """A patch, what is wrong with it, and the test files, or tests, that are to fail."""
 
     patch: Path
     says: str
@@ -106,9 +108,11 @@ def run_tests(tree: Path, files: Sequence[str], timeout_s: float) -> tuple[int |
     try:
         output, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        return None, output
+        return None, f"no end within {timeout_s:g} s"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return process.returncode, output
 
 
@@ -166,4 +170,7 @@ def _git(tree: Path, *words: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(tyro.cli(Options, description=__doc__), Console()))
+    given = tyro.cli(Options, description=__doc__)
+    # Stopped, it takes its worktree away.
+    with stoppable("planted_faults"):
+        sys.exit(run(given, Console()))
