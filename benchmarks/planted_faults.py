@@ -4,8 +4,8 @@
 
 Each patch below `benchmarks/planted_faults/` is a mistake that somebody could make, of a line or two. Its first lines
 say what is wrong then, and which test files (of slow ones, which tests) are expected to fail. It is applied to a
-temporary worktree of HEAD, and these are run there; with `--all` the whole suite, which takes minutes a fault. Ends with 1 where no test
-fails, where a patch no longer applies, or where the tests fail without any fault.
+temporary worktree of HEAD, and these are run there; with `--all` the whole suite, which takes minutes a fault. Ends
+with 1 where no test fails, where a patch no longer applies, or where the tests fail without any fault.
 """
 
 from __future__ import annotations
