@@ -94,7 +94,8 @@ def _check_labels(name: str, checkpoint: Checkpoint, lake: Lake, unlabelled_segm
     """
     step, known = checkpoint.step, checkpoint.fingerprint
     url, snapshot, split = known.get("lake"), known.get("snapshot"), known.get("split")
-    fraction, seed = known.get("labelled_fraction"), known.get("label_seed")
+    # Version 0.1 had an option for the seed.
+    fraction, seed = known.get("labelled_fraction"), known.get("label_seed", 0)
     if not (
         isinstance(url, str)
         and isinstance(snapshot, int)

@@ -48,6 +48,10 @@ _IRRELEVANT = {
     "teachers_in",
     "teacher_gpus",
     "loop.checkpoint_every",
+    # The training finds these out; the objective's fingerprint has them.
+    "student.branches",
+    "student.anchors.sizes",
+    "student.anchors.ratios",
 }
 
 

@@ -17,6 +17,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("block", BLOCKS, ids=["query", "feed"])
 def test_the_code_runs_on_a_lake(block: str, drive_lake: Lake) -> None:
     code = block.replace("/lakes/waymo", drive_lake.store.root).replace("epochs=None", "epochs=1")

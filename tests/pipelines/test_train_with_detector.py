@@ -35,6 +35,8 @@ from training.loop import LoopConfig
 from training.metrics_log import HISTORY_FILE
 from training.run_dir import RunDir
 
+pytestmark = pytest.mark.integration
+
 SIZE, STEPS = (96, 64), 4
 CLOCK = {"images_per_second", "wait/data", "wait/teachers"}
 QUIET = Console(quiet=True)

@@ -137,7 +137,7 @@ def test_answers_about_other_samples_are_noticed(drive_samples: list[Sample]) ->
         pool = RayPool(["swapper"], GRID)
         with pytest.raises(TeacherError, match="swapper answered about other samples than it was asked"):
             targets_of(pool, drive_samples[:2])
-    with pytest.raises(TeacherError, match="no teacher swapper is employed"):
+    with pytest.raises(TeacherError, match="no actor of teacher swapper in this Ray job"):
         RayPool(["swapper"], GRID)
 
 
