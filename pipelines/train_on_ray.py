@@ -36,7 +36,7 @@ def train_on_ray(plan: TrainPlan, console: Console) -> None:
     folder = absolute(config.out)
     trainer = TorchTrainer(
         _ray_worker,  # type: ignore[arg-type]  # the annotation is older than return values
-        train_loop_config={"syllabus": plan},
+        train_loop_config={"plan": plan},
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name="ray",
@@ -104,7 +104,7 @@ def _ray_worker(settings: dict[str, Any]) -> str | None:
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     distributed = Distributed(context.get_world_rank(), context.get_world_size(), device)
-    plan: TrainPlan = settings["syllabus"]
+    plan: TrainPlan = settings["plan"]
     every = plan.config.loop.checkpoint_every
 
     def tell(step: int, values: Mapping[str, float]) -> None:
