@@ -96,7 +96,7 @@ def run(options: Options, console: Console) -> int:
         steps=form.steps,
     )
     ablate.run(study, console)
-    results = json.loads((out / f"study/ablation-{study.examined}.json").read_text())
+    results = json.loads((out / f"study/ablation-{study.eval_split}.json").read_text())
     kept = True
     for fraction, arms in results.items():
         for seed in arms["classroom"]:

@@ -82,7 +82,7 @@ class AblateConfig:
     # Learning rate of an arm, as ARM=RATE, where it is not the training's own: tune it for each before comparing.
     rates: tuple[str, ...] = ()
     # The split to evaluate on.
-    examined: str = "val"
+    eval_split: str = "val"
     # Students trained at a time, each on its share of the CPU's cores; they share the GPU if there is one.
     parallel: int = field(default_factory=_at_a_time)
 
@@ -94,7 +94,7 @@ class Job:
     arm: str
     fraction: float
     config: TrainConfig
-    examined: str
+    eval_split: str
     threads: int
 
 
@@ -151,7 +151,9 @@ def jobs_of(study: AblateConfig) -> list[Job]:
                     optimizer=replace(study.train.optimizer, learning_rate=learning_rate),
                 )
                 threads = max(1, (os.cpu_count() or 1) // study.parallel)
-                jobs.append(Job(arm=arm, fraction=fraction, config=config, examined=study.examined, threads=threads))
+                jobs.append(
+                    Job(arm=arm, fraction=fraction, config=config, eval_split=study.eval_split, threads=threads)
+                )
     return jobs
 
 
@@ -177,7 +179,7 @@ def finished(job: Job) -> dict[str, float] | None:
 
 def _kept(job: Job) -> str:
     # The same students may be evaluated on another split later.
-    return f"metrics-{job.examined}.json"
+    return f"metrics-{job.eval_split}.json"
 
 
 def work(job: Job) -> dict[str, float]:
@@ -188,7 +190,7 @@ def work(job: Job) -> dict[str, float]:
     with run_lock(job.config.out):
         trained = train_worker(plan, Distributed(device=device_of(job.config.device)))
     metrics = {
-        **_examined(job),
+        **_evaluated(job),
         "training/seconds": trained.seconds,
         "training/steps": float(trained.steps),
         "training/images": float(trained.steps * job.config.batch),
@@ -201,7 +203,7 @@ def work(job: Job) -> dict[str, float]:
     return metrics
 
 
-def _examined(job: Job) -> dict[str, float]:
+def _evaluated(job: Job) -> dict[str, float]:
     config = job.config
     device = device_of(config.device)
     student, _ = read_student(config.out)
@@ -211,7 +213,7 @@ def _examined(job: Job) -> dict[str, float]:
     cards = read_cards(named)
     points = needs_points(card for name, card in cards.items() if name not in config.tables)
     # Of all seeds the same, so that all are compared with the same means.
-    frames = replace(config.frames(lake, points=points), split=job.examined, seed=0)
+    frames = replace(config.frames(lake, points=points), split=job.eval_split, seed=0)
     grid = student.config.grid(config.image_size[1], config.image_size[0])
     cached = config.cached_targets(lake)
     of_numbers = {name: url for name, url in named.items() if cards[name].kind == "regression"}
@@ -228,7 +230,7 @@ def _examined(job: Job) -> dict[str, float]:
     result = evaluate_student(
         student,
         frames.stream(config.batch, shuffle=False).loader(),
-        open_pool(named, grid, device, replace(cached, split=job.examined)),
+        open_pool(named, grid, device, replace(cached, split=job.eval_split)),
         cell_means={name: mean.values() for name, mean in means.items()},
         bfloat16=uses_bfloat16(config.loop.precision, device),
     )
@@ -238,14 +240,14 @@ def _examined(job: Job) -> dict[str, float]:
 def opened(study: AblateConfig) -> AblateConfig:
     """Return the study of the lake as it is now: a snapshot that is published meanwhile changes none of its students.
 
-    Raises LakeError or TeacherError where somebody would be examined on what he was trained on, or answers that are to
-    be looked up are missing.
+    Raises LakeError or TeacherError where a student would be evaluated on segments that it or a teacher was trained on,
+    or where targets that are to be looked up are missing.
     """
     lake = study.train.open_lake(study.train.snapshot)
-    check_disjoint_splits(lake, study.train.split, study.examined)
-    check_no_leakage(read_cards(parse_teachers(study.train.teachers)), lake, [study.train.split, study.examined])
+    check_disjoint_splits(lake, study.train.split, study.eval_split)
+    check_no_leakage(read_cards(parse_teachers(study.train.teachers)), lake, [study.train.split, study.eval_split])
     cached = study.train.cached_targets(lake)
-    for split in (study.train.split, study.examined):
+    for split in (study.train.split, study.eval_split):
         for name, url in parse_teachers(study.train.teachers).items():
             replace(cached, split=split).open(name, url)
     return replace(study, train=replace(study.train, snapshot=lake.snapshot))
@@ -272,7 +274,7 @@ def run(study: AblateConfig, console: Console) -> int:
                 job = futures[future]
                 found[job.fraction, job.arm, job.config.seed] = future.result()
                 bar.update("students", len(found), len(jobs), "students")
-                _write(out, _ordered(jobs, found), study.examined)
+                _write(out, _ordered(jobs, found), study.eval_split)
         except BrokenProcessPool as error:
             raise TrainingError(
                 "a student's process was killed, perhaps for want of memory; run the same command again to go on,"
@@ -280,9 +282,9 @@ def run(study: AblateConfig, console: Console) -> int:
             ) from error
     results = _ordered(jobs, found)
     if not waiting:
-        _write(out, results, study.examined)
+        _write(out, results, study.eval_split)
     console.print(markdown(results), soft_wrap=True, markup=False, highlight=False)
-    console.print(RunDir(out).place(f"report-{study.examined}.html"), soft_wrap=True, highlight=False)
+    console.print(RunDir(out).place(f"report-{study.eval_split}.html"), soft_wrap=True, highlight=False)
     return 0
 
 

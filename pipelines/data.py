@@ -175,11 +175,11 @@ def check_no_leakage(cards: dict[str, TeacherCard], lake: Lake, splits: Sequence
             )
 
 
-def check_disjoint_splits(lake: Lake, train: str, examined: str) -> None:
+def check_disjoint_splits(lake: Lake, train: str, evaluated: str) -> None:
     """Raise LakeError where a segment is in both splits: metrics on frames that were trained on mean nothing."""
-    names = {split: {commit.segment for commit in lake.in_split(split)} for split in (train, examined)}
-    if shared := sorted(names[train] & names[examined]):
+    names = {split: {commit.segment for commit in lake.in_split(split)} for split in (train, evaluated)}
+    if shared := sorted(names[train] & names[evaluated]):
         raise LakeError(
-            f"segment {shared[0]} and {len(shared) - 1} more are in both splits, {train} and {examined}: metrics on"
+            f"segment {shared[0]} and {len(shared) - 1} more are in both splits, {train} and {evaluated}: metrics on"
             " frames that were trained on mean nothing; name other splits"
         )

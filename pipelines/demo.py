@@ -58,8 +58,8 @@ _FRAME_RATE_HZ = 2.0
 _TEACHERS: tuple[TeacherName, ...] = ("spvcnn", "mask_rcnn")
 # The student learns from the images of the first, and is evaluated on those of the second.
 _ASKED = ("train", "val")
-# Samples that a teacher is examined on, and that its statistics are of.
-_EXAMINED, _MEASURED = 40, 60
+# Samples that a teacher is evaluated on, and that its statistics are of.
+_EVAL_SAMPLES, _MEASURED = 40, 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ def run(config: DemoConfig, console: Console) -> int:
         ),
         console,
     )
-    examined = evaluate.EvaluateConfig(
+    evaluation = evaluate.EvaluateConfig(
         checkpoint=student,
         lake=lake_url,
         teachers=named,
@@ -146,7 +146,7 @@ def run(config: DemoConfig, console: Console) -> int:
         device=config.device,
         out=config.place,
     )
-    evaluate.run(examined, console, lambda page: _fill_page(page, lake, config.out))
+    evaluate.run(evaluation, console, lambda page: _fill_page(page, lake, config.out))
     console.print(
         f"\nfinished in {time.monotonic() - started:.0f} s; open {config.place}/{evaluate.REPORT_FILE}",
         soft_wrap=True,
@@ -196,11 +196,11 @@ def teach(config: DemoConfig, lake_url: str, console: Console) -> dict[str, Path
         out=str(folder),
         train_split="teach",
         cameras=config.cameras[:1],
-        eval_samples=_EXAMINED,
+        eval_samples=_EVAL_SAMPLES,
         device=config.device,
     )
     lidar, mask = base.spvcnn, base.mask_rcnn
-    courses = [
+    teacher_configs = [
         replace(
             base,
             teacher=name,
@@ -213,8 +213,8 @@ def teach(config: DemoConfig, lake_url: str, console: Console) -> dict[str, Path
     lake = open_lake(lake_url)
     questions = len(_TEACHERS) * sum(len(lake.in_split(split)) for split in _ASKED)
     console.print("\n[bold]the teachers[/]")
-    with process_pool(len(courses)) as pool, ProgressBar(console) as bar:
-        running = [pool.submit(_hold, course) for course in courses]
+    with process_pool(len(teacher_configs)) as pool, ProgressBar(console) as bar:
+        running = [pool.submit(_train_teacher, teacher_config) for teacher_config in teacher_configs]
         while not all(future.done() for future in running):
             if (trained := sum(_steps_done(folder / name) for name in _TEACHERS)) < steps:
                 bar.update("teachers", trained, steps, "steps")
@@ -242,22 +242,22 @@ def cached_as(teacher: Path) -> str:
     return f"{card.name}_{card.weights_sha256[:12]}"
 
 
-def _hold(course: TrainTeachersConfig) -> str:
+def _train_teacher(teacher_config: TrainTeachersConfig) -> str:
     """Train one teacher and cache its answers, in a process of its own; return what it printed of the training."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(_TEACHERS)))
     output = io.StringIO()
-    train_teachers.run(course, Console(file=output, width=100))
-    folder = Path(course.out) / str(course.teacher)
-    width, height = course.image_size
+    train_teachers.run(teacher_config, Console(file=output, width=100))
+    folder = Path(teacher_config.out) / str(teacher_config.teacher)
+    width, height = teacher_config.image_size
     for split in _ASKED:
         answers = cache_targets.CacheTargetsConfig(
-            lake=course.lake,
+            lake=teacher_config.lake,
             teacher=str(folder),
             name=cached_as(folder),
             split=split,
             grid=StudentConfig().grid(height, width),
-            image_size=course.image_size,
-            device=course.device,
+            image_size=teacher_config.image_size,
+            device=teacher_config.device,
         )
         cache_targets.run(answers, Console(quiet=True))
     lines = output.getvalue().splitlines()

@@ -171,7 +171,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
         "samples": result.samples,
         "checkpoint": {"url": checkpoint_url, "step": checkpoint.step, "seconds": checkpoint.seconds},
         "fingerprint": checkpoint.fingerprint,
-        "examined": how,
+        "evaluated": how,
         "teachers": {name: {"url": named[name], "weights_sha256": card.weights_sha256} for name, card in cards.items()},
         "versions": installed_versions(_PACKAGES),
     }
@@ -245,8 +245,8 @@ def _check_unseen(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, co
         # Runs are copied to other machines. What can be compared still is, and a line says so.
         console.print(f"the lake of the training cannot be read, so this lake's split {split} is compared: {error}")
         trained = {commit.segment for commit in lake.in_split(split)}
-    examined = {commit.segment for commit in lake.in_split(config.split)}
-    if shared := sorted(trained & examined):
+    evaluated = {commit.segment for commit in lake.in_split(config.split)}
+    if shared := sorted(trained & evaluated):
         raise LakeError(
             f"the student was trained on {len(shared)} segments of split {config.split}, e.g. {shared[0]}: metrics on"
             " frames that were trained on mean nothing; name another split"

@@ -128,7 +128,7 @@ def teacher_data(
             yield from batch
 
     def evaluation() -> Iterator[Sample]:
-        total = min(examined, config.eval_samples)
+        total = min(evaluated, config.eval_samples)
         for number, sample in enumerate(itertools.islice(samples(config.eval_split, epochs=1), total), 1):
             yield sample
             progress("evaluate", number, total, "samples")
@@ -140,7 +140,7 @@ def teacher_data(
             f" {config.eval_split}: metrics on frames that were trained on mean nothing; name other splits"
         )
     # Both are checked now: a missing camera must not be found out after the training.
-    examined = stream(config.eval_split, start=0, epochs=1).epoch_samples
+    evaluated = stream(config.eval_split, start=0, epochs=1).epoch_samples
     return TeacherData(
         endless=lambda start: samples(config.train_split, start=start),
         epoch_samples=stream(config.train_split, start=0, epochs=1).epoch_samples,

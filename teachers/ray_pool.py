@@ -58,30 +58,30 @@ class TeacherActor:
 
 
 @contextmanager
-def teacher_actors(posts: Mapping[str, ActorSpec], *, start_s: float = 600) -> Iterator[None]:
-    """Start an actor per post, named as its teacher, and stop them at the end of the block.
+def teacher_actors(specs: Mapping[str, ActorSpec], *, start_s: float = 600) -> Iterator[None]:
+    """Start an actor per spec, named as its teacher, and stop them at the end of the block.
 
     Raises TeacherError, in one line, where a teacher does not load, the cluster has not enough for it, or it has not
     started within `start_s` seconds (which a loaded cluster may take).
     """
-    desks: dict[str, Any] = {}
+    actors: dict[str, Any] = {}
     try:
-        for name, post in posts.items():
-            _check_resources(name, post)
+        for name, spec in specs.items():
+            _check_resources(name, spec)
             actor = ray.remote(TeacherActor).options(
                 name=_actor_name(name),
-                num_cpus=post.num_cpus,
-                num_gpus=post.num_gpus,
+                num_cpus=spec.num_cpus,
+                num_gpus=spec.num_gpus,
                 max_restarts=_RESTARTS,
                 max_task_retries=_RETRIES,
             )
-            desks[name] = actor.remote(post.load, "cuda" if post.num_gpus else "cpu")
-        for name, desk in desks.items():
-            _get(name, desk.card.remote(), start_s)
+            actors[name] = actor.remote(spec.load, "cuda" if spec.num_gpus else "cpu")
+        for name, actor in actors.items():
+            _get(name, actor.card.remote(), start_s)
         yield
     finally:
-        for desk in desks.values():
-            ray.kill(desk)
+        for actor in actors.values():
+            ray.kill(actor)
 
 
 class RayPool(TeacherPool):
@@ -96,8 +96,8 @@ class RayPool(TeacherPool):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(grid, window=window, device=device)
-        self._desks = {name: _desk(name) for name in names}
-        self._cards = {name: _get(name, desk.card.remote()) for name, desk in self._desks.items()}
+        self._actors = {name: _actor(name) for name in names}
+        self._cards = {name: _get(name, actor.card.remote()) for name, actor in self._actors.items()}
 
     @property
     def cards(self) -> dict[str, TeacherCard]:
@@ -107,7 +107,7 @@ class RayPool(TeacherPool):
     def _ask(self, batch: list[Sample]) -> Any:
         # Put once, so that the batch does not travel once per teacher.
         shared = ray.put(batch)
-        return {name: desk.predict.remote(shared, *self.grid) for name, desk in self._desks.items()}
+        return {name: actor.predict.remote(shared, *self.grid) for name, actor in self._actors.items()}
 
     def _answers(self, asked: Any) -> dict[str, SparseTarget]:
         return {name: _get(name, reference) for name, reference in asked.items()}
@@ -117,20 +117,20 @@ def _actor_name(name: str) -> str:
     return f"teacher:{name}"
 
 
-def _desk(name: str) -> Any:
+def _actor(name: str) -> Any:
     try:
         return ray.get_actor(_actor_name(name))
     except ValueError as error:
         raise TeacherError(f"no actor of teacher {name} in this Ray job; start it with teacher_actors first") from error
 
 
-def _check_resources(name: str, post: ActorSpec) -> None:
-    """Raise TeacherError where no node could ever take the post: Ray would wait for one for ever."""
+def _check_resources(name: str, spec: ActorSpec) -> None:
+    """Raise TeacherError where no node could ever run the actor: Ray would wait for one for ever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    wanted = {"CPU": post.num_cpus, "GPU": post.num_gpus}
+    wanted = {"CPU": spec.num_cpus, "GPU": spec.num_gpus}
     if not any(all(node.get(kind, 0) >= amount for kind, amount in wanted.items()) for node in nodes):
         raise TeacherError(
-            f"teacher {name} needs {post.num_cpus} CPUs and {post.num_gpus} GPUs, which no node of the cluster has"
+            f"teacher {name} needs {spec.num_cpus} CPUs and {spec.num_gpus} GPUs, which no node of the cluster has"
         )
 
 

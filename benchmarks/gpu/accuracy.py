@@ -95,7 +95,7 @@ def _ablate(
         "--train.teachers", *(f"{name}={url}" for name, url in place.teachers.items()),
         "--train.image-size", str(width), str(height), "--train.batch", str(batch), "--train.device", str(place.device),
         "--arms", *ARMS, "--seeds", *map(str, seeds), "--labelled-fractions", "1.0", "--steps", str(steps),
-        "--parallel", str(jobs), "--examined", "val",
+        "--parallel", str(jobs), "--eval-split", "val",
         *(["--train.min-anchor-recall", "0"] if place.dry else []), *words,
     ]  # fmt: skip
     began = time.time()

@@ -83,7 +83,7 @@ def table(results: Results, fraction: float, shown: Sequence[str]) -> tuple[list
                 arm,
                 f"{first['training/labelled_images']:,.0f}",
                 f"{first['training/learning_rate']:g}",
-                *(cells.get(figure, "-") if _heard(arm, figure) else "not distilled" for figure in shown),
+                *(cells.get(figure, "-") if _is_distilled(arm, figure) else "not distilled" for figure in shown),
                 " ".join(f"{above[arm][seed]:+.3f}" if seed in above[arm] else "-" for seed in numbers)
                 if arm in above
                 else "",
@@ -92,7 +92,7 @@ def table(results: Results, fraction: float, shown: Sequence[str]) -> tuple[list
     return header, rows
 
 
-def _heard(arm: str, figure: str) -> bool:
+def _is_distilled(arm: str, figure: str) -> bool:
     """Return whether a metric is of detection, or of the imitation of a teacher of the arm's students."""
     teacher = teacher_of(figure)
     return teacher is None or arm in (CLASSROOM, SHUFFLED, teacher)

@@ -28,7 +28,7 @@ from student.report.page import Page
 from teachers.target import Target
 
 # Images with detections, and images with targets and predictions of them.
-FRAMES, LESSONS = 6, 3
+FRAMES, TEACHER_FRAMES = 6, 3
 # The score from which on a class is drawn of which none was found rightly.
 _ANY_SCORE = 0.5
 _PANEL_PX = 256
@@ -71,15 +71,15 @@ def show_evaluation(page: Page, evaluation: Evaluation) -> None:
     result, metrics = evaluation.result, evaluation.metrics
     page.text(verdict(metrics, result.samples, evaluation.undistilled))
     _show_frames(page, result)
-    if lessons := [example for example in _chosen(result.examples, LESSONS) if example.targets]:
+    if shown := [example for example in _chosen(result.examples, TEACHER_FRAMES) if example.targets]:
         page.heading("Targets of the teachers and predictions of the student")
         page.text(
             "Cells of equal color mean the same to the teacher and to the student. Numbers are shown by their three"
             " principal components, classes in the colors of the objects above. Dark gray: the target is not"
             " valid there, and the prediction is dimmed. The student gets the image alone, never the lidar points."
         )
-        for example in lessons:
-            page.image(_lesson(example, evaluation.class_names), _where(example))
+        for example in shown:
+            page.image(_teacher_panels(example, evaluation.class_names), _where(example))
     if evaluation.history:
         page.heading("Training")
         page.image(
@@ -234,7 +234,7 @@ def _confident(found: Detections, thresholds: Mapping[str, float]) -> Detections
     return Detections(found.boxes[kept], found.classes[kept], found.scores[kept], found.depth_m[kept])
 
 
-def _lesson(example: Example, class_names: Mapping[str, Sequence[str]]) -> ImageArray:
+def _teacher_panels(example: Example, class_names: Mapping[str, Sequence[str]]) -> ImageArray:
     """Return a row for each teacher: its input, its target, and the student's prediction of it."""
     sample, legend = example.sample, list[str]()
     panels: list[tuple[str, ImageArray]] = []

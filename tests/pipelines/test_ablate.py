@@ -69,7 +69,7 @@ def study(split_lake: str, two_teachers: dict[str, str], tmp_path_factory: pytes
 def results_of(study: AblateConfig) -> dict[str, dict[str, dict[str, float]]]:
     """Return arm -> seed -> metrics of the study's only share of labels."""
     results: dict[str, dict[str, dict[str, float]]] = json.loads(
-        (Path(study.train.out) / f"ablation-{study.examined}.json").read_text(), parse_constant=pytest.fail
+        (Path(study.train.out) / f"ablation-{study.eval_split}.json").read_text(), parse_constant=pytest.fail
     )["0.5"]
     return results
 
@@ -200,7 +200,7 @@ def test_a_student_that_is_killed_ends_the_study_in_one_line(study: AblateConfig
 
 def test_answers_that_are_to_be_looked_up_must_be_there_for_both_splits(study: AblateConfig) -> None:
     with pytest.raises(LakeError, match="table teacher_lidar lacks 1 of 1 segments of split 'test'"):
-        opened(replace(study, examined="test"))
+        opened(replace(study, eval_split="test"))
 
 
 def test_all_students_are_of_one_snapshot(study: AblateConfig) -> None:
@@ -210,7 +210,7 @@ def test_all_students_are_of_one_snapshot(study: AblateConfig) -> None:
 
 def test_students_are_examined_on_another_split_without_being_trained_again(study: AblateConfig) -> None:
     before, found = trained_at(study), results_of(study)
-    other = replace(study, examined="test", train=replace(study.train, cached=()))
+    other = replace(study, eval_split="test", train=replace(study.train, cached=()))
     assert run(other, Console(quiet=True)) == 0
     assert trained_at(study) == before
     assert results_of(study) == found

@@ -89,14 +89,14 @@ def test_the_metrics_say_what_was_examined(folder: Path, examined: tuple[Path, s
     assert metrics["checkpoint"]["step"] == STEPS
     assert metrics["fingerprint"]["split"] == "train"
     lake = open_lake(str(folder / "lake"))
-    assert metrics["examined"]["segments"] == [commit.segment for commit in lake.in_split("val")]
-    assert metrics["examined"]["snapshot"] == lake.snapshot
+    assert metrics["evaluated"]["segments"] == [commit.segment for commit in lake.in_split("val")]
+    assert metrics["evaluated"]["snapshot"] == lake.snapshot
     assert metrics["teachers"]["lidar"]["weights_sha256"] == read_card(str(folder / "teacher")).weights_sha256
     assert {"python", "torch", "torchvision"} <= metrics["versions"].keys()
 
 
 def test_frames_are_seen_as_in_the_training(examined: tuple[Path, str]) -> None:
-    how = json.loads((examined[0] / METRICS_FILE).read_text())["examined"]
+    how = json.loads((examined[0] / METRICS_FILE).read_text())["evaluated"]
     assert (how["cameras"], how["image_size"], how["bfloat16"]) == (["FRONT"], list(SIZE), False)
     assert "the student was trained with" not in examined[1]
 
@@ -128,7 +128,7 @@ def test_another_size_of_images_is_told(folder: Path, tmp_path: Path) -> None:
     config = settings(folder, teachers=("none",), samples=2, out=str(tmp_path), image_size=(128, 96))
     assert run(config, console) == 0
     assert "image size 128, 96: the student was trained with 96, 64" in console.export_text()
-    assert json.loads((tmp_path / METRICS_FILE).read_text())["examined"]["image_size"] == [128, 96]
+    assert json.loads((tmp_path / METRICS_FILE).read_text())["evaluated"]["image_size"] == [128, 96]
 
 
 def test_the_page_is_one_file_and_is_named_at_the_end(examined: tuple[Path, str]) -> None:

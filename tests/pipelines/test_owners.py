@@ -51,7 +51,7 @@ def train_teacher(lake: Lake, out: Path) -> None:
 
 
 def train_in_study(lake: Lake, out: Path) -> None:
-    ablate.work(ablate.Job(arm="none", fraction=1.0, config=student(lake, out), examined="val", threads=1))
+    ablate.work(ablate.Job(arm="none", fraction=1.0, config=student(lake, out), eval_split="val", threads=1))
 
 
 @pytest.mark.parametrize("training", [train_student, train_teacher, train_in_study])

@@ -48,8 +48,8 @@ def test_a_mean_over_some_of_the_seeds_says_so() -> None:
 
 
 def test_how_an_undistilled_teacher_is_imitated_is_no_figure() -> None:
-    heard = {**metrics(0.5), "imitation/masks/mIoU": 0.25, "imitation/points/R2": 0.75}
-    text = markdown({1.0: {arm: {0: heard} for arm in ("none", "classroom", "masks")}})
+    distilled = {**metrics(0.5), "imitation/masks/mIoU": 0.25, "imitation/points/R2": 0.75}
+    text = markdown({1.0: {arm: {0: distilled} for arm in ("none", "classroom", "masks")}})
     none, pool, masks = text.rstrip().splitlines()[-3:]
     assert "| not distilled | not distilled |" in none
     assert "| 0.250 | 0.750 |" in pool

@@ -16,7 +16,7 @@ from student.evaluation.detection import PrecisionRecall
 from student.evaluation.imitation import CellMean
 from student.evaluation.run import EvaluationResult, evaluate_student
 from student.report.comparisons import comparisons, teachers_in
-from student.report.evaluation import FRAMES, LESSONS, Evaluation, best_scores, verdict, write_report
+from student.report.evaluation import FRAMES, TEACHER_FRAMES, Evaluation, best_scores, verdict, write_report
 from teachers.pool import LocalPool
 from tests.student.students import COLORS, HEIGHT, SHADES, TAUGHT, WIDTH, ColorTeacher, build, samples, targets_of
 
@@ -83,7 +83,7 @@ def test_the_page_goes_from_images_to_metrics_to_settings(result: EvaluationResu
     first = page.index(verdict(result.metrics, 10))
     assert page.index("<h1>") < first < page.index("<h2>")
     assert "Each of 7 steps" in page
-    assert page.count("data:image/jpeg") == FRAMES + LESSONS
+    assert page.count("data:image/jpeg") == FRAMES + TEACHER_FRAMES
     assert page.count("data:image/png") == 3
     assert "trained with &lt;b&gt;  lake &amp; split" in page
 
@@ -108,7 +108,7 @@ def test_teachers_of_any_classes_can_be_shown(result: EvaluationResult) -> None:
     images = [re.findall('data:image/jpeg;base64,([^"]*)', written(one, "shades")) for one in (own, known)]
     # The same detections; the classes in two ways.
     same = [one == other for one, other in zip(*images, strict=True)]
-    assert same == [True] * FRAMES + [False] * LESSONS
+    assert same == [True] * FRAMES + [False] * TEACHER_FRAMES
 
 
 def test_more_can_be_added_at_the_end(result: EvaluationResult) -> None:
