@@ -28,9 +28,9 @@ from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from teachers.card import TeacherCard, TrainingData
 from teachers.confusion import Confusion
-from teachers.training.teacher_training import RunContext, TeacherData
-from teachers.training.train_mask_rcnn import MaskRcnnTrainConfig, train_mask_rcnn
-from teachers.training.train_spvcnn import SpvcnnTrainConfig, train_spvcnn
+from teachers.mask_rcnn.train import MaskRcnnTrainConfig, train_mask_rcnn
+from teachers.spvnas.train import SpvcnnTrainConfig, train_spvcnn
+from teachers.training import RunContext, TeacherData
 from training.distributed import Distributed
 from training.errors import TrainingError
 from training.run_lock import run_lock
