@@ -19,6 +19,7 @@ from student.config import StudentConfig, StudentError
 from student.distillation.controls import Targets
 from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.imitation import Imitation, ImitationConfig
+from student.distillation.kd import KD, KDConfig
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
 from teachers.loading import CachedTargets, parse_cached, parse_teachers, read_cards
@@ -30,7 +31,7 @@ from training.precision import uses_bfloat16
 if TYPE_CHECKING:
     from pipelines.train_setup import TrainPlan
 
-Method = Literal["imitation", "fitnet", "none"]
+Method = Literal["imitation", "fitnet", "kd", "none"]
 Anchors = Literal["fitted", "paper"]
 # The students that `--preset` names.
 PRESETS: dict[str, Callable[[], StudentConfig]] = {"classroom": StudentConfig, "paper": StudentConfig.paper}
@@ -70,6 +71,7 @@ class MethodEntry(NamedTuple):
 DISTILLATION_METHODS: dict[str, MethodEntry] = {
     "imitation": MethodEntry("maps", lambda plan: Imitation(plan.config.imitation, plan.class_weights)),
     "fitnet": MethodEntry("detectors", lambda plan: FitNet(plan.config.fitnet, plan.student, plan.detectors)),
+    "kd": MethodEntry("detectors", lambda plan: KD(plan.config.kd)),
 }
 
 
@@ -141,6 +143,8 @@ class TrainConfig:
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     # How much FitNet counts.
     fitnet: FitNetConfig = field(default_factory=FitNetConfig)
+    # How much knowledge distillation of classes counts.
+    kd: KDConfig = field(default_factory=KDConfig)
     # What happens to the images.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # The optimizer and its learning rate.
