@@ -22,6 +22,7 @@ from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.kd import KD, KDConfig
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
+from student.distillation.pkd import PKD, PKDConfig
 from teachers.loading import CachedTargets, parse_cached, parse_teachers, read_cards
 from training.fingerprint import Plain, flatten
 from training.loop import LoopConfig
@@ -31,7 +32,7 @@ from training.precision import uses_bfloat16
 if TYPE_CHECKING:
     from pipelines.train_setup import TrainPlan
 
-Method = Literal["imitation", "fitnet", "kd", "none"]
+Method = Literal["imitation", "fitnet", "kd", "pkd", "none"]
 Anchors = Literal["fitted", "paper"]
 # The students that `--preset` names.
 PRESETS: dict[str, Callable[[], StudentConfig]] = {"classroom": StudentConfig, "paper": StudentConfig.paper}
@@ -72,6 +73,7 @@ DISTILLATION_METHODS: dict[str, MethodEntry] = {
     "imitation": MethodEntry("maps", lambda plan: Imitation(plan.config.imitation, plan.class_weights)),
     "fitnet": MethodEntry("detectors", lambda plan: FitNet(plan.config.fitnet, plan.student, plan.detectors)),
     "kd": MethodEntry("detectors", lambda plan: KD(plan.config.kd)),
+    "pkd": MethodEntry("detectors", lambda plan: PKD(plan.config.pkd, plan.student, plan.detectors)),
 }
 
 
@@ -145,6 +147,8 @@ class TrainConfig:
     fitnet: FitNetConfig = field(default_factory=FitNetConfig)
     # How much knowledge distillation of classes counts.
     kd: KDConfig = field(default_factory=KDConfig)
+    # How much PKD counts.
+    pkd: PKDConfig = field(default_factory=PKDConfig)
     # What happens to the images.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # The optimizer and its learning rate.

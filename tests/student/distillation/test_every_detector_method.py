@@ -18,6 +18,7 @@ from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.kd import KD, KDConfig
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import DetectionObjective
+from student.distillation.pkd import PKD, PKDConfig
 from student.roi_heads import RoIPredictions
 from tests.student.distillation.taught import WIDE, batch, decided, of_method, taught, total
 from tests.student.students import TINY, cycled, samples
@@ -33,6 +34,7 @@ Build = Callable[[float, Mapping[str, DetectorTeacher]], DistillationMethod]
 METHODS: dict[str, Build] = {
     "fitnet": lambda weight, detectors: FitNet(FitNetConfig(weight=weight), TINY, detectors),
     "kd": lambda weight, _: KD(KDConfig(weight=weight, depth=weight)),
+    "pkd": lambda weight, detectors: PKD(PKDConfig(weight=weight), TINY, detectors),
 }
 every_method = pytest.mark.parametrize("build", METHODS.values(), ids=METHODS)
 
