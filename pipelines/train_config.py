@@ -17,6 +17,7 @@ from pipelines.paths import absolute
 from student.augmentation import Augmentation
 from student.config import StudentConfig, StudentError
 from student.distillation.controls import Targets
+from student.distillation.crosskd import CrossKD, CrossKDConfig
 from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.kd import KD, KDConfig
@@ -32,7 +33,7 @@ from training.precision import uses_bfloat16
 if TYPE_CHECKING:
     from pipelines.train_setup import TrainPlan
 
-Method = Literal["imitation", "fitnet", "kd", "pkd", "none"]
+Method = Literal["imitation", "fitnet", "kd", "pkd", "crosskd", "none"]
 Anchors = Literal["fitted", "paper"]
 # The students that `--preset` names.
 PRESETS: dict[str, Callable[[], StudentConfig]] = {"classroom": StudentConfig, "paper": StudentConfig.paper}
@@ -74,6 +75,7 @@ DISTILLATION_METHODS: dict[str, MethodEntry] = {
     "fitnet": MethodEntry("detectors", lambda plan: FitNet(plan.config.fitnet, plan.student, plan.detectors)),
     "kd": MethodEntry("detectors", lambda plan: KD(plan.config.kd)),
     "pkd": MethodEntry("detectors", lambda plan: PKD(plan.config.pkd, plan.student, plan.detectors)),
+    "crosskd": MethodEntry("detectors", lambda plan: CrossKD(plan.config.crosskd, plan.student, plan.detectors)),
 }
 
 
@@ -149,6 +151,8 @@ class TrainConfig:
     kd: KDConfig = field(default_factory=KDConfig)
     # How much PKD counts.
     pkd: PKDConfig = field(default_factory=PKDConfig)
+    # How much CrossKD counts.
+    crosskd: CrossKDConfig = field(default_factory=CrossKDConfig)
     # What happens to the images.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # The optimizer and its learning rate.

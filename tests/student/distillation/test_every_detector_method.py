@@ -13,6 +13,7 @@ from torch import Tensor
 
 from student.detector import DetectorOutput, Student
 from student.distillation.batch import DetectionBatch
+from student.distillation.crosskd import CrossKD, CrossKDConfig
 from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.kd import KD, KDConfig
@@ -35,6 +36,7 @@ METHODS: dict[str, Build] = {
     "fitnet": lambda weight, detectors: FitNet(FitNetConfig(weight=weight), TINY, detectors),
     "kd": lambda weight, _: KD(KDConfig(weight=weight, depth=weight)),
     "pkd": lambda weight, detectors: PKD(PKDConfig(weight=weight), TINY, detectors),
+    "crosskd": lambda weight, detectors: CrossKD(CrossKDConfig(classification=weight, box=weight), TINY, detectors),
 }
 every_method = pytest.mark.parametrize("build", METHODS.values(), ids=METHODS)
 
