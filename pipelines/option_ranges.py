@@ -63,6 +63,9 @@ RANGES: dict[str, dict[str, Range]] = {
         "foreground_factor": _NOT_NEGATIVE,
         "final_factor": _SHARE,
     },
+    "KDConfig": {"weight": _NOT_NEGATIVE, "temperature": _POSITIVE, "depth": _NOT_NEGATIVE},
+    "PKDConfig": {"weight": _NOT_NEGATIVE},
+    "CrossKDConfig": {"classification": _NOT_NEGATIVE, "box": _NOT_NEGATIVE, "temperature": _POSITIVE},
     # Of images, and of scans.
     "Augmentation": {"mirror": _SHARE, "light": _SHARE, "turn_rad": Range(0, math.pi), "scale": Range(0, 0.9)},
     "OptimizerConfig": {

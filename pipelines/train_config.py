@@ -17,11 +17,14 @@ from pipelines.paths import absolute
 from student.augmentation import Augmentation
 from student.config import StudentConfig, StudentError
 from student.distillation.controls import Targets
+from student.distillation.crosskd import CrossKD, CrossKDConfig
 from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.imitation import Imitation, ImitationConfig
+from student.distillation.kd import KD, KDConfig
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
 from teachers.loading import CachedTargets, is_detector, parse_cached, parse_teachers, read_cards
+from student.distillation.pkd import PKD, PKDConfig
 from training.fingerprint import Plain, flatten
 from training.loop import LoopConfig
 from training.optimizer import OptimizerConfig
@@ -30,7 +33,7 @@ from training.precision import uses_bfloat16
 if TYPE_CHECKING:
     from pipelines.train_setup import TrainPlan
 
-Method = Literal["imitation", "fitnet", "none"]
+Method = Literal["imitation", "fitnet", "kd", "pkd", "crosskd", "none"]
 Anchors = Literal["fitted", "paper"]
 # The students that `--preset` names.
 PRESETS: dict[str, Callable[[], StudentConfig]] = {"classroom": StudentConfig, "paper": StudentConfig.paper}
@@ -70,6 +73,9 @@ class MethodEntry(NamedTuple):
 DISTILLATION_METHODS: dict[str, MethodEntry] = {
     "imitation": MethodEntry("maps", lambda plan: Imitation(plan.config.imitation, plan.class_weights)),
     "fitnet": MethodEntry("detectors", lambda plan: FitNet(plan.config.fitnet, plan.student, plan.detectors)),
+    "kd": MethodEntry("detectors", lambda plan: KD(plan.config.kd)),
+    "pkd": MethodEntry("detectors", lambda plan: PKD(plan.config.pkd, plan.student, plan.detectors)),
+    "crosskd": MethodEntry("detectors", lambda plan: CrossKD(plan.config.crosskd, plan.student, plan.detectors)),
 }
 
 
@@ -141,6 +147,12 @@ class TrainConfig:
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     # How much FitNet counts.
     fitnet: FitNetConfig = field(default_factory=FitNetConfig)
+    # How much knowledge distillation of classes counts.
+    kd: KDConfig = field(default_factory=KDConfig)
+    # How much PKD counts.
+    pkd: PKDConfig = field(default_factory=PKDConfig)
+    # How much CrossKD counts.
+    crosskd: CrossKDConfig = field(default_factory=CrossKDConfig)
     # What happens to the images.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # The optimizer and its learning rate.
