@@ -56,6 +56,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "min_score": _SHARE,
         "detections": _COUNT,
     },
+    "FGFIConfig": {"weight": _NOT_NEGATIVE, "psi": _SHARE, "min_score": _SHARE},
     "FitNetConfig": {"weight": _NOT_NEGATIVE},
     "ImitationConfig": {
         "regression": _NOT_NEGATIVE,

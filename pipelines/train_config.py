@@ -17,6 +17,7 @@ from pipelines.paths import absolute
 from student.augmentation import Augmentation
 from student.config import StudentConfig, StudentError
 from student.distillation.controls import Targets
+from student.distillation.fgfi import FGFI, FGFIConfig
 from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.method import DistillationMethod
@@ -30,7 +31,7 @@ from training.precision import uses_bfloat16
 if TYPE_CHECKING:
     from pipelines.train_setup import TrainPlan
 
-Method = Literal["imitation", "fitnet", "none"]
+Method = Literal["imitation", "fitnet", "fgfi", "none"]
 Anchors = Literal["fitted", "paper"]
 # The students that `--preset` names.
 PRESETS: dict[str, Callable[[], StudentConfig]] = {"classroom": StudentConfig, "paper": StudentConfig.paper}
@@ -70,6 +71,7 @@ class MethodEntry(NamedTuple):
 DISTILLATION_METHODS: dict[str, MethodEntry] = {
     "imitation": MethodEntry("maps", lambda plan: Imitation(plan.config.imitation, plan.class_weights)),
     "fitnet": MethodEntry("detectors", lambda plan: FitNet(plan.config.fitnet, plan.student, plan.detectors)),
+    "fgfi": MethodEntry("detectors", lambda plan: FGFI(plan.config.fgfi, plan.student, plan.detectors)),
 }
 
 
@@ -141,6 +143,8 @@ class TrainConfig:
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     # How much FitNet counts.
     fitnet: FitNetConfig = field(default_factory=FitNetConfig)
+    # How much FGFI counts, and where.
+    fgfi: FGFIConfig = field(default_factory=FGFIConfig)
     # What happens to the images.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # The optimizer and its learning rate.

@@ -19,7 +19,7 @@ from datalake.synthetic import DriveConfig, write_drives
 from pipelines.detector_teachers import read_detector
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.train import main, run, train_worker
-from pipelines.train_config import TrainConfig
+from pipelines.train_config import DISTILLATION_METHODS, TrainConfig
 from pipelines.train_setup import prepare_training
 from student.checkpoint import read_student
 from student.detector import Student
@@ -81,9 +81,9 @@ def alone(folder: Path, out: str) -> TrainConfig:
 
 
 def beside(folder: Path, out: str) -> TrainConfig:
-    """Return a training from a detector and a map teacher together."""
+    """Return a training from a detector and a map teacher together, by all methods that there are."""
     teachers = (f"big={folder / 'big'}", f"points={folder / 'lidar'}")
-    return settings(folder, out, *teachers, distill=("imitation", "fitnet"))
+    return settings(folder, out, *teachers, distill=tuple(DISTILLATION_METHODS))
 
 
 def log(out: Path) -> list[dict[str, float]]:
@@ -128,9 +128,9 @@ def test_a_detector_alone_teaches_a_student_that_has_no_branch_for_it(folder: Pa
     } == student.state_dict().keys()
 
 
-def test_beside_a_map_teacher_both_methods_teach(whole: Path) -> None:
+def test_beside_a_map_teacher_all_methods_teach(whole: Path) -> None:
     assert [spec.name for spec in read_student(str(whole))[0].config.branches] == ["points"]
-    assert {"loss/imitation/points", "loss/fitnet/big"} <= set(log(whole)[0])
+    assert {"loss/imitation/points", "loss/fitnet/big", "loss/fgfi/big"} <= set(log(whole)[0])
 
 
 def test_a_stopped_run_ends_as_an_uninterrupted_one(folder: Path, whole: Path) -> None:
