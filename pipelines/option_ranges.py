@@ -64,6 +64,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "foreground_factor": _NOT_NEGATIVE,
         "final_factor": _SHARE,
     },
+    "ReviewKDConfig": {"weight": _NOT_NEGATIVE},
     # Of images, and of scans.
     "Augmentation": {"mirror": _SHARE, "light": _SHARE, "turn_rad": Range(0, math.pi), "scale": Range(0, 0.9)},
     "OptimizerConfig": {

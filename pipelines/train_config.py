@@ -22,6 +22,7 @@ from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
+from student.distillation.reviewkd import ReviewKD, ReviewKDConfig
 from teachers.loading import CachedTargets, parse_cached, parse_teachers, read_cards
 from training.fingerprint import Plain, flatten
 from training.loop import LoopConfig
@@ -31,7 +32,7 @@ from training.precision import uses_bfloat16
 if TYPE_CHECKING:
     from pipelines.train_setup import TrainPlan
 
-Method = Literal["imitation", "fitnet", "fgfi", "none"]
+Method = Literal["imitation", "fitnet", "fgfi", "reviewkd", "none"]
 Anchors = Literal["fitted", "paper"]
 # The students that `--preset` names.
 PRESETS: dict[str, Callable[[], StudentConfig]] = {"classroom": StudentConfig, "paper": StudentConfig.paper}
@@ -72,6 +73,7 @@ DISTILLATION_METHODS: dict[str, MethodEntry] = {
     "imitation": MethodEntry("maps", lambda plan: Imitation(plan.config.imitation, plan.class_weights)),
     "fitnet": MethodEntry("detectors", lambda plan: FitNet(plan.config.fitnet, plan.student, plan.detectors)),
     "fgfi": MethodEntry("detectors", lambda plan: FGFI(plan.config.fgfi, plan.student, plan.detectors)),
+    "reviewkd": MethodEntry("detectors", lambda plan: ReviewKD(plan.config.reviewkd, plan.student, plan.detectors)),
 }
 
 
@@ -145,6 +147,8 @@ class TrainConfig:
     fitnet: FitNetConfig = field(default_factory=FitNetConfig)
     # How much FGFI counts, and where.
     fgfi: FGFIConfig = field(default_factory=FGFIConfig)
+    # How much ReviewKD counts.
+    reviewkd: ReviewKDConfig = field(default_factory=ReviewKDConfig)
     # What happens to the images.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # The optimizer and its learning rate.

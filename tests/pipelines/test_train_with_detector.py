@@ -130,7 +130,8 @@ def test_a_detector_alone_teaches_a_student_that_has_no_branch_for_it(folder: Pa
 
 def test_beside_a_map_teacher_all_methods_teach(whole: Path) -> None:
     assert [spec.name for spec in read_student(str(whole))[0].config.branches] == ["points"]
-    assert {"loss/imitation/points", "loss/fitnet/big", "loss/fgfi/big"} <= set(log(whole)[0])
+    taught = {"imitation/points", "fitnet/big", "fgfi/big", "reviewkd/big"}
+    assert {f"loss/{name}" for name in taught} <= set(log(whole)[0])
 
 
 def test_a_stopped_run_ends_as_an_uninterrupted_one(folder: Path, whole: Path) -> None:
