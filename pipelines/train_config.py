@@ -18,6 +18,7 @@ from student.augmentation import Augmentation
 from student.config import StudentConfig, StudentError
 from student.distillation.controls import Targets
 from student.distillation.crosskd import CrossKD, CrossKDConfig
+from student.distillation.fgfi import FGFI, FGFIConfig
 from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.kd import KD, KDConfig
@@ -25,6 +26,7 @@ from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
 from teachers.loading import CachedTargets, is_detector, parse_cached, parse_teachers, read_cards
 from student.distillation.pkd import PKD, PKDConfig
+from student.distillation.reviewkd import ReviewKD, ReviewKDConfig
 from training.fingerprint import Plain, flatten
 from training.loop import LoopConfig
 from training.optimizer import OptimizerConfig
@@ -33,7 +35,7 @@ from training.precision import uses_bfloat16
 if TYPE_CHECKING:
     from pipelines.train_setup import TrainPlan
 
-Method = Literal["imitation", "fitnet", "kd", "pkd", "crosskd", "none"]
+Method = Literal["imitation", "fitnet", "kd", "pkd", "crosskd", "fgfi", "reviewkd", "none"]
 Anchors = Literal["fitted", "paper"]
 # The students that `--preset` names.
 PRESETS: dict[str, Callable[[], StudentConfig]] = {"classroom": StudentConfig, "paper": StudentConfig.paper}
@@ -76,6 +78,8 @@ DISTILLATION_METHODS: dict[str, MethodEntry] = {
     "kd": MethodEntry("detectors", lambda plan: KD(plan.config.kd)),
     "pkd": MethodEntry("detectors", lambda plan: PKD(plan.config.pkd, plan.student, plan.detectors)),
     "crosskd": MethodEntry("detectors", lambda plan: CrossKD(plan.config.crosskd, plan.student, plan.detectors)),
+    "fgfi": MethodEntry("detectors", lambda plan: FGFI(plan.config.fgfi, plan.student, plan.detectors)),
+    "reviewkd": MethodEntry("detectors", lambda plan: ReviewKD(plan.config.reviewkd, plan.student, plan.detectors)),
 }
 
 
@@ -153,6 +157,10 @@ class TrainConfig:
     pkd: PKDConfig = field(default_factory=PKDConfig)
     # How much CrossKD counts.
     crosskd: CrossKDConfig = field(default_factory=CrossKDConfig)
+    # How much FGFI counts, and where.
+    fgfi: FGFIConfig = field(default_factory=FGFIConfig)
+    # How much ReviewKD counts.
+    reviewkd: ReviewKDConfig = field(default_factory=ReviewKDConfig)
     # What happens to the images.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # The optimizer and its learning rate.

@@ -81,9 +81,9 @@ def alone(folder: Path, out: str) -> TrainConfig:
 
 
 def beside(folder: Path, out: str) -> TrainConfig:
-    """Return a training from a detector and a map teacher together."""
+    """Return a training from a detector and a map teacher together, by all methods that there are."""
     teachers = (f"big={folder / 'big'}", f"points={folder / 'lidar'}")
-    return settings(folder, out, *teachers, distill=("imitation", "fitnet"))
+    return settings(folder, out, *teachers, distill=tuple(DISTILLATION_METHODS))
 
 
 def log(out: Path) -> list[dict[str, float]]:
@@ -128,9 +128,10 @@ def test_a_detector_alone_teaches_a_student_that_has_no_branch_for_it(folder: Pa
     } == student.state_dict().keys()
 
 
-def test_beside_a_map_teacher_both_methods_teach(whole: Path) -> None:
+def test_beside_a_map_teacher_all_methods_teach(whole: Path) -> None:
     assert [spec.name for spec in read_student(str(whole))[0].config.branches] == ["points"]
-    assert {"loss/imitation/points", "loss/fitnet/big"} <= set(log(whole)[0])
+    taught = {"imitation/points", "fitnet/big", "fgfi/big", "reviewkd/big"}
+    assert {f"loss/{name}" for name in taught} <= set(log(whole)[0])
 
 
 def test_every_method_that_learns_from_detectors_trains_on_images_with_and_without_labels(folder: Path) -> None:
