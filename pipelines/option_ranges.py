@@ -57,6 +57,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "detections": _COUNT,
     },
     "FitNetConfig": {"weight": _NOT_NEGATIVE},
+    "LGDConfig": {"weight": _NOT_NEGATIVE, "detection_weight": _NOT_NEGATIVE, "start": _SHARE},
     "ImitationConfig": {
         "regression": _NOT_NEGATIVE,
         "classification": _NOT_NEGATIVE,

@@ -19,6 +19,7 @@ from student.config import StudentConfig, StudentError
 from student.distillation.controls import Targets
 from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.imitation import Imitation, ImitationConfig
+from student.distillation.lgd import LGD, LGDConfig
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
 from teachers.loading import CachedTargets, parse_cached, parse_teachers, read_cards
@@ -30,7 +31,7 @@ from training.precision import uses_bfloat16
 if TYPE_CHECKING:
     from pipelines.train_setup import TrainPlan
 
-Method = Literal["imitation", "fitnet", "none"]
+Method = Literal["imitation", "fitnet", "lgd", "none"]
 Anchors = Literal["fitted", "paper"]
 # The students that `--preset` names.
 PRESETS: dict[str, Callable[[], StudentConfig]] = {"classroom": StudentConfig, "paper": StudentConfig.paper}
@@ -58,11 +59,11 @@ _IRRELEVANT = {
 class MethodEntry(NamedTuple):
     """A distillation method of the command line.
 
-    learns_from: the teachers that it needs: some that answer with maps, or detectors
+    learns_from: what it needs: teachers that answer with maps, or detectors, or the labels alone
     build: makes it of what was found out before the training
     """
 
-    learns_from: Literal["maps", "detectors"]
+    learns_from: Literal["maps", "detectors", "labels"]
     build: Callable[[TrainPlan], DistillationMethod]
 
 
@@ -70,6 +71,7 @@ class MethodEntry(NamedTuple):
 DISTILLATION_METHODS: dict[str, MethodEntry] = {
     "imitation": MethodEntry("maps", lambda plan: Imitation(plan.config.imitation, plan.class_weights)),
     "fitnet": MethodEntry("detectors", lambda plan: FitNet(plan.config.fitnet, plan.student, plan.detectors)),
+    "lgd": MethodEntry("labels", lambda plan: LGD(plan.config.lgd, plan.student, plan.config.weights)),
 }
 
 
@@ -141,6 +143,8 @@ class TrainConfig:
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     # How much FitNet counts.
     fitnet: FitNetConfig = field(default_factory=FitNetConfig)
+    # How LGD counts, which needs no teacher.
+    lgd: LGDConfig = field(default_factory=LGDConfig)
     # What happens to the images.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # The optimizer and its learning rate.
