@@ -58,6 +58,7 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     "FGFIConfig": {"weight": _NOT_NEGATIVE, "psi": _SHARE, "min_score": _SHARE},
     "FitNetConfig": {"weight": _NOT_NEGATIVE},
+    "LGDConfig": {"weight": _NOT_NEGATIVE, "detection_weight": _NOT_NEGATIVE, "start": _SHARE},
     "ImitationConfig": {
         "regression": _NOT_NEGATIVE,
         "classification": _NOT_NEGATIVE,
