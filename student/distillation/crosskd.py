@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from student.config import StudentConfig
 from student.detector import DetectorOutput, Student
+from student.distillation.adapters import PyramidAdapters
 from student.distillation.batch import DetectionBatch
 from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.kd import softened_divergence
@@ -58,12 +58,7 @@ class CrossKD(DistillationMethod):
     def __init__(self, config: CrossKDConfig, student: StudentConfig, detectors: Mapping[str, DetectorTeacher]) -> None:
         super().__init__()
         self.config = config
-        self.adapters = nn.ModuleDict(
-            {
-                name: nn.ModuleList(nn.Conv2d(student.width, teacher.config.width, 1) for _ in range(student.levels))
-                for name, teacher in detectors.items()
-            }
-        )
+        self.adapters = PyramidAdapters(student, detectors)
 
     def losses(
         self, student: Student, output: DetectorOutput, batch: DetectionBatch, progress: float
@@ -74,7 +69,7 @@ class CrossKD(DistillationMethod):
         losses = {}
         for name, teacher in batch.detectors.items():
             truth = teacher.predict(boxes.boxes)
-            crossed = teacher.detector.heads.predict(self._adapted(name, output.features.pyramid), boxes.boxes)
+            crossed = teacher.detector.heads.predict(self.adapters.adapt(name, output.features.pyramid), boxes.boxes)
             divergence = softened_divergence(crossed.logits, truth.logits, self.config.temperature)
             probability, column = truth.logits.softmax(-1)[..., 1:].max(-1)
             deltas, expected = (_of_class(column + 1, predictions.deltas) for predictions in (crossed, truth))
@@ -82,14 +77,6 @@ class CrossKD(DistillationMethod):
             losses[f"crosskd/{name}/classification"] = Loss(boxes.mean(divergence), self.config.classification)
             losses[f"crosskd/{name}/box"] = Loss(box, self.config.box)
         return losses
-
-    def _adapted(self, name: str, pyramid: Sequence[Tensor]) -> list[Tensor]:
-        """Return the student's levels float32 [B, C, h, w] with as many channels as the teacher's."""
-        adapters = self.adapters[name]
-        assert isinstance(adapters, nn.ModuleList)
-        # A head gets float32 from its own pyramid, under autocast as well.
-        with torch.autocast(pyramid[0].device.type, enabled=False):
-            return [adapter(level) for adapter, level in zip(adapters, pyramid, strict=True)]
 
     def fingerprint(self) -> dict[str, Plain]:
         """Return the weights and the temperature."""

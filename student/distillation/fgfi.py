@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from student.config import StudentConfig
 from student.detector import DetectorOutput, Student
+from student.distillation.adapters import PyramidAdapters
 from student.distillation.batch import DetectionBatch
 from student.distillation.detector_teacher import DetectorTeacher, DetectorTeacherOutput
 from student.distillation.method import DistillationMethod
@@ -63,12 +64,7 @@ class FGFI(DistillationMethod):
     def __init__(self, config: FGFIConfig, student: StudentConfig, detectors: Mapping[str, DetectorTeacher]) -> None:
         super().__init__()
         self.config = config
-        self.adapters = nn.ModuleDict(
-            {
-                name: nn.ModuleList(nn.Conv2d(student.width, teacher.config.width, 1) for _ in range(student.levels))
-                for name, teacher in detectors.items()
-            }
-        )
+        self.adapters = PyramidAdapters(student, detectors)
 
     def losses(
         self, student: Student, output: DetectorOutput, batch: DetectionBatch, progress: float
@@ -85,12 +81,8 @@ class FGFI(DistillationMethod):
             if len(batch.images) > len(labelled):
                 boxes = self._confident_boxes(teacher, len(labelled))
                 mask = torch.cat([labelled, self._mask(anchors, boxes, cells)])
-            adapters = self.adapters[name]
-            assert isinstance(adapters, nn.ModuleList)
-            # Small differences of large numbers: autocast would round them away.
-            with torch.autocast(anchors.device.type, enabled=False):
-                adapted = [adapter(level) for adapter, level in zip(adapters, levels, strict=True)]
-                losses[f"fgfi/{name}"] = Loss(imitation_losses(adapted, teacher.pyramid, mask).mean(), weight)
+            adapted = self.adapters.adapt(name, levels)
+            losses[f"fgfi/{name}"] = Loss(imitation_losses(adapted, teacher.pyramid, mask).mean(), weight)
         return losses
 
     def _mask(self, anchors: Tensor, boxes: Tensor, cells: int) -> Tensor:

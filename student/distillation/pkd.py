@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from student.config import StudentConfig
 from student.detector import DetectorOutput, Student
+from student.distillation.adapters import PyramidAdapters
 from student.distillation.batch import DetectionBatch
 from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.method import DistillationMethod
@@ -48,14 +49,7 @@ class PKD(DistillationMethod):
     def __init__(self, config: PKDConfig, student: StudentConfig, detectors: Mapping[str, DetectorTeacher]) -> None:
         super().__init__()
         self.config = config
-        self.adapters = nn.ModuleDict(
-            {
-                name: nn.ModuleList(
-                    nn.Conv2d(student.width, teacher.config.width, 1, bias=False) for _ in range(student.levels)
-                )
-                for name, teacher in detectors.items()
-            }
-        )
+        self.adapters = PyramidAdapters(student, detectors, bias=False)
 
     def losses(
         self, student: Student, output: DetectorOutput, batch: DetectionBatch, progress: float
@@ -64,13 +58,9 @@ class PKD(DistillationMethod):
         del student, progress
         losses = {}
         for name, teacher in batch.detectors.items():
-            adapters = self.adapters[name]
-            assert isinstance(adapters, nn.ModuleList)
-            levels = list(zip(adapters, output.features.pyramid, teacher.pyramid, strict=True))
-            # Small differences of large numbers: autocast would round them away.
-            with torch.autocast(levels[0][1].device.type, enabled=False):
-                distances = [correlation_distance(adapter(own), truth).mean() for adapter, own, truth in levels]
-                losses[f"pkd/{name}"] = Loss(torch.stack(distances).sum(), self.config.weight)
+            levels = zip(self.adapters.adapt(name, output.features.pyramid), teacher.pyramid, strict=True)
+            distances = [correlation_distance(adapted, truth).mean() for adapted, truth in levels]
+            losses[f"pkd/{name}"] = Loss(torch.stack(distances).sum(), self.config.weight)
         return losses
 
     def fingerprint(self) -> dict[str, Plain]:
