@@ -143,7 +143,7 @@ class SlowLinear(nn.Linear):
         super().reset_parameters()
         with torch.no_grad():
             for parameter in self.parameters():
-                parameter *= _KEPT
+                parameter.mul_(_KEPT)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """Return [..., outputs] of [..., inputs]."""
