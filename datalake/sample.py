@@ -41,11 +41,13 @@ class Objects:
     boxes: float32 [M, 4], x0, y0, x1, y1 in pixels, within the image and with an area
     classes: int64 [M], 1 VEHICLE, 2 PEDESTRIAN, 3 SIGN, 4 CYCLIST
     depth_m: float32 [M], mean distance of the object's points from the camera's center, NaN without points
+    difficulty: int8 [M], Waymo's levels 1 and 2, 0 where the record has none; None where it was not read
     """
 
     boxes: torch.Tensor
     classes: torch.Tensor
     depth_m: torch.Tensor
+    difficulty: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
