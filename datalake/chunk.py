@@ -192,6 +192,7 @@ class Chunk:
             panoptic=self._panoptic(row, key, size) if self._options.panoptic else None,
             intrinsic=None if intrinsic is None else torch.from_numpy(intrinsic * [*scale, *scale, 1, 1, 1, 1, 1]),
             camera_to_vehicle=None if camera_to_vehicle is None else _tensor(camera_to_vehicle).reshape(4, 4),
+            record_size=(width, height),
         )
 
     def _decode(self, row: int, key: SampleKey, size: tuple[int, int]) -> torch.Tensor:

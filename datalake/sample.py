@@ -107,6 +107,7 @@ class Sample:
     panoptic: None where the image is not labelled so, or it is not asked for
     intrinsic: float64 [9] (f_u, f_v, c_u, c_v, k1, k2, p1, p2, k3), or None where the record has none
     camera_to_vehicle: float64 [4, 4], or None where the record has none
+    record_size: width and height in pixels of the record's image, before it was resized; None where it is not of a lake
     """
 
     key: SampleKey
@@ -116,3 +117,4 @@ class Sample:
     panoptic: Panoptic | None
     intrinsic: torch.Tensor | None
     camera_to_vehicle: torch.Tensor | None
+    record_size: tuple[int, int] | None = None

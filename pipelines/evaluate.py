@@ -4,6 +4,7 @@
     OUT/report.html           the same as one page that needs no other file
     OUT/student.safetensors   with --export: the weights and the configuration
     OUT/student.pt2           with --export: a program that runs without this package
+    SUBMISSION                with --submission: the detections as `Objects`, which Waymo's own tools read
 
 A split with segments that the student or a teacher was trained on is refused.
 """
@@ -31,6 +32,7 @@ from pipelines.device import decoding_threads, device_of
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
+from pipelines.submission import Submission
 from student.checkpoint import read_student
 from student.config import StudentError
 from student.detector import Student
@@ -78,6 +80,8 @@ class EvaluateConfig:
     out: str | None = None
     # Also write the student's weights and a program that runs without this package.
     export: bool = False
+    # Also write the detections to this file as Waymo's `Objects`, in pixels of the records' images.
+    submission: str | None = None
     # Images at once.
     batch: int = 6
     # Cameras whose images are used; by default the training's.
@@ -137,6 +141,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
     layout = memory_format(student.config.norm, device)
     student = student.to(device).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     batches, samples = _batches(frames, config)
+    submission = Submission()
     with ProgressBar(console) as bar:
         result = evaluate_student(
             student,
@@ -145,8 +150,11 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
             cell_means=_cell_means(config, frames, mean_pool, bar.update),
             example_every=-(-samples // _EXAMPLES),
             bfloat16=bfloat16,
+            on_sample=submission.add,
             progress=lambda done: bar.update("evaluate", done, samples, "samples"),
         )
+    if config.submission is not None:
+        submission.write(absolute(config.submission))
     how = {
         "lake": lake.store.url,
         "snapshot": lake.snapshot,
