@@ -28,11 +28,13 @@ class Info:
     lake: str
     # A snapshot by number; the newest if not given.
     snapshot: int | None = None
+    # Tell of the images for which this holds alone, as in SQL: "time_of_day = 'Night'".
+    where: str | None = None
 
     def run(self, console: Console) -> int:
         """Print, and return exit status 0."""
         _check_snapshot(self.snapshot)
-        print_info(open_lake(self.lake, self.snapshot), console)
+        print_info(open_lake(self.lake, self.snapshot), console, self.where)
         return 0
 
 
@@ -104,6 +106,8 @@ class Show:
     split: str = "train"
     # The segment's name; the first of the split if not given.
     segment: str | None = None
+    # Of the images for which this holds alone, as in SQL: "time_of_day = 'Night'".
+    where: str | None = None
     # The frame's place in the segment, from 0 on.
     frame: int = 0
     # The camera whose image is drawn.
@@ -114,7 +118,7 @@ class Show:
     def run(self, console: Console) -> int:
         """Draw, say where, and return exit status 0."""
         mpl.use("agg")
-        lake = open_lake(self.lake)
+        lake = open_lake(self.lake).where(self.where, self.split)
         segment = self.segment or lake.in_split(self.split)[0].segment
         save_frame(lake, self.split, segment, self.frame, self.camera, self.out)
         console.print(f"{segment} frame {self.frame} {self.camera}: {self.out}", highlight=False, soft_wrap=True)

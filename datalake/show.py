@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import matplotlib as mpl
@@ -31,7 +32,7 @@ def draw_frame(lake: Lake, split: str, segment: str, frame: int, camera: str) ->
     Raises LakeError where the lake has no such segment, frame or camera.
     """
     commit = _find(lake, split, segment)
-    rows = _rows(lake, commit, "image", ["timestamp_us", "camera", "jpeg"])
+    rows = lake_of_segment(lake, commit).images(["timestamp_us", "camera", "jpeg"]).to_pylist()
     times = sorted({row["timestamp_us"] for row in rows})
     if not 0 <= frame < len(times):
         raise LakeError(f"segment {segment} has frames 0 to {len(times) - 1}, not {frame}")
@@ -123,6 +124,11 @@ def save_frame(lake: Lake, split: str, segment: str, frame: int, camera: str, ur
     plt.close(figure)
     folder, _, name = url.rpartition("/")
     Store(folder or ("/" if url.startswith("/") else ".")).write(name, png.getvalue())
+
+
+def lake_of_segment(lake: Lake, commit: Commit) -> Lake:
+    """Return the lake with this segment alone."""
+    return replace(lake, commits=(commit,))
 
 
 def _find(lake: Lake, split: str, segment: str) -> Commit:

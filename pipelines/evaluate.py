@@ -74,6 +74,8 @@ class EvaluateConfig:
     lake: str
     # The split to evaluate on.
     split: str = "val"
+    # Evaluate on these images of the split alone, as in SQL: "time_of_day = 'Night'".
+    where: str | None = None
     # Teachers to compare the student's branches with, as NAME=FOLDER, or none alone.
     teachers: tuple[str, ...] = ("none",)
     # Metrics and page go here; by default to `evaluation` in the checkpoint's folder.
@@ -119,7 +121,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
     checkpoint_url = absolute(config.checkpoint).rstrip("/")
     out = RunDir(absolute(config.out) if config.out is not None else f"{checkpoint_url}/evaluation")
     student, checkpoint = read_student(checkpoint_url)
-    lake = open_lake(absolute(config.lake))
+    lake = open_lake(absolute(config.lake)).where(config.where, config.split)
     named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
     cards = read_cards(named)
     tables = parse_cached(config.cached, named)
@@ -159,6 +161,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
         "lake": lake.store.url,
         "snapshot": lake.snapshot,
         "split": config.split,
+        "where": config.where,
         "segments": sorted(commit.segment for commit in lake.in_split(config.split)),
         "cameras": list(frames.cameras),
         "image_size": list(frames.image_size),
@@ -242,13 +245,17 @@ def _check(
 def _check_unseen(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, console: Console) -> None:
     """Raise LakeError where the student was trained on a segment that it is to be evaluated on."""
     url, snapshot, split = (checkpoint.fingerprint.get(name) for name in ("lake", "snapshot", "split"))
+    where = checkpoint.fingerprint.get("where")
     if not isinstance(url, str) or not isinstance(snapshot, int) or not isinstance(split, str):
         raise StudentError(
             f"{config.checkpoint}: the checkpoint does not name the lake, snapshot and split that it was trained on, so"
             " it is unknown whether it has seen these frames"
         )
     try:
-        trained = {commit.segment for commit in open_lake(url, snapshot).in_split(split)}
+        whole = open_lake(url, snapshot)
+        trained = {
+            commit.segment for commit in whole.where(None if where is None else str(where), split).in_split(split)
+        }
     except LakeError as error:
         # Runs are copied to other machines. What can be compared still is, and a line says so.
         console.print(f"the lake of the training cannot be read, so this lake's split {split} is compared: {error}")
@@ -342,6 +349,7 @@ def _settings(checkpoint: Checkpoint, named: Mapping[str, str], how: Mapping[str
     return {
         "trained": f"{checkpoint.step:,} steps in {checkpoint.seconds:,.0f} s",
         "evaluated on": f"split {how['split']} of {how['lake']}, snapshot {how['snapshot']}",
+        **({} if how["where"] is None else {"where": how["where"]}),
         "segments": f"{len(how['segments']):,}",
         "images": f"{width} x {height}, {', '.join(how['cameras'])}, {how['batch']} at once",
         "computed on": f"{how['device']}, {'bfloat16' if how['bfloat16'] else 'float32'}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -157,6 +158,15 @@ def test_the_submission_has_the_detections_in_pixels_of_the_records(folder: Path
         np.testing.assert_allclose(boxes, expected, atol=1e-2)
 
 
+def test_only_images_for_which_the_condition_holds_are_evaluated(folder: Path, tmp_path: Path) -> None:
+    times = sorted(open_lake(str(folder / "lake")).images(["timestamp_us"], "val").column(0).to_pylist())
+    condition = f"timestamp_us > {times[0]}"
+    evaluate(settings(folder, teachers=("none",), out=str(tmp_path), where=condition), Console(quiet=True))
+    metrics = json.loads((tmp_path / METRICS_FILE).read_text())
+    assert (metrics["samples"], metrics["evaluated"]["where"]) == (FRAMES - 1, condition)
+    assert f"where {condition}" in " ".join(html.unescape((tmp_path / REPORT_FILE).read_text()).split())
+
+
 def test_the_page_is_one_file_and_is_named_at_the_end(examined: tuple[Path, str]) -> None:
     page = (examined[0] / REPORT_FILE).read_text()
     assert not re.search(r'(src|href)="(?!data:)', page)
@@ -246,6 +256,11 @@ def copy_run(folder: Path, copy: Path, **fingerprint: str | None) -> None:
         ),
         (["--cameras", "SIDE_LEFT"], "has 0 images of SIDE_LEFT"),
         (["--image-size", "90", "60"], "images of 90 x 60 pixels do not divide into cells of 32"),
+        (["--where", "jpeg = 'x'"], "there is no column jpeg, only segment, timestamp_us"),
+        (
+            ["--where", "camera = 'REAR'"],
+            "for no image of split 'val' holds \"camera = 'REAR'\"; there are camera 'FRONT' (4)",
+        ),
         (["--samples", "0"], "--samples 0: expected at least 1"),
         (["--batch", "0"], "--batch 0: expected at least 1"),
     ],
