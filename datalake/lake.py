@@ -28,8 +28,8 @@ from datalake.cache import RangeCache
 from datalake.commit import Commit, LakeError, check_schema_version, load_json
 from datalake.ranges import RangeReader, file_system
 from datalake.schema import POINT_MODES, SCHEMA_VERSION, TABLES, PointMode
+from datalake.sources.waymo_v1.frame import CAMERAS
 from datalake.store import Store, is_temporary
-from datalake.waymo.frame import CAMERAS
 from datalake.where import Where, parse_where
 
 _FORMAT = "_lake.json"

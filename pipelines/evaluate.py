@@ -245,17 +245,15 @@ def _check(
 def _check_unseen(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, console: Console) -> None:
     """Raise LakeError where the student was trained on a segment that it is to be evaluated on."""
     url, snapshot, split = (checkpoint.fingerprint.get(name) for name in ("lake", "snapshot", "split"))
-    where = checkpoint.fingerprint.get("where")
+    condition = checkpoint.fingerprint.get("where")
     if not isinstance(url, str) or not isinstance(snapshot, int) or not isinstance(split, str):
         raise StudentError(
             f"{config.checkpoint}: the checkpoint does not name the lake, snapshot and split that it was trained on, so"
             " it is unknown whether it has seen these frames"
         )
     try:
-        whole = open_lake(url, snapshot)
-        trained = {
-            commit.segment for commit in whole.where(None if where is None else str(where), split).in_split(split)
-        }
+        seen = open_lake(url, snapshot).where(None if condition is None else str(condition), split)
+        trained = {commit.segment for commit in seen.in_split(split)}
     except LakeError as error:
         # Runs are copied to other machines. What can be compared still is, and a line says so.
         console.print(f"the lake of the training cannot be read, so this lake's split {split} is compared: {error}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datalake.sample import Sample
-from datalake.waymo.objects import objects_message
+from datalake.sources.waymo_v1.objects import objects_message
 from student.detections import Detections
 from training.run_dir import RunDir
 
