@@ -1,4 +1,4 @@
-"""`python -m datalake info|verify|vacuum|show --lake URL`: look at a lake, check it, clean it, draw it."""
+"""`python -m datalake info|verify|vacuum|show|export --lake URL`: look at a lake, check, clean, draw and export it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from datalake.cli import run_command
+from datalake.export import Format, export_split
 from datalake.info import print_info
 from datalake.lake import open_lake
 from datalake.limits import check_range
@@ -125,6 +126,34 @@ class Show:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a split's images and 2D boxes for other tools; continues where it was interrupted."""
+
+    # What the annotations look like.
+    format: tyro.conf.Positional[Format]
+    # The lake: a local path, s3:// or gs://.
+    lake: str
+    # The split to export.
+    split: str
+    # The folder to write to: a local path, s3:// or gs://.
+    out: str
+    # A snapshot by number; the newest if not given.
+    snapshot: int | None = None
+    # The images for which this holds alone, as in SQL: "time_of_day = 'Night'".
+    where: str | None = None
+
+    def run(self, console: Console) -> int:
+        """Write, say how many images, and return exit status 0."""
+        _check_snapshot(self.snapshot)
+        lake = open_lake(self.lake, self.snapshot)
+        segments = export_split(lake, self.split, Store(self.out), self.format, self.where)
+        total = len(lake.in_split(self.split))
+        images = sum(track(segments, "export", total, console=console, disable=not console.is_terminal))
+        console.print(f"{images:,} images of split {self.split}: {self.out}", highlight=False, soft_wrap=True)
+        return 0
+
+
 def _check_snapshot(snapshot: int | None) -> None:
     if snapshot is not None:
         check_range("--snapshot", snapshot, 0)
@@ -135,6 +164,7 @@ Command = (
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Vacuum, tyro.conf.subcommand("vacuum")]
     | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
 )
 
 
