@@ -1,8 +1,10 @@
-"""`python -m datalake info|verify|vacuum|show|export --lake URL`: look at a lake, check, clean, draw and export it."""
+"""`python -m datalake info|verify|vacuum|show|export|view --lake URL`: look at a lake, check, clean and export it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import matplotlib as mpl
@@ -13,12 +15,13 @@ from rich.progress import track
 from datalake.cli import run_command
 from datalake.export import Format, export_split
 from datalake.info import print_info
-from datalake.lake import open_lake
+from datalake.lake import Lake, open_lake
 from datalake.limits import check_range
 from datalake.show import save_frame
 from datalake.store import Store
 from datalake.vacuum import splits_of, unreferenced, vacuum
 from datalake.verify import verify
+from datalake.view import Coordinates, PointColor, Recording, write_recording
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +157,57 @@ class Export:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Write a segment as a recording for the Rerun viewer: `rerun scene.rrd`. Needs the extra `view`."""
+
+    # The lake: a local path, s3:// or gs://.
+    lake: str
+    # The split that the segment is in.
+    split: str = "train"
+    # The segment's name; the first of the split if not given.
+    segment: str | None = None
+    # The images for which this holds alone, as in SQL: "camera = 'FRONT'".
+    where: str | None = None
+    # At most so many frames, from the first on; all if not given.
+    frames: int | None = None
+    # What the colors of points mean; by default their class in frames with labelled points, in others their distance.
+    color: PointColor | None = None
+    # `world` moves the vehicle through the scene, from where it is in the first frame.
+    coordinates: Coordinates = "vehicle"
+    # A student to show the detections of: the folder of a run of train.py.
+    student: Annotated[str | None, tyro.conf.arg(name="run")] = None
+    # Teachers to show the targets of, as NAME=FOLDER, or none alone.
+    teachers: tuple[str, ...] = ("none",)
+    # The recording: a local path.
+    out: Path = Path("scene.rrd")
+
+    def run(self, console: Console) -> int:
+        """Write, say where, and return exit status 0."""
+        if self.frames is not None:
+            check_range("--frames", self.frames, 1)
+        lake = open_lake(self.lake).where(self.where, self.split)
+        segment = self.segment or lake.in_split(self.split)[0].segment
+        more: Callable[[Recording, Lake], None] | None = None
+        if self.student is not None or self.teachers != ("none",):
+            # This command is above the lake: models are imported only where somebody asks for them.
+            from pipelines.view_layers import model_layers
+
+            more = model_layers(self.student, self.teachers, self.split)
+        frames = write_recording(
+            lake,
+            self.split,
+            segment,
+            self.out,
+            color=self.color,
+            coordinates=self.coordinates,
+            frames=self.frames,
+            more=more,
+        )
+        console.print(f"{segment}, {frames} frames: rerun {self.out}", highlight=False, soft_wrap=True)
+        return 0
+
+
 def _check_snapshot(snapshot: int | None) -> None:
     if snapshot is not None:
         check_range("--snapshot", snapshot, 0)
@@ -165,6 +219,7 @@ Command = (
     | Annotated[Vacuum, tyro.conf.subcommand("vacuum")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[View, tyro.conf.subcommand("view")]
 )
 
 

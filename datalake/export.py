@@ -16,7 +16,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
@@ -53,7 +52,7 @@ def export_split(lake: Lake, split: str, out: Store, style: Format, condition: s
     for commit in commits:
         done = f"{_STATE}/{split}/{commit.segment}.json"
         if not out.exists(done):
-            rows = _export_segment(replace(lake, commits=(commit,)), commit, out, style)
+            rows = _export_segment(lake.of_commits(commit), commit, out, style)
             out.create(done, json.dumps(rows, separators=(",", ":")).encode())
         yield len(json.loads(out.read(done))["images"])
     if style == "coco":

@@ -103,6 +103,10 @@ class Lake:
             self, commits=tuple(kept.get(c.name, c) for c in self.commits if c.name in kept or c.name not in asked)
         )
 
+    def of_commits(self, *commits: Commit) -> Lake:
+        """Return the lake with these of its commits alone."""
+        return replace(self, commits=commits)
+
     def images(self, columns: Sequence[str], split: str | None = None) -> pa.Table:
         """Return columns of the rows of `image` that `where` has kept; all where it was not called."""
         kept = np.concatenate([_kept(commit) for commit in self.in_split(split)])

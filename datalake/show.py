@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from typing import Any
 
 import matplotlib as mpl
@@ -31,8 +30,8 @@ def draw_frame(lake: Lake, split: str, segment: str, frame: int, camera: str) ->
 
     Raises LakeError where the lake has no such segment, frame or camera.
     """
-    commit = _find(lake, split, segment)
-    rows = lake_of_segment(lake, commit).images(["timestamp_us", "camera", "jpeg"]).to_pylist()
+    commit = find_segment(lake, split, segment)
+    rows = lake.of_commits(commit).images(["timestamp_us", "camera", "jpeg"]).to_pylist()
     times = sorted({row["timestamp_us"] for row in rows})
     if not 0 <= frame < len(times):
         raise LakeError(f"segment {segment} has frames 0 to {len(times) - 1}, not {frame}")
@@ -126,12 +125,8 @@ def save_frame(lake: Lake, split: str, segment: str, frame: int, camera: str, ur
     Store(folder or ("/" if url.startswith("/") else ".")).write(name, png.getvalue())
 
 
-def lake_of_segment(lake: Lake, commit: Commit) -> Lake:
-    """Return the lake with this segment alone."""
-    return replace(lake, commits=(commit,))
-
-
-def _find(lake: Lake, split: str, segment: str) -> Commit:
+def find_segment(lake: Lake, split: str, segment: str) -> Commit:
+    """Return the commit of a segment of the split; raises LakeError, naming some that there are, where it has none."""
     commits = lake.in_split(split)
     found = [commit for commit in commits if commit.segment == segment]
     if not found:

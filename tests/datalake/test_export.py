@@ -104,7 +104,7 @@ def test_an_interrupted_export_continues_with_the_segments_that_were_left(
     segments = export_split(drive_lake, "train", out, "coco")
     next(segments)
     next(segments)
-    segments.close()
+    del segments
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
     assert len(written) == 4 * DRIVE_FRAMES
     # Half a file, of a segment that was not finished.
