@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,13 +14,14 @@ from rich.progress import track
 from datalake.cli import run_command
 from datalake.export import Format, export_split
 from datalake.info import print_info
-from datalake.lake import Lake, open_lake
+from datalake.lake import open_lake
+from datalake.layers import LayersOf
 from datalake.limits import check_range
 from datalake.show import save_frame
 from datalake.store import Store
 from datalake.vacuum import splits_of, unreferenced, vacuum
 from datalake.verify import verify
-from datalake.view import Coordinates, PointColor, Recording, write_recording
+from datalake.view import Coordinates, PointColor, write_recording
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,10 @@ class Show:
     frame: int = 0
     # The camera whose image is drawn.
     camera: str = "FRONT"
+    # A student whose detections are drawn, dashed: the folder of a run of train.py.
+    student: Annotated[str | None, tyro.conf.arg(name="run")] = None
+    # Teachers whose targets are drawn, as NAME=FOLDER, or none alone.
+    teachers: tuple[str, ...] = ("none",)
     # Where the PNG goes: a local path, s3:// or gs://.
     out: str = "frame.png"
 
@@ -124,7 +128,8 @@ class Show:
         mpl.use("agg")
         lake = open_lake(self.lake).where(self.where, self.split)
         segment = self.segment or lake.in_split(self.split)[0].segment
-        save_frame(lake, self.split, segment, self.frame, self.camera, self.out)
+        layers = _model_layers(self.student, self.teachers, self.split)
+        save_frame(lake, self.split, segment, self.frame, self.camera, self.out, layers)
         console.print(f"{segment} frame {self.frame} {self.camera}: {self.out}", highlight=False, soft_wrap=True)
         return 0
 
@@ -188,12 +193,6 @@ class View:
             check_range("--frames", self.frames, 1)
         lake = open_lake(self.lake).where(self.where, self.split)
         segment = self.segment or lake.in_split(self.split)[0].segment
-        more: Callable[[Recording, Lake], None] | None = None
-        if self.student is not None or self.teachers != ("none",):
-            # This command is above the lake: models are imported only where somebody asks for them.
-            from pipelines.view_layers import model_layers
-
-            more = model_layers(self.student, self.teachers, self.split)
         frames = write_recording(
             lake,
             self.split,
@@ -202,10 +201,20 @@ class View:
             color=self.color,
             coordinates=self.coordinates,
             frames=self.frames,
-            more=more,
+            layers=_model_layers(self.student, self.teachers, self.split),
         )
         console.print(f"{segment}, {frames} frames: rerun {self.out}", highlight=False, soft_wrap=True)
         return 0
+
+
+def _model_layers(run: str | None, teachers: tuple[str, ...], split: str) -> LayersOf | None:
+    """Return what a run's student and the teachers say of images; None where nobody is asked."""
+    if run is None and teachers == ("none",):
+        return None
+    # A command stands above all packages: models are imported only where somebody asks for them.
+    from pipelines.model_layers import model_layers
+
+    return model_layers(run, teachers, split)
 
 
 def _check_snapshot(snapshot: int | None) -> None:

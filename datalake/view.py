@@ -2,7 +2,9 @@
 
     vehicle                          with `world`: where the vehicle is, relative to the segment's first frame
     vehicle/points                   all returns; vehicle/boxes the 3D boxes
-    vehicle/<camera>                 calibration; below it image, boxes (2D, with depth), depth (points on the image)
+    vehicle/<camera>                 calibration; below it image, boxes (2D, with depth), depth (points on the image),
+                                     and a student's detections
+    maps/<camera>/<teacher>          target, and the student's prediction of it
 
 Frames of reference are the lake's: x forward, y left, z up. Lens distortion is not part of Rerun's cameras: in 3D an
 image's edge is off by it, in 2D all is where the record has it.
@@ -11,7 +13,7 @@ image's edge is off by it, in 2D all is where the record has it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from datalake.chunk import SegmentFiles
 from datalake.commit import Commit, LakeError
 from datalake.lake import Lake
+from datalake.layers import ImageLayers, LayersOf
 from datalake.show import TYPE_COLORS, find_segment
 
 PointColor = Literal["class", "depth", "intensity"]
@@ -49,8 +52,11 @@ _BACKGROUND = (20, 22, 26)
 _IMAGE_PLANE_M = 2.0
 
 
-class Recording:
-    """An open recording of one segment. What is logged of an image stands below its camera, at the image's time."""
+class _Recording:
+    """An open recording of one segment.
+
+    maps: the entities of images that get a view of their own
+    """
 
     def __init__(self, stream: Any, rerun: ModuleType, frames: dict[int, int]) -> None:
         self._stream, self.rerun, self._frames = stream, rerun, frames
@@ -65,11 +71,6 @@ class Recording:
         """Log Rerun's archetypes; static: for all times."""
         self._stream.log(entity, *values, static=static)
 
-    def log_map(self, entity: str, image: NDArray[np.uint8]) -> None:
-        """Log an image uint8 [h, w, 3] that gets a view of its own."""
-        self.log(entity, self.rerun.Image(image))
-        self.maps[entity] = None
-
 
 def write_recording(
     lake: Lake,
@@ -80,12 +81,12 @@ def write_recording(
     color: PointColor | None = None,
     coordinates: Coordinates = "vehicle",
     frames: int | None = None,
-    more: Callable[[Recording, Lake], None] | None = None,
+    layers: LayersOf | None = None,
 ) -> int:
     """Write the first `frames` frames of a segment, all by default, of the images that the lake has kept; return them.
 
     color: of points; by default their class in frames whose points are labelled, in others their distance
-    more: called with the open recording and the lake that has these frames alone, to log what others know of them
+    layers: what models say of the images
 
     Raises LakeError where there is no such segment, rerun-sdk is not installed, or poses are asked for and missing.
     """
@@ -98,15 +99,15 @@ def write_recording(
     (commit,) = lake.commits
     numbers = {time: number for number, time in enumerate(times)}
     with _saved(rerun, out, segment) as stream:
-        recording = Recording(stream, rerun, numbers)
+        recording = _Recording(stream, rerun, numbers)
         cameras = _log_segment(recording, lake, commit, numbers, color, coordinates)
-        if more is not None:
-            more(recording, lake)
+        for one in layers(lake) if layers is not None else ():
+            _log_layers(recording, one)
         stream.send_blueprint(_blueprint(cameras, list(recording.maps), coordinates))
     return len(times)
 
 
-def type_colors(types: Iterable[str]) -> NDArray[np.uint8]:
+def _type_colors(types: Iterable[str]) -> NDArray[np.uint8]:
     """Return the color of each type of object, uint8 [N, 4]."""
     return _bytes(mpl.colors.to_rgba_array([TYPE_COLORS[name] for name in types]))
 
@@ -142,7 +143,7 @@ def _saved(rerun: ModuleType, out: Path, name: str) -> Iterator[Any]:
 
 
 def _log_segment(
-    recording: Recording,
+    recording: _Recording,
     lake: Lake,
     commit: Commit,
     numbers: dict[int, int],
@@ -186,7 +187,7 @@ def _log_segment(
     return list(cameras)
 
 
-def _log_points(recording: Recording, point: dict[str, Any], color: PointColor | None) -> None:
+def _log_points(recording: _Recording, point: dict[str, Any], color: PointColor | None) -> None:
     xyz = np.stack([_numbers(point[name]) for name in ("x_m", "y_m", "z_m")], 1)
     labelled = point["semantic_class"].is_valid
     chosen = color or ("class" if labelled else "depth")
@@ -201,7 +202,7 @@ def _log_points(recording: Recording, point: dict[str, Any], color: PointColor |
     recording.log("vehicle/points", recording.rerun.Points3D(xyz, colors=_bytes(colors), radii=_POINT_RADIUS_M))
 
 
-def _log_boxes(recording: Recording, boxes: list[dict[str, Any]]) -> None:
+def _log_boxes(recording: _Recording, boxes: list[dict[str, Any]]) -> None:
     rerun = recording.rerun
     half = np.array([box["heading_rad"] for box in boxes]) / 2
     zeros = np.zeros_like(half)
@@ -211,7 +212,7 @@ def _log_boxes(recording: Recording, boxes: list[dict[str, Any]]) -> None:
             centers=_floats(boxes, "center_x_m", "center_y_m", "center_z_m"),
             sizes=_floats(boxes, "length_m", "width_m", "height_m"),
             quaternions=np.stack([zeros, zeros, np.sin(half), np.cos(half)], 1),
-            colors=type_colors(box["type"] for box in boxes),
+            colors=_type_colors(box["type"] for box in boxes),
             labels=[box["type"] for box in boxes],
             show_labels=False,
         ),
@@ -219,7 +220,7 @@ def _log_boxes(recording: Recording, boxes: list[dict[str, Any]]) -> None:
     )
 
 
-def _log_camera(recording: Recording, image: dict[str, Any]) -> None:
+def _log_camera(recording: _Recording, image: dict[str, Any]) -> None:
     rerun, entity = recording.rerun, f"vehicle/{image['camera']}"
     if image["camera_to_vehicle"] is not None:
         transform = np.array(image["camera_to_vehicle"]).reshape(4, 4)
@@ -238,7 +239,7 @@ def _log_camera(recording: Recording, image: dict[str, Any]) -> None:
         )
 
 
-def _log_image(recording: Recording, image: dict[str, Any], labels: list[dict[str, Any]]) -> None:
+def _log_image(recording: _Recording, image: dict[str, Any], labels: list[dict[str, Any]]) -> None:
     rerun, entity = recording.rerun, f"vehicle/{image['camera']}"
     recording.log(f"{entity}/image", rerun.EncodedImage(contents=image["jpeg"], media_type="image/jpeg"))
     texts = ["no point" if row["depth_m"] is None else f"{row['depth_m']:.0f} m" for row in labels]
@@ -247,7 +248,7 @@ def _log_image(recording: Recording, image: dict[str, Any], labels: list[dict[st
         rerun.Boxes2D(
             array=_floats(labels, "x0", "y0", "x1", "y1"),
             array_format=rerun.Box2DFormat.XYXY,
-            colors=type_colors(row["type"] for row in labels),
+            colors=_type_colors(row["type"] for row in labels),
             # The color says of which type it is.
             labels=texts,
         ),
@@ -264,6 +265,25 @@ def _log_image(recording: Recording, image: dict[str, Any], labels: list[dict[st
             radii=rerun.Radius.ui_points(_DOT_RADIUS),
         ),
     )
+
+
+def _log_layers(recording: _Recording, layers: ImageLayers) -> None:
+    rerun, camera = recording.rerun, layers.key.camera
+    recording.at(layers.key.timestamp_us)
+    if layers.boxes is not None:
+        recording.log(
+            f"vehicle/{camera}/detections",
+            rerun.Boxes2D(
+                array=layers.boxes,
+                array_format=rerun.Box2DFormat.XYXY,
+                colors=_type_colors(layers.types),
+                labels=list(layers.texts),
+            ),
+        )
+    for name, image in layers.maps.items():
+        entity = f"maps/{camera}/{name}"
+        recording.log(entity, rerun.Image(image))
+        recording.maps[entity] = None
 
 
 def _blueprint(cameras: list[str], maps: list[str], coordinates: Coordinates) -> Any:

@@ -14,6 +14,7 @@ import pytest
 from datalake.__main__ import main
 from datalake.commit import LakeError
 from datalake.lake import Lake
+from datalake.layers import ImageLayers
 from datalake.view import write_recording
 from tests.drives import DRIVE_FRAMES
 from tests.support.programs import Call
@@ -120,9 +121,11 @@ def test_a_recording_that_fails_leaves_no_file(drive_lake: Lake, tmp_path: Path)
     with pytest.raises(LakeError, match="has no segment 'none'"):
         write_recording(drive_lake, "train", "none", tmp_path / "scene.rrd")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object) -> list[ImageLayers]:
         raise LakeError("no teacher here")
 
     with pytest.raises(LakeError, match="no teacher here"):
-        write_recording(drive_lake, "train", drive_lake.commits[0].segment, tmp_path / "scene.rrd", frames=1, more=fail)
+        write_recording(
+            drive_lake, "train", drive_lake.commits[0].segment, tmp_path / "scene.rrd", frames=1, layers=fail
+        )
     assert not list(tmp_path.iterdir())
