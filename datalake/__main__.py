@@ -1,8 +1,9 @@
-"""`python -m datalake info|verify|vacuum|show --lake URL`: look at a lake, check it, clean it, draw it."""
+"""`python -m datalake info|verify|vacuum|show|export|view --lake URL`: look at a lake, check, clean and export it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import matplotlib as mpl
@@ -11,13 +12,16 @@ from rich.console import Console
 from rich.progress import track
 
 from datalake.cli import run_command
+from datalake.export import Format, export_split
 from datalake.info import print_info
 from datalake.lake import open_lake
+from datalake.layers import LayersOf
 from datalake.limits import check_range
 from datalake.show import save_frame
 from datalake.store import Store
 from datalake.vacuum import splits_of, unreferenced, vacuum
 from datalake.verify import verify
+from datalake.view import Coordinates, PointColor, write_recording
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +32,13 @@ class Info:
     lake: str
     # A snapshot by number; the newest if not given.
     snapshot: int | None = None
+    # Tell of the images for which this holds alone, as in SQL: "time_of_day = 'Night'".
+    where: str | None = None
 
     def run(self, console: Console) -> int:
         """Print, and return exit status 0."""
         _check_snapshot(self.snapshot)
-        print_info(open_lake(self.lake, self.snapshot), console)
+        print_info(open_lake(self.lake, self.snapshot), console, self.where)
         return 0
 
 
@@ -104,21 +110,111 @@ class Show:
     split: str = "train"
     # The segment's name; the first of the split if not given.
     segment: str | None = None
+    # Of the images for which this holds alone, as in SQL: "time_of_day = 'Night'".
+    where: str | None = None
     # The frame's place in the segment, from 0 on.
     frame: int = 0
     # The camera whose image is drawn.
     camera: str = "FRONT"
+    # A student whose detections are drawn, dashed: the folder of a run of train.py.
+    student: Annotated[str | None, tyro.conf.arg(name="run")] = None
+    # Teachers whose targets are drawn, as NAME=FOLDER, or none alone.
+    teachers: tuple[str, ...] = ("none",)
     # Where the PNG goes: a local path, s3:// or gs://.
     out: str = "frame.png"
 
     def run(self, console: Console) -> int:
         """Draw, say where, and return exit status 0."""
         mpl.use("agg")
-        lake = open_lake(self.lake)
+        lake = open_lake(self.lake).where(self.where, self.split)
         segment = self.segment or lake.in_split(self.split)[0].segment
-        save_frame(lake, self.split, segment, self.frame, self.camera, self.out)
+        layers = _model_layers(self.student, self.teachers, self.split)
+        save_frame(lake, self.split, segment, self.frame, self.camera, self.out, layers)
         console.print(f"{segment} frame {self.frame} {self.camera}: {self.out}", highlight=False, soft_wrap=True)
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a split's images and 2D boxes for other tools; continues where it was interrupted."""
+
+    # What the annotations look like.
+    format: tyro.conf.Positional[Format]
+    # The lake: a local path, s3:// or gs://.
+    lake: str
+    # The split to export.
+    split: str
+    # The folder to write to: a local path, s3:// or gs://.
+    out: str
+    # A snapshot by number; the newest if not given.
+    snapshot: int | None = None
+    # The images for which this holds alone, as in SQL: "time_of_day = 'Night'".
+    where: str | None = None
+
+    def run(self, console: Console) -> int:
+        """Write, say how many images, and return exit status 0."""
+        _check_snapshot(self.snapshot)
+        lake = open_lake(self.lake, self.snapshot)
+        segments = export_split(lake, self.split, Store(self.out), self.format, self.where)
+        total = len(lake.in_split(self.split))
+        images = sum(track(segments, "export", total, console=console, disable=not console.is_terminal))
+        console.print(f"{images:,} images of split {self.split}: {self.out}", highlight=False, soft_wrap=True)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Write a segment as a recording for the Rerun viewer: `rerun scene.rrd`. Needs the extra `view`."""
+
+    # The lake: a local path, s3:// or gs://.
+    lake: str
+    # The split that the segment is in.
+    split: str = "train"
+    # The segment's name; the first of the split if not given.
+    segment: str | None = None
+    # The images for which this holds alone, as in SQL: "camera = 'FRONT'".
+    where: str | None = None
+    # At most so many frames, from the first on; all if not given.
+    frames: int | None = None
+    # What the colors of points mean; by default their class in frames with labelled points, in others their distance.
+    color: PointColor | None = None
+    # `world` moves the vehicle through the scene, from where it is in the first frame.
+    coordinates: Coordinates = "vehicle"
+    # A student to show the detections of: the folder of a run of train.py.
+    student: Annotated[str | None, tyro.conf.arg(name="run")] = None
+    # Teachers to show the targets of, as NAME=FOLDER, or none alone.
+    teachers: tuple[str, ...] = ("none",)
+    # The recording: a local path.
+    out: Path = Path("scene.rrd")
+
+    def run(self, console: Console) -> int:
+        """Write, say where, and return exit status 0."""
+        if self.frames is not None:
+            check_range("--frames", self.frames, 1)
+        lake = open_lake(self.lake).where(self.where, self.split)
+        segment = self.segment or lake.in_split(self.split)[0].segment
+        frames = write_recording(
+            lake,
+            self.split,
+            segment,
+            self.out,
+            color=self.color,
+            coordinates=self.coordinates,
+            frames=self.frames,
+            layers=_model_layers(self.student, self.teachers, self.split),
+        )
+        console.print(f"{segment}, {frames} frames: rerun {self.out}", highlight=False, soft_wrap=True)
+        return 0
+
+
+def _model_layers(run: str | None, teachers: tuple[str, ...], split: str) -> LayersOf | None:
+    """Return what a run's student and the teachers say of images; None where nobody is asked."""
+    if run is None and teachers == ("none",):
+        return None
+    # A command stands above all packages: models are imported only where somebody asks for them.
+    from pipelines.model_layers import model_layers
+
+    return model_layers(run, teachers, split)
 
 
 def _check_snapshot(snapshot: int | None) -> None:
@@ -131,6 +227,8 @@ Command = (
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Vacuum, tyro.conf.subcommand("vacuum")]
     | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[View, tyro.conf.subcommand("view")]
 )
 
 

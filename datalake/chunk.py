@@ -26,7 +26,7 @@ from datalake.store import Range
 
 _COLUMNS = {
     "image": ["timestamp_us", "camera", "jpeg", "width", "height", "intrinsic", "camera_to_vehicle"],
-    "label": ["timestamp_us", "camera", "type", "x0", "y0", "x1", "y1", "depth_m"],
+    "label": ["timestamp_us", "camera", "type", "x0", "y0", "x1", "y1", "depth_m", "difficulty"],
     "point": ["timestamp_us", "x_m", "y_m", "z_m", "intensity", "laser", "semantic_class"],
     "depth": ["u", "v", "depth_m", "point"],
 }
@@ -160,6 +160,7 @@ class Chunk:
         self._camera_to_vehicle = _rows(self._image["camera_to_vehicle"])
         self._boxes = np.stack([label[name] for name in ("x0", "y0", "x1", "y1")], axis=1)
         self._classes = np.array([OBJECT_TYPES.index(name) for name in label["type"].to_pylist()], np.int64)
+        self._difficulty = label["difficulty"]
         self._depth_m = label["depth_m"].astype(np.float32, copy=False)
         self._labels: dict[tuple[int, str], list[int]] = {}
         for row, key in enumerate(zip(label["timestamp_us"].tolist(), label["camera"].to_pylist(), strict=True)):
@@ -191,6 +192,7 @@ class Chunk:
             panoptic=self._panoptic(row, key, size) if self._options.panoptic else None,
             intrinsic=None if intrinsic is None else torch.from_numpy(intrinsic * [*scale, *scale, 1, 1, 1, 1, 1]),
             camera_to_vehicle=None if camera_to_vehicle is None else _tensor(camera_to_vehicle).reshape(4, 4),
+            record_size=(width, height),
         )
 
     def _decode(self, row: int, key: SampleKey, size: tuple[int, int]) -> torch.Tensor:
@@ -222,6 +224,7 @@ class Chunk:
             boxes=torch.from_numpy(boxes[seen]),
             classes=torch.from_numpy(self._classes[mine]),
             depth_m=torch.from_numpy(self._depth_m[mine]),
+            difficulty=torch.from_numpy(self._difficulty[mine]),
         )
 
     def _lidar(self, row: int, timestamp_us: int, scale: tuple[float, float]) -> Lidar:

@@ -55,7 +55,8 @@ class Commit:
 
     number: the place of this commit among those of its segment, of which a new snapshot shows the last
     supersedes: the names of the commits before it
-    chunks: for each row group that the tables share, the camera number of each row of `image`: "1212" is two
+    chunks: for each row group that the tables share, the camera number of each row of `image`, 0 for one that a reader
+        has left out: "1212" is two
     frames of FRONT and FRONT_LEFT
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
@@ -15,10 +16,15 @@ from datalake.lake import Lake
 _HEIGHTS_PX = (0, 8, 16, 32, 64, 96, 192, np.inf)
 _DEPTHS_M = (0, 5, 10, 20, 30, 40, 50, 75, np.inf)
 _BAR_WIDTH = 40
+_KEYS = ["segment", "timestamp_us", "camera"]
 
 
-def print_info(lake: Lake, console: Console) -> None:
-    """Print what the snapshot holds, split by split; counts come from the commits, distributions from `label`."""
+def print_info(lake: Lake, console: Console, where: str | None = None) -> None:
+    """Print what the snapshot holds, split by split; counts come from the commits, distributions from `label`.
+
+    where: a condition on images; the distributions are then of the labels of those for which it holds
+    """
+    lake = lake.where(where)
     console.print(f"{lake.store.url}: snapshot {lake.snapshot}, points {lake.points_mode}", highlight=False)
     for split in lake.splits:
         commits = lake.in_split(split)
@@ -35,11 +41,19 @@ def print_info(lake: Lake, console: Console) -> None:
         if incomplete := [commit.segment for commit in commits if not commit.is_complete]:
             told = f"{len(incomplete):,} of them of sources that end inside a record (first: {incomplete[0]})"
             console.print(told, highlight=False)
-        _print_labels(lake, split, console)
+        if where is not None:
+            images = lake.images(_KEYS, split)
+            moments = images.group_by(["segment", "timestamp_us"]).aggregate([])
+            told = f"{len(images):,} images of {len(moments):,} frames where {where}"
+            console.print(told, highlight=False, markup=False)
+        _print_labels(lake, split, console, None if where is None else images)
 
 
-def _print_labels(lake: Lake, split: str, console: Console) -> None:
-    labels = lake.scan("label", ["type", "camera", "y0", "y1", "depth_m"], split=split).to_table()
+def _print_labels(lake: Lake, split: str, console: Console, images: pa.Table | None) -> None:
+    """Print the distributions of the split's labels; those of these images alone, if any are given."""
+    labels = lake.scan("label", [*_KEYS, "type", "y0", "y1", "depth_m"], split=split).to_table()
+    if images is not None:
+        labels = labels.join(images, _KEYS, join_type="left semi")
     for column in ("type", "camera"):
         counts = labels.column(column).value_counts()
         _print_bars(

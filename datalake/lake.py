@@ -16,20 +16,27 @@ import datetime
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
+from numpy.typing import NDArray
 
 from datalake.cache import RangeCache
 from datalake.commit import Commit, LakeError, check_schema_version, load_json
 from datalake.ranges import RangeReader, file_system
 from datalake.schema import POINT_MODES, SCHEMA_VERSION, TABLES, PointMode
+from datalake.sources.waymo_v1.frame import CAMERAS
 from datalake.store import Store, is_temporary
+from datalake.where import Where, parse_where
 
 _FORMAT = "_lake.json"
 # Commits are small objects behind a round trip each; this many are under way at once.
 _PARALLEL_READS = 16
+# Where nothing is found, so many of the values that there are are named.
+_TOLD_VALUES = 5
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,43 @@ class Lake:
             raise LakeError(f"{self.store.url}: no split {split!r}, there are: {', '.join(self.splits) or 'none'}")
         return tuple(commit for commit in self.commits if commit.split == split)
 
+    def where(self, condition: str | None, split: str | None = None) -> Lake:
+        """Return the lake with those images of `split` alone for which the condition holds, or of all splits for None.
+
+        Segments without such an image are left out. Loaders leave out the other images; the tables have all their rows,
+        and `images` those that are kept. Where the condition is about `segment` and `camera` alone, no file is read,
+        otherwise its columns of every segment of the split.
+
+        Raises LakeError where the condition is none (see `datalake.where`), or holds for no image.
+        """
+        if condition is None:
+            return self
+        parsed = parse_where(condition)
+        commits = self.in_split(split)
+        kept = {
+            commit.name: _without(commit, mask)
+            for commit, mask in zip(commits, _masks(self, commits, split, parsed), strict=True)
+            if mask.any()
+        }
+        if not kept:
+            of_split = "" if split is None else f" of split {split!r}"
+            raise LakeError(
+                f"{self.store.url}: for no image{of_split} holds {condition!r}{_told_values(self, split, parsed)}"
+            )
+        asked = {commit.name for commit in commits}
+        return replace(
+            self, commits=tuple(kept.get(c.name, c) for c in self.commits if c.name in kept or c.name not in asked)
+        )
+
+    def of_commits(self, *commits: Commit) -> Lake:
+        """Return the lake with these of its commits alone."""
+        return replace(self, commits=commits)
+
+    def images(self, columns: Sequence[str], split: str | None = None) -> pa.Table:
+        """Return columns of the rows of `image` that `where` has kept; all where it was not called."""
+        kept = np.concatenate([_kept(commit) for commit in self.in_split(split)])
+        return self.dataset("image", split).to_table(columns=list(columns)).filter(pa.array(kept))
+
     def dataset(self, table: str, split: str | None = None) -> ds.Dataset:
         """Return `table` as a pyarrow dataset, for pyarrow, DuckDB, Polars and whatever else reads one.
 
@@ -98,6 +142,47 @@ class Lake:
     ) -> ds.Scanner:
         """Return a pyarrow scanner over `table`: `.to_table()`, `.to_batches()`, `.count_rows()`."""
         return self.dataset(table, split).scanner(columns=columns and list(columns), filter=filter)
+
+
+def _masks(lake: Lake, commits: Sequence[Commit], split: str | None, where: Where) -> list[NDArray[np.bool_]]:
+    """Return for each of the split's commits bool [R]: for which of its rows of `image` the condition holds."""
+    sizes = [len(_kept(commit)) for commit in commits]
+    if where.columns <= {"segment", "camera"}:
+        numbers = np.frombuffer("".join(chunk for commit in commits for chunk in commit.chunks).encode(), np.uint8)
+        cameras = pa.DictionaryArray.from_arrays(numbers - ord("0"), ["", *CAMERAS[1:]]).cast(pa.string())
+        segments = np.repeat(np.array([commit.segment for commit in commits], object), sizes)
+        rows = ds.dataset(pa.table({"segment": pa.array(segments, pa.string()), "camera": cameras}))
+    else:
+        rows = lake.dataset("image", split)
+    found = rows.to_table(columns={"holds": where.expression}).column("holds").fill_null(False).to_numpy()
+    # What was left out before stays so.
+    return [mask & _kept(commit) for mask, commit in zip(np.split(found, np.cumsum(sizes)[:-1]), commits, strict=True)]
+
+
+def _kept(commit: Commit) -> NDArray[np.bool_]:
+    """Return bool [R]: which of the commit's rows of `image` are not left out."""
+    return np.frombuffer("".join(commit.chunks).encode(), np.uint8) != ord("0")
+
+
+def _without(commit: Commit, kept: NDArray[np.bool_]) -> Commit:
+    """Return the commit whose readers leave out all other rows of `image`."""
+    rows = iter(kept.tolist())
+    return replace(
+        commit,
+        chunks=tuple("".join(number if next(rows) else "0" for number in chunk) for chunk in commit.chunks),
+    )
+
+
+def _told_values(lake: Lake, split: str | None, where: Where) -> str:
+    """Return which values there are of the first column that the condition is about."""
+    if not where.columns:
+        return ""
+    name = min(where.columns)
+    values = sorted(
+        lake.images([name], split).column(name).value_counts().to_pylist(), key=lambda each: -each["counts"]
+    )
+    told = ", ".join(f"{each['values']!r} ({each['counts']:,})" for each in values[:_TOLD_VALUES])
+    return f"; there are {name} {told}{' …' if len(values) > _TOLD_VALUES else ''}"
 
 
 def open_lake(url: str, snapshot: int | None = None, cache: RangeCache | None = None) -> Lake:

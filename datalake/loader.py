@@ -4,9 +4,9 @@
     for batch in stream.loader(workers=2):        # batch: list[Sample]
         ...
 
-The order is a function of (snapshot, split, cameras, seed, epoch, streams) alone: not of ranks, workers or
-earlier interruptions. How many samples have been trained says where to go on, on any number of ranks that
-divides the global batch. Nothing is kept on disk or between processes.
+The order is a function of (snapshot, split, cameras, the condition of `Lake.where`, seed, epoch, streams) alone: not
+of ranks, workers or earlier interruptions. How many samples have been trained says where to go on, on any number of
+ranks that divides the global batch. Nothing is kept on disk or between processes.
 """
 
 from __future__ import annotations

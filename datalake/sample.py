@@ -41,11 +41,13 @@ class Objects:
     boxes: float32 [M, 4], x0, y0, x1, y1 in pixels, within the image and with an area
     classes: int64 [M], 1 VEHICLE, 2 PEDESTRIAN, 3 SIGN, 4 CYCLIST
     depth_m: float32 [M], mean distance of the object's points from the camera's center, NaN without points
+    difficulty: int8 [M], Waymo's levels 1 and 2, 0 where the record has none; None where it was not read
     """
 
     boxes: torch.Tensor
     classes: torch.Tensor
     depth_m: torch.Tensor
+    difficulty: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class Sample:
     panoptic: None where the image is not labelled so, or it is not asked for
     intrinsic: float64 [9] (f_u, f_v, c_u, c_v, k1, k2, p1, p2, k3), or None where the record has none
     camera_to_vehicle: float64 [4, 4], or None where the record has none
+    record_size: width and height in pixels of the record's image, before it was resized; None where it is not of a lake
     """
 
     key: SampleKey
@@ -114,3 +117,4 @@ class Sample:
     panoptic: Panoptic | None
     intrinsic: torch.Tensor | None
     camera_to_vehicle: torch.Tensor | None
+    record_size: tuple[int, int] | None = None

@@ -16,6 +16,7 @@ from PIL import Image
 
 from datalake.commit import Commit, LakeError
 from datalake.lake import Lake
+from datalake.layers import ImageLayers, LayersOf
 from datalake.sources.waymo_v1.frame import CAMERAS
 from datalake.store import Store
 
@@ -25,13 +26,15 @@ _MAX_DEPTH_M = 60.0
 _VIEW_M = 50.0
 
 
-def draw_frame(lake: Lake, split: str, segment: str, frame: int, camera: str) -> Figure:
+def draw_frame(lake: Lake, split: str, segment: str, frame: int, camera: str, layers: LayersOf | None = None) -> Figure:
     """Return a figure of the `frame`-th frame of a segment, seen by `camera` and from above.
+
+    layers: what models say of the image: detections, dashed, and maps in a row below
 
     Raises LakeError where the lake has no such segment, frame or camera.
     """
-    commit = _find(lake, split, segment)
-    rows = _rows(lake, commit, "image", ["timestamp_us", "camera", "jpeg"])
+    commit = find_segment(lake, split, segment)
+    rows = lake.of_commits(commit).images(["timestamp_us", "camera", "jpeg"]).to_pylist()
     times = sorted({row["timestamp_us"] for row in rows})
     if not 0 <= frame < len(times):
         raise LakeError(f"segment {segment} has frames 0 to {len(times) - 1}, not {frame}")
@@ -46,18 +49,27 @@ def draw_frame(lake: Lake, split: str, segment: str, frame: int, camera: str) ->
     now = ds.field("timestamp_us") == timestamp_us
     point = _rows(lake, commit, "point", ["x_m", "y_m", "z_m"], now)[0]
     boxes = _rows(lake, commit, "label_3d", None, now)
+    told = None
+    if layers is not None:
+        only = lake.of_commits(commit).where(f"timestamp_us = {timestamp_us} AND camera = '{camera}'")
+        (told,) = layers(only)
 
     height, width = image.shape[:2]
     # Two images below each other, and the view from above as tall as both.
     image_in = max(2.2, 6.0 * height / width)
-    figure, axes = plt.subplot_mosaic(
-        [["boxes", "above"], ["points", "above"]],
-        figsize=(6 + 2 * image_in, 2 * image_in),
-        width_ratios=(6, 2 * image_in),
-        layout="constrained",
-        dpi=120,
-    )
+    maps = {} if told is None else told.maps
+    map_in = 1.5 if maps else 0.0
+    figure = plt.figure(figsize=(6 + 2 * image_in, 2 * image_in + map_in), layout="constrained", dpi=120)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(2 * image_in, map_in)) if maps else [figure]
+    upper, *lower = parts
+    axes = upper.subplot_mosaic([["boxes", "above"], ["points", "above"]], width_ratios=(6, 2 * image_in))
     draw_boxes(axes["boxes"], image, labels)
+    if told is not None:
+        draw_detections(axes["boxes"], told)
+    for below in lower:
+        for place, (name, shown) in zip(np.ravel(below.subplots(1, len(maps))), maps.items(), strict=True):
+            place.imshow(shown)
+            _frame(place, name)
     draw_points(axes["points"], image, depth)
     draw_above(axes["above"], point, boxes)
     figure.suptitle(f"{segment}  frame {frame}  {camera}", fontsize=8)
@@ -76,6 +88,19 @@ def draw_boxes(axes: Axes, image: NDArray[np.uint8], labels: list[dict[str, Any]
             *corner, text, fontsize=4.5, color="black", va="bottom", bbox={"facecolor": color, "pad": 0.4, "lw": 0}
         )
     _frame(axes, "2D boxes and their mean depth")
+
+
+def draw_detections(axes: Axes, layers: ImageLayers) -> None:
+    """Add a student's detections, dashed, with what is written at each."""
+    for box, kind, text in zip([] if layers.boxes is None else layers.boxes, layers.types, layers.texts, strict=True):
+        x0, y0, x1, y1 = box.tolist()
+        color = TYPE_COLORS[kind]
+        axes.add_patch(
+            mpl.patches.Rectangle(
+                (x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=0.9, linestyle="--"
+            )
+        )
+        axes.text(x0, y1, text, fontsize=4.5, color=color, va="top")
 
 
 def draw_points(axes: Axes, image: NDArray[np.uint8], depth: dict[str, Any]) -> None:
@@ -115,9 +140,11 @@ def draw_above(axes: Axes, point: dict[str, Any], boxes: list[dict[str, Any]]) -
     _frame(axes, f"{len(x_m):,} points and {len(boxes)} 3D boxes from above, ±{_VIEW_M:g} m")
 
 
-def save_frame(lake: Lake, split: str, segment: str, frame: int, camera: str, url: str) -> None:
+def save_frame(
+    lake: Lake, split: str, segment: str, frame: int, camera: str, url: str, layers: LayersOf | None = None
+) -> None:
     """Write the figure of `draw_frame` to a PNG file, on a disk or in a store."""
-    figure = draw_frame(lake, split, segment, frame, camera)
+    figure = draw_frame(lake, split, segment, frame, camera, layers)
     png = io.BytesIO()
     figure.savefig(png, format="png")
     plt.close(figure)
@@ -125,7 +152,8 @@ def save_frame(lake: Lake, split: str, segment: str, frame: int, camera: str, ur
     Store(folder or ("/" if url.startswith("/") else ".")).write(name, png.getvalue())
 
 
-def _find(lake: Lake, split: str, segment: str) -> Commit:
+def find_segment(lake: Lake, split: str, segment: str) -> Commit:
+    """Return the commit of a segment of the split; raises LakeError, naming some that there are, where it has none."""
     commits = lake.in_split(split)
     found = [commit for commit in commits if commit.segment == segment]
     if not found:

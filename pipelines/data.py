@@ -150,7 +150,7 @@ def read_boxes(frames: Frames) -> Tensor:
     keys = ["segment", "timestamp_us", "camera"]
     chosen = frames.chosen
     labels = chosen.dataset("label", frames.split).to_table(columns=[*keys, "x0", "y0", "x1", "y1"])
-    sizes = chosen.dataset("image", frames.split).to_table(columns=[*keys, "width", "height"])
+    sizes = chosen.images([*keys, "width", "height"], frames.split)
     joined = labels.join(sizes, keys, join_type="inner")
     joined = joined.filter(pa.compute.is_in(joined["camera"], pa.array(frames.cameras)))
     columns = [

@@ -114,6 +114,7 @@ def _check_labels(name: str, checkpoint: Checkpoint, lake: Lake, unlabelled_segm
     url, snapshot, split = known.get("lake"), known.get("snapshot"), known.get("split")
     # Version 0.1 had an option for the seed.
     fraction, seed = known.get("labelled_fraction"), known.get("label_seed", 0)
+    condition = known.get("where")
     if not (
         isinstance(url, str)
         and isinstance(snapshot, int)
@@ -124,7 +125,8 @@ def _check_labels(name: str, checkpoint: Checkpoint, lake: Lake, unlabelled_segm
         return f"{step:,} steps; its checkpoint does not say whose labels it has seen, so nobody can tell"
     where = f"split {split} of {url}"
     try:
-        seen = _labelled(open_lake(url, snapshot), split, fraction, seed)
+        whole = open_lake(url, snapshot)
+        seen = _labelled(whole.where(None if condition is None else str(condition), split), split, fraction, seed)
     except LakeError as error:
         # Runs are carried to other machines. What can be compared still is, and the reader is told.
         if split not in lake.splits:

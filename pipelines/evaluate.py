@@ -4,6 +4,7 @@
     OUT/report.html           the same as one page that needs no other file
     OUT/student.safetensors   with --export: the weights and the configuration
     OUT/student.pt2           with --export: a program that runs without this package
+    SUBMISSION                with --submission: the detections as `Objects`, which Waymo's own tools read
 
 A split with segments that the student or a teacher was trained on is refused.
 """
@@ -31,6 +32,7 @@ from pipelines.device import decoding_threads, device_of
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
+from pipelines.submission import Submission
 from student.checkpoint import read_student
 from student.config import StudentError
 from student.detector import Student
@@ -72,12 +74,16 @@ class EvaluateConfig:
     lake: str
     # The split to evaluate on.
     split: str = "val"
+    # Evaluate on these images of the split alone, as in SQL: "time_of_day = 'Night'".
+    where: str | None = None
     # Teachers to compare the student's branches with, as NAME=FOLDER, or none alone.
     teachers: tuple[str, ...] = ("none",)
     # Metrics and page go here; by default to `evaluation` in the checkpoint's folder.
     out: str | None = None
     # Also write the student's weights and a program that runs without this package.
     export: bool = False
+    # Also write the detections to this file as Waymo's `Objects`, in pixels of the records' images.
+    submission: str | None = None
     # Images at once.
     batch: int = 6
     # Cameras whose images are used; by default the training's.
@@ -115,7 +121,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
     checkpoint_url = absolute(config.checkpoint).rstrip("/")
     out = RunDir(absolute(config.out) if config.out is not None else f"{checkpoint_url}/evaluation")
     student, checkpoint = read_student(checkpoint_url)
-    lake = open_lake(absolute(config.lake))
+    lake = open_lake(absolute(config.lake)).where(config.where, config.split)
     named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
     cards = read_cards(named)
     tables = parse_cached(config.cached, named)
@@ -137,6 +143,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
     layout = memory_format(student.config.norm, device)
     student = student.to(device).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
     batches, samples = _batches(frames, config)
+    submission = Submission()
     with ProgressBar(console) as bar:
         result = evaluate_student(
             student,
@@ -145,12 +152,16 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
             cell_means=_cell_means(config, frames, mean_pool, bar.update),
             example_every=-(-samples // _EXAMPLES),
             bfloat16=bfloat16,
+            on_sample=submission.add,
             progress=lambda done: bar.update("evaluate", done, samples, "samples"),
         )
+    if config.submission is not None:
+        submission.write(absolute(config.submission))
     how = {
         "lake": lake.store.url,
         "snapshot": lake.snapshot,
         "split": config.split,
+        "where": config.where,
         "segments": sorted(commit.segment for commit in lake.in_split(config.split)),
         "cameras": list(frames.cameras),
         "image_size": list(frames.image_size),
@@ -234,13 +245,15 @@ def _check(
 def _check_unseen(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, console: Console) -> None:
     """Raise LakeError where the student was trained on a segment that it is to be evaluated on."""
     url, snapshot, split = (checkpoint.fingerprint.get(name) for name in ("lake", "snapshot", "split"))
+    condition = checkpoint.fingerprint.get("where")
     if not isinstance(url, str) or not isinstance(snapshot, int) or not isinstance(split, str):
         raise StudentError(
             f"{config.checkpoint}: the checkpoint does not name the lake, snapshot and split that it was trained on, so"
             " it is unknown whether it has seen these frames"
         )
     try:
-        trained = {commit.segment for commit in open_lake(url, snapshot).in_split(split)}
+        seen = open_lake(url, snapshot).where(None if condition is None else str(condition), split)
+        trained = {commit.segment for commit in seen.in_split(split)}
     except LakeError as error:
         # Runs are copied to other machines. What can be compared still is, and a line says so.
         console.print(f"the lake of the training cannot be read, so this lake's split {split} is compared: {error}")
@@ -334,6 +347,7 @@ def _settings(checkpoint: Checkpoint, named: Mapping[str, str], how: Mapping[str
     return {
         "trained": f"{checkpoint.step:,} steps in {checkpoint.seconds:,.0f} s",
         "evaluated on": f"split {how['split']} of {how['lake']}, snapshot {how['snapshot']}",
+        **({} if how["where"] is None else {"where": how["where"]}),
         "segments": f"{len(how['segments']):,}",
         "images": f"{width} x {height}, {', '.join(how['cameras'])}, {how['batch']} at once",
         "computed on": f"{how['device']}, {'bfloat16' if how['bfloat16'] else 'float32'}",

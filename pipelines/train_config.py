@@ -115,6 +115,8 @@ class TrainConfig:
     seed: int = 0
     # The split to train on. Teachers must not have seen it.
     split: str = "train"
+    # Train on these images of the split alone, as in SQL: "time_of_day = 'Night' AND location IN ('location_sf')".
+    where: str | None = None
     # The lake's snapshot; the newest by default. A run that continues needs the one that it began with.
     snapshot: int | None = None
     # Cameras whose images are used.
@@ -248,9 +250,9 @@ class TrainConfig:
         return CachedTargets(lake, self.split, self.tables)
 
     def open_lake(self, snapshot: int | None) -> Lake:
-        """Return the lake at a snapshot, read through the local cache if there is to be one."""
+        """Return the lake at a snapshot, with the images to train on, read through the local cache if there is one."""
         cache = None if self.cache is None else RangeCache(absolute(self.cache), self.cache_bytes)
-        return open_lake(absolute(self.lake), snapshot, cache)
+        return open_lake(absolute(self.lake), snapshot, cache).where(self.where, self.split)
 
     def frames(self, lake: Lake, *, points: bool, segments: frozenset[str] | None = None, threads: int = 1) -> Frames:
         """Return the frames of these segments, of all by default, as the student sees them."""

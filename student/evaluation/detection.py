@@ -1,4 +1,4 @@
-"""Average precision of the student's detections, as COCO and as Waymo count it."""
+"""Average precision of the student's detections, as COCO and as Waymo compute it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from datalake.sample import Objects
 from student.detections import CLASS_NAMES, Detections
 from student.evaluation.image import box_sizes, detections_on_cpu, objects_on_cpu
 from student.evaluation.ranges import ABOVE_16_PIXELS, DISTANCES, EVERYTHING, SIZES, Range
+from student.evaluation.waymo import LabelledBoxes, MatchedBoxes, ScoredBoxes, match_boxes
 
 # In per cent: COCO's AP is the mean over these.
 _IOUS = tuple(range(50, 100, 5))
-# By how much a detection has to overlap with an object for Waymo. It gives no number for 2D boxes of signs.
-_WAYMO_IOUS = {"VEHICLE": 70, "PEDESTRIAN": 50, "SIGN": 50, "CYCLIST": 50}
 # COCO evaluates so many detections of a class in an image.
 _MOST_DETECTIONS = 100
 
@@ -62,24 +61,47 @@ class DetectionScores:
     def metrics(self) -> dict[str, float]:
         """Return the average precisions, each a mean over the classes that have an object; {} without objects.
 
-        `AP` (mean over IoU 0.50, 0.55 … 0.95), `AP50`, `AP75`, `AP/<class>`, `AP50/<class>`; `APwaymo` and
-        `APwaymo/<class>` at IoU 0.7 for vehicles and 0.5 for the rest; at IoU 0.5 also `AP50/small`, `/medium`,
-        `/large`, `/>16px`, `/0-20m`, `/20-40m` and `/40m+`. What no object belongs to is left out.
+        `AP` (mean over IoU 0.50, 0.55 … 0.95), `AP50`, `AP75`, `AP/<class>`, `AP50/<class>`; at IoU 0.5 also
+        `AP50/small`, `/medium`, `/large`, `/>16px`, `/0-20m`, `/20-40m` and `/40m+`: these are COCO's. Waymo's are
+        `waymo/…`, see `student.evaluation.waymo`. What no object belongs to is left out.
         """
         precision = _evaluate(self._images, _size, (EVERYTHING,), _IOUS).precision[:, :, :, 0]
         at = {iou: _by_class(precision[[place]]) for place, iou in enumerate(_IOUS)}
-        waymo = {name: at[iou][name] for name, iou in _WAYMO_IOUS.items() if name in at[iou]}
         metrics = {
             **_mean_and_classes("AP", _by_class(precision)),
             **_mean_and_classes("AP50", at[50]),
             **_mean("AP75", at[75]),
-            **_mean_and_classes("APwaymo", waymo),
         }
         for measure, ranges in ((_size, (*SIZES, ABOVE_16_PIXELS)), (_distance, DISTANCES)):
             in_ranges = _evaluate(self._images, measure, ranges, (50,)).precision
             for number, one in enumerate(ranges):
                 metrics |= _mean(f"AP50/{one.name}", _by_class(in_ranges[..., number]))
-        return metrics
+        return metrics | self._matched_as_waymo().metrics()
+
+    def _matched_as_waymo(self) -> MatchedBoxes:
+        """Return the detections and objects of all images, matched as Waymo does."""
+        found = [detections for detections, _ in self._images]
+        there = [objects for _, objects in self._images]
+        levels = [
+            torch.zeros(len(objects.boxes), dtype=torch.int8) if objects.difficulty is None else objects.difficulty
+            for objects in there
+        ]
+        return match_boxes(
+            ScoredBoxes(
+                image=_numbers([one.boxes for one in found]),
+                boxes=_joined([one.boxes for one in found], (0, 4)),
+                types=_joined([one.classes for one in found]),
+                scores=_joined([one.scores for one in found]),
+                distance_m=_joined([one.depth_m for one in found]),
+            ),
+            LabelledBoxes(
+                image=_numbers([one.boxes for one in there]),
+                boxes=_joined([one.boxes for one in there], (0, 4)),
+                types=_joined([one.classes for one in there]),
+                difficulty=_joined(levels),
+                distance_m=_joined([one.depth_m for one in there]),
+            ),
+        )
 
     def curves(self) -> tuple[PrecisionRecall, ...]:
         """Return the curve of each class that has an object, in the order of CLASS_NAMES."""
@@ -147,6 +169,15 @@ def _data_set(images: int, boxes: list[dict[str, Any]]) -> COCO:
     }
     data.createIndex()
     return data
+
+
+def _numbers(boxes: Sequence[Tensor]) -> NDArray[np.int64]:
+    """Return the number of the image of each box."""
+    return np.repeat(np.arange(len(boxes)), [len(one) for one in boxes])
+
+
+def _joined(parts: Sequence[Tensor], empty: tuple[int, ...] = (0,)) -> NDArray[Any]:
+    return torch.cat(list(parts)).numpy() if parts else np.zeros(empty, np.int64)
 
 
 def _size(boxes_of: Detections | Objects) -> Tensor:

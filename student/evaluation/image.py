@@ -32,15 +32,21 @@ def objects_on_cpu(objects: Objects) -> Objects:
     count = len(objects.boxes)
     if objects.boxes.shape != (count, 4):
         raise ValueError(f"Expected boxes of objects [M, 4], got: {list(objects.boxes.shape)}")
-    for name, values in (("classes", objects.classes), ("depth_m", objects.depth_m)):
-        if values.shape != (count,):
+    difficulty = objects.difficulty
+    for name, values in (("classes", objects.classes), ("depth_m", objects.depth_m), ("difficulty", difficulty)):
+        if values is not None and values.shape != (count,):
             raise ValueError(f"Expected {name} of objects [{count}], got: {list(values.shape)}")
     _check_classes("objects", objects.classes)
     if not bool(objects.boxes.isfinite().all()):
         raise ValueError("Expected finite boxes of objects, got one that is not")
     if bool((objects.depth_m <= 0).any()):
         raise ValueError(f"Expected depth_m of objects above 0 or NaN, got: {objects.depth_m.nan_to_num(1).min()}")
-    return Objects(*(values.detach().cpu() for values in (objects.boxes, objects.classes, objects.depth_m)))
+    return Objects(
+        objects.boxes.detach().cpu(),
+        objects.classes.cpu(),
+        objects.depth_m.detach().cpu(),
+        None if difficulty is None else difficulty.cpu(),
+    )
 
 
 def box_sizes(boxes: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ def evaluate_student(
     cell_means: Mapping[str, Tensor] | None = None,
     example_every: int = 0,
     bfloat16: bool = False,
+    on_sample: Callable[[Sample, Detections], None] = lambda _sample, _found: None,
     progress: Callable[[int], None] = lambda _samples: None,
 ) -> EvaluationResult:
     """Return how good the student, in eval mode, is on the samples.
@@ -72,6 +73,7 @@ def evaluate_student(
     pool: teachers that its branches are compared with; None: they are not
     cell_means: of regression teachers, float32 [D, h, w], the mean of their training targets in each cell
     example_every: one sample of so many becomes an example; 0: none does
+    on_sample: called with each sample and what the student found in it, in pixels of the sample's image, on the CPU
     progress: called with the samples done
 
     Raises StudentError where there is no sample, a teacher has no branch, or a prediction is not finite.
@@ -99,6 +101,7 @@ def evaluate_student(
                 scores.add(prediction.branch_outputs[name], target)
         for place, sample in enumerate(batch):
             found = prediction.detections[place].to("cpu")
+            on_sample(sample, found)
             detection.add(found, sample.objects)
             depth.add(found, sample.objects)
             proposals.add(prediction.proposals[place].cpu(), sample.objects)

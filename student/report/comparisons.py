@@ -27,7 +27,7 @@ class Comparison:
         return self.value < self.trivial if self.less_is_better else self.value > self.trivial
 
 
-_ALONE = ("AP", "AP50", "AP75", "APwaymo", "recall@100", "recall@100/>16px")
+_ALONE = ("AP", "AP50", "AP75", "waymo/LEVEL_1", "waymo/LEVEL_2", "recall@100", "recall@100/>16px")
 
 
 def comparisons(metrics: Mapping[str, float]) -> list[Comparison]:

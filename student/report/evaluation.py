@@ -198,11 +198,11 @@ def _show_frames(page: Page, result: EvaluationResult) -> None:
 def _show_ranges(page: Page, metrics: Mapping[str, float]) -> None:
     """Add tables by class, by size and by distance; a column in which nothing is known is left out."""
     rows = [("all", ""), *((name, f"/{name}") for name in CLASS_NAMES[1:])]
-    _table(page, "class", rows, ("AP", "AP50", "APwaymo", "recall@100"), metrics)
+    _table(page, "class", rows, ("AP", "AP50", "waymo/LEVEL_1", "waymo/LEVEL_2", "recall@100"), metrics)
     rows = [(f"{one.name}", f"/{one.name}") for one in (*SIZES, ABOVE_16_PIXELS)]
     _table(page, "size", rows, ("AP50", "recall@100"), metrics)
     rows = [(f"{one.name}", f"/{one.name}") for one in DISTANCES]
-    _table(page, "distance", rows, ("AP50", "depth/AbsRel"), metrics)
+    _table(page, "distance", rows, ("AP50", "waymo-ours/LEVEL_2", "depth/AbsRel"), metrics)
 
 
 def _table(

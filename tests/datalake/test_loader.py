@@ -213,6 +213,8 @@ def test_objects_are_the_labels_of_the_image(drive_lake: Lake) -> None:
         assert sample.objects.classes.tolist() == [names[line["type"]] for line in lines]
         depths = [np.nan if line["depth_m"] is None else line["depth_m"] for line in lines]
         np.testing.assert_array_equal(sample.objects.depth_m.numpy(), np.array(depths, np.float32))
+        assert sample.objects.difficulty is not None
+        assert sample.objects.difficulty.tolist() == [line["difficulty"] for line in lines]
 
 
 def test_boxes_of_old_lakes_end_at_the_image_and_those_beyond_it_are_dropped(own_lake: Lake) -> None:

@@ -25,6 +25,7 @@ from pipelines.data import (
     read_boxes,
     unlabelled_per_batch,
 )
+from pipelines.train_config import TrainConfig
 from student.config import StudentError
 from teachers.card import TeacherError, TrainingData
 from tests.drives import DRIVE_CAMERAS
@@ -74,6 +75,30 @@ def test_only_the_chosen_segments_are_read(drive_lake: Lake) -> None:
     chosen = frames(drive_lake, segments=frozenset({first, second}))
     seen = Counter(sample.key.segment for sample in chosen.stream(1, shuffle=False))
     assert seen == {first: 11, second: 11}
+
+
+def test_a_training_sees_only_images_for_which_its_condition_holds(drive_lake: Lake) -> None:
+    first, second, third = names(drive_lake)
+    config = TrainConfig(lake=drive_lake.store.url, out="/out", where=f"segment IN ('{first}', '{third}')")
+    lake = config.open_lake(None)
+    assert labelled_segments(lake, "train", 1.0)[0] == {first, third}
+    seen = Counter(sample.key.segment for sample in frames(lake).stream(1, shuffle=False))
+    assert seen == {first: 11, third: 11}
+    assert second not in seen
+
+
+def test_boxes_are_of_images_for_which_the_condition_holds(drive_lake: Lake) -> None:
+    times = sorted(drive_lake.images(["timestamp_us"]).column(0).to_pylist())
+    early, late = (drive_lake.where(f"timestamp_us {sign} {times[len(times) // 2]}", "train") for sign in ("<", ">="))
+    boxes = [read_boxes(frames(lake)) for lake in (early, late, drive_lake)]
+    assert 0 < len(boxes[0]) < len(boxes[2])
+    assert sorted([*boxes[0].tolist(), *boxes[1].tolist()]) == sorted(boxes[2].tolist())
+
+
+def test_the_condition_decides_about_a_run(drive_lake: Lake) -> None:
+    config = TrainConfig(lake=drive_lake.store.url, out="/out", where="camera = 'FRONT'")
+    assert config.identity(config.open_lake(None))["where"] == "camera = 'FRONT'"
+    assert replace(config, where=None).identity(drive_lake)["where"] is None
 
 
 def keys(batches: list[list[Sample]]) -> list[list[tuple[str, int]]]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from waymo_open_dataset.protos import metrics_pb2
 
 from datalake.commit import LakeError
 from datalake.lake import open_lake
+from datalake.loader import LoaderConfig, SampleStream
 from pipelines import train
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.cache_targets import run as cache_targets
@@ -131,6 +135,38 @@ def test_another_size_of_images_is_told(folder: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / METRICS_FILE).read_text())["evaluated"]["image_size"] == [128, 96]
 
 
+def test_the_submission_has_the_detections_in_pixels_of_the_records(folder: Path, tmp_path: Path) -> None:
+    size, file = (128, 128), tmp_path / "submission/objects.bin"
+    config = settings(folder, teachers=("none",), out=str(tmp_path), image_size=size, submission=str(file))
+    evaluate(config, Console(quiet=True))
+    objects = metrics_pb2.Objects.FromString(file.read_bytes()).objects
+    student = read_student(str(folder / "run"))[0].eval()
+    lake = open_lake(str(folder / "lake"))
+    loader = LoaderConfig(split="val", image_size=size, points=False, shuffle=False)
+    for sample in SampleStream(lake, loader):
+        (found,) = student.predict(sample.image[None]).detections
+        mine = [one for one in objects if one.frame_timestamp_micros == sample.key.timestamp_us]
+        assert len(mine) == len(found.boxes) > 0
+        assert {(one.context_name, one.camera_name) for one in mine} == {(sample.key.segment, 1)}
+        np.testing.assert_allclose([one.score for one in mine], found.scores, atol=1e-5)
+        assert [one.object.type for one in mine] == found.classes.tolist()
+        boxes = [(one.object.box.center_x, one.object.box.center_y, one.object.box.length) for one in mine]
+        x0, y0, x1, y1 = found.boxes.double().unbind(1)
+        # The records' images have 96 x 64 pixels.
+        wide, high = 96 / 128, 64 / 128
+        expected = torch.stack([(x0 + x1) / 2 * wide, (y0 + y1) / 2 * high, (x1 - x0) * wide], 1)
+        np.testing.assert_allclose(boxes, expected, atol=1e-2)
+
+
+def test_only_images_for_which_the_condition_holds_are_evaluated(folder: Path, tmp_path: Path) -> None:
+    times = sorted(open_lake(str(folder / "lake")).images(["timestamp_us"], "val").column(0).to_pylist())
+    condition = f"timestamp_us > {times[0]}"
+    evaluate(settings(folder, teachers=("none",), out=str(tmp_path), where=condition), Console(quiet=True))
+    metrics = json.loads((tmp_path / METRICS_FILE).read_text())
+    assert (metrics["samples"], metrics["evaluated"]["where"]) == (FRAMES - 1, condition)
+    assert f"where {condition}" in " ".join(html.unescape((tmp_path / REPORT_FILE).read_text()).split())
+
+
 def test_the_page_is_one_file_and_is_named_at_the_end(examined: tuple[Path, str]) -> None:
     page = (examined[0] / REPORT_FILE).read_text()
     assert not re.search(r'(src|href)="(?!data:)', page)
@@ -221,6 +257,11 @@ def copy_run(folder: Path, copy: Path, **fingerprint: str | None) -> None:
         ),
         (["--cameras", "SIDE_LEFT"], "has 0 images of SIDE_LEFT"),
         (["--image-size", "90", "60"], "images of 90 x 60 pixels do not divide into cells of 32"),
+        (["--where", "jpeg = 'x'"], "there is no column jpeg, only segment, timestamp_us"),
+        (
+            ["--where", "camera = 'REAR'"],
+            "of split 'val' holds \"camera = 'REAR'\"; there are camera 'FRONT' (4)",
+        ),
         (["--samples", "0"], "--samples 0: expected at least 1"),
         (["--batch", "0"], "--batch 0: expected at least 1"),
     ],

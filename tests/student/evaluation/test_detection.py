@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,8 +58,9 @@ def test_perfect_detections_of_one_object_have_every_figure_at_one() -> None:
     result = metrics((found((CAR, VEHICLE, 0.3, 25.0)), there((CAR, VEHICLE, 30.0))))
     assert result == pytest.approx(
         dict.fromkeys(
-            ("AP", "AP/VEHICLE", "AP50", "AP50/VEHICLE", "AP75", "APwaymo", "APwaymo/VEHICLE", "AP50/medium",
-             "AP50/>16px", "AP50/20-40m"),
+            ("AP", "AP/VEHICLE", "AP50", "AP50/VEHICLE", "AP75", "AP50/medium", "AP50/>16px", "AP50/20-40m",
+             "waymo/LEVEL_1", "waymo/LEVEL_1/VEHICLE", "waymo/LEVEL_2", "waymo/LEVEL_2/VEHICLE",
+             "waymo-ours/LEVEL_1/20-40m", "waymo-ours/LEVEL_2/20-40m"),
             1.0,
         )
     )  # fmt: skip
@@ -105,7 +107,7 @@ def test_objects_of_another_image_are_not_found() -> None:
 
 def test_overlap_decides_which_thresholds_are_passed() -> None:
     # 40 pixels wide, 8 too far right: 32 / 48 = 0.667 in common, enough at 0.50 … 0.65.
-    expected = {"AP": 0.4, "AP50": 1, "AP75": 0, "APwaymo": 0.5, "APwaymo/VEHICLE": 0, "APwaymo/PEDESTRIAN": 1}
+    expected = {"AP": 0.4, "AP50": 1, "AP75": 0, "waymo/LEVEL_2/VEHICLE": 0, "waymo/LEVEL_2/PEDESTRIAN": 1}
     detections = found((moved(CAR, 8), VEHICLE, 0.9), (moved(CAR, 8), PEDESTRIAN, 0.9))
     result = metrics((detections, there((CAR, VEHICLE), (CAR, PEDESTRIAN))))
     assert {name: result[name] for name in expected} == pytest.approx(expected)
@@ -114,10 +116,28 @@ def test_overlap_decides_which_thresholds_are_passed() -> None:
 def test_at_75_and_at_waymo_70() -> None:
     # 40 pixels wide, 6 too far right: 34 / 46 = 0.739.
     result = metrics((found((moved(CAR, 6), VEHICLE, 0.9)), there((CAR, VEHICLE))))
-    assert (result["APwaymo/VEHICLE"], result["AP75"]) == pytest.approx((1, 0))
+    assert (result["waymo/LEVEL_2/VEHICLE"], result["AP75"]) == pytest.approx((1, 0))
     # 5 too far: 35 / 45 = 0.778.
     result = metrics((found((moved(CAR, 5), VEHICLE, 0.9)), there((CAR, VEHICLE))))
     assert result["AP75"] == ONE
+
+
+def test_waymos_levels_are_those_of_the_labels() -> None:
+    objects = there((CAR, VEHICLE, 10.0), (VAN, VEHICLE, 30.0))
+    detections = found((CAR, VEHICLE, 0.9))
+    result = metrics((detections, replace(objects, difficulty=torch.tensor([1, 2], dtype=torch.int8))))
+    assert (result["waymo/LEVEL_1"], result["waymo/LEVEL_2"]) == (1, 0.5)
+    unknown = metrics((detections, objects))
+    assert (unknown["waymo/LEVEL_1"], unknown["waymo/LEVEL_2"]) == (0.5, 0.5)
+
+
+def test_waymos_matching_is_not_greedy() -> None:
+    # The more confident one overlaps with both; only if it leaves the car to the other one are both found.
+    detections = found((moved(CAR, 6), PEDESTRIAN, 0.9), (moved(CAR, -4), PEDESTRIAN, 0.8))
+    objects = there((CAR, PEDESTRIAN), (moved(CAR, 16), PEDESTRIAN))
+    result = metrics((detections, objects))
+    assert result["waymo/LEVEL_2/PEDESTRIAN"] == 1
+    assert result["AP50/PEDESTRIAN"] < 0.6
 
 
 def test_sizes_are_told_apart_by_the_root_of_the_area() -> None:
@@ -244,7 +264,7 @@ def test_ap50_is_that_of_a_plain_implementation(seed: int) -> None:
 
 def test_means_are_over_the_classes() -> None:
     result = metrics(*random_images(0, 10))
-    for name in ("AP", "AP50", "APwaymo"):
+    for name in ("AP", "AP50"):
         of_classes = [result[f"{name}/{label}"] for label in ("VEHICLE", "PEDESTRIAN", "SIGN", "CYCLIST")]
         assert result[name] == pytest.approx(sum(of_classes) / 4)
 
