@@ -28,6 +28,7 @@ from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from pipelines.train_config import DISTILLATION_METHODS, TrainConfig, read_preset
 from pipelines.train_setup import TrainPlan, prepare_training
+from pipelines.trunk_weights import load_trunk
 from student.detector import Student
 from student.distillation.objective import DetectionObjective
 from student.layers import memory_format
@@ -104,6 +105,8 @@ def build_objective(plan: TrainPlan) -> DetectionObjective:
     config = plan.config
     torch.manual_seed(config.seed)
     student = Student(plan.student)
+    if config.student.trunk_weights is not None:
+        load_trunk(student, config.student.trunk_weights, config.out)
     methods = {name: DISTILLATION_METHODS[name].build(plan) for name in plan.methods}
     return DetectionObjective(student, config.weights, methods, config.augmentation, config.targets, plan.detectors)
 

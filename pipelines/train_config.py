@@ -21,11 +21,13 @@ from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
+from student.trunk import resolved
 from teachers.loading import CachedTargets, parse_cached, parse_teachers, read_cards
 from training.fingerprint import Plain, flatten
 from training.loop import LoopConfig
 from training.optimizer import OptimizerConfig
 from training.precision import uses_bfloat16
+from training.weights_file import read_weights
 
 if TYPE_CHECKING:
     from pipelines.train_setup import TrainPlan
@@ -48,7 +50,9 @@ _IRRELEVANT = {
     "teachers_in",
     "teacher_gpus",
     "loop.checkpoint_every",
-    # The training finds these out; the objective's fingerprint has them.
+    # The training finds these out; the objective's fingerprint has them, and the checksum of the trunk's weights.
+    "student.trunk_weights",
+    "student.trunk_weights_sha256",
     "student.branches",
     "student.anchors.sizes",
     "student.anchors.ratios",
@@ -151,6 +155,7 @@ class TrainConfig:
     @property
     def located(self) -> TrainConfig:
         """The same with absolute places: a worker of Ray may run in another folder."""
+        weights = self.student.trunk_weights
         return replace(
             self,
             lake=absolute(self.lake),
@@ -158,6 +163,7 @@ class TrainConfig:
             teachers=tuple(f"{name}={absolute(url)}" for name, url in parse_teachers(self.teachers).items())
             or ("none",),
             cache=None if self.cache is None else absolute(self.cache),
+            student=replace(self.student, trunk_weights=weights and absolute(weights)),
         )
 
     @property
@@ -258,7 +264,7 @@ class TrainConfig:
         """Return what decides about the result: settings, branches, teachers' weights and the lake's snapshot."""
         # Settings of methods that are off decide nothing; a run outlives the coming of a further method.
         ignored = _IRRELEVANT | (DISTILLATION_METHODS.keys() - set(self.methods))
-        settings = flatten(self.located).items()
+        settings = flatten(replace(self.located, student=resolved(self.student))).items()
         kept = {name: value for name, value in settings if not {name, name.partition(".")[0]} & ignored}
         named = read_cards(self.map_teachers)
         heard = {f"teacher.{name}": named[name].weights_sha256 for name in self.active_teachers}
@@ -301,4 +307,10 @@ def read_preset(arguments: Sequence[str], flag: str = "--preset") -> tuple[list[
 def run_fingerprint(config: TrainConfig, device: torch.device) -> dict[str, Plain]:
     """Return what decides about a run's result, as its checkpoint has it."""
     identity = config.identity(config.open_lake(config.snapshot))
-    return {**identity, "bfloat16": uses_bfloat16(config.loop.precision, device)}
+    weights = config.located.student.trunk_weights
+    sha256 = None if weights is None else read_weights(weights).sha256
+    return {
+        **identity,
+        "student.trunk_weights_sha256": sha256,
+        "bfloat16": uses_bfloat16(config.loop.precision, device),
+    }
