@@ -23,9 +23,9 @@ from pipelines.device import device_of
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from teachers.card import TeacherCard, write_card, write_weights
-from teachers.lidar import SpvnasTeacher
-from teachers.mask_rcnn import MaskRcnnConfig, MaskRcnnTeacher
-from teachers.training.evaluation import measure_statistics
+from teachers.evaluation import measure_statistics
+from teachers.mask_rcnn.teacher import MaskRcnnConfig, MaskRcnnTeacher
+from teachers.spvnas.teacher import SpvnasTeacher
 
 
 @dataclass(frozen=True, kw_only=True)
