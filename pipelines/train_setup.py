@@ -119,8 +119,8 @@ def _check_batch(
         Distributed(size=max(1, config.workers)).share(share, what)
         if share:
             config.frames(lake, points=False, segments=segments).stream(share, shuffle=True)
-    if config.targets == "shuffled" and config.batch // max(1, config.workers) < 2:
-        raise StudentError("--targets shuffled: a worker needs two images, to give one the targets of the other")
+    if config.targets == "shuffled" and config.batch // max(1, config.workers) // config.loop.accumulate < 2:
+        raise StudentError("--targets shuffled: two images at once are needed, to give one the targets of the other")
 
 
 def _check_teachers_in(config: TrainConfig, lake: Lake, grid: tuple[int, int]) -> None:
