@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import tyro
@@ -34,8 +34,17 @@ if TYPE_CHECKING:
 
 Method = Literal["imitation", "fitnet", "none"]
 Anchors = Literal["fitted", "paper"]
-# The students that `--preset` names.
-PRESETS: dict[str, Callable[[], StudentConfig]] = {"classroom": StudentConfig, "paper": StudentConfig.paper}
+# What `--preset` sets otherwise than the defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    "classroom": {},
+    "paper": {"student": StudentConfig.paper()},
+    "resnet50": {
+        "student": StudentConfig.resnet50(),
+        "image_size": (960, 640),
+        # A tenth of it for the trunk's given weights: 1e-4, at which AdamW commonly trains them further.
+        "optimizer": OptimizerConfig(learning_rate=1e-3),
+    },
+}
 
 # What does not decide about the result: where things are kept and which processes compute.
 _IRRELEVANT = {
@@ -96,7 +105,8 @@ class TrainConfig:
     targets: Targets = "real"
     # Teachers who are not asked; a branch for them stays.
     mute: tuple[str, ...] = ()
-    # The student's architecture; `--preset paper` sets these defaults to those of the paper's student.
+    # The student's architecture; `--preset paper` sets these defaults to those of the paper's student, `--preset
+    # resnet50` to those of one for images of 960 x 640 pixels.
     student: StudentConfig = field(default_factory=StudentConfig)
     # Anchors fitted to the labelled boxes, or the paper's.
     anchors: Anchors = "fitted"
@@ -139,6 +149,9 @@ class TrainConfig:
     # Where this process trains: cpu, cuda, cuda:1 …; by default on the GPU if there is one. Workers of Ray Train take
     # a GPU each where the cluster has them, unless this is cpu.
     device: str = "auto"
+    # A trunk of timm's keeps few activations for the backward pass and computes the others twice: slower, for images
+    # that would not fit otherwise. Batch norms that are not frozen see each image twice.
+    recompute_activations: bool = False
     # Weight of each detection loss.
     weights: LossWeights = field(default_factory=LossWeights)
     # Weights of the imitation losses.
@@ -287,7 +300,7 @@ def _learn_from(teachers: Literal["maps", "detectors"], methods: Iterable[str]) 
 
 
 def read_preset(arguments: Sequence[str], flag: str = "--preset") -> tuple[list[str], TrainConfig]:
-    """Take `--preset NAME` out of a command line; return the rest, and a training with that student's defaults.
+    """Take `--preset NAME` out of a command line; return the rest, and a training with that preset's defaults.
 
     Raises StudentError for a preset that there is not.
     """
@@ -301,7 +314,7 @@ def read_preset(arguments: Sequence[str], flag: str = "--preset") -> tuple[list[
             rest.append(word)
     if name not in PRESETS:
         raise StudentError(f"{flag} {name}: expected one of {', '.join(PRESETS)}")
-    return rest, TrainConfig(lake=tyro.MISSING, out=tyro.MISSING, student=PRESETS[name]())
+    return rest, TrainConfig(lake=tyro.MISSING, out=tyro.MISSING, **PRESETS[name])
 
 
 def run_fingerprint(config: TrainConfig, device: torch.device) -> dict[str, Plain]:

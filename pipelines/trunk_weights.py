@@ -15,6 +15,13 @@ from training.run_dir import RunDir
 from training.weights_file import read_weights
 
 
+def recompute_activations(student: Student) -> None:
+    """Have the student's trunk compute most of its activations twice; raises StudentError where it cannot."""
+    if not isinstance(trunk := student.backbone.trunk, TimmTrunk):
+        raise StudentError(f"--recompute-activations: expected a trunk of timm's, got: {student.config.trunk}")
+    trunk.recompute_activations()
+
+
 def prepare_trunk(student: StudentConfig, out: str, console: Console) -> StudentConfig:
     """Check that a trunk of timm's can be built and takes its weights; return the student with their checksum.
 

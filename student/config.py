@@ -153,6 +153,19 @@ class StudentConfig:
             if value not in get_args(known):
                 raise StudentError(f"{name}: expected one of {', '.join(get_args(known))}, got: {value!r}")
 
+    @staticmethod
+    def resnet50() -> StudentConfig:
+        """Return a student for images of 960 x 640 pixels, with the trunk that most detectors are compared by."""
+        return StudentConfig(
+            trunk="timm:resnet50",
+            width=128,
+            branch_width=64,
+            head_width=1024,
+            anchors=AnchorShapes(sizes=((20, 30), (45, 68), (100, 150), (225, 340))),
+            roi_batch=128,
+            proposals=500,
+        )
+
     def _check_pretraining(self) -> None:
         """Raise where something is to be kept that is not there."""
         if not self.timm_name and (self.is_pretrained or self.freeze_stages or self.freeze_norms):

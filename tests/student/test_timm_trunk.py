@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -271,3 +271,34 @@ def test_given_weights_are_trained_at_a_rate_of_their_own() -> None:
     from_scratch = dict(rates(build(RESNET)))
     assert set(from_scratch.values()) == {1.0, 2.0}
     assert found.keys() == from_scratch.keys()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+def test_activations_that_are_computed_twice_give_the_same_gradients(name: str) -> None:
+    images = torch.rand(2, 3, HEIGHT, WIDTH)
+    gradients, sizes = [], []
+    for twice in (False, True):
+        trunk = trunk_of(replace(TINY, trunk=f"timm:{name}")).train()
+        network = trunk.network
+        if twice:
+            trunk.recompute_activations()
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(keep_in(kept), lambda value: value):
+            maps = network(images)
+        torch.stack([one.square().sum() for one in maps]).sum().backward()
+        gradients.append({parameter: value.grad for parameter, value in network.named_parameters()})
+        weights = {value.data_ptr() for value in network.state_dict().values()}
+        sizes.append(sum(value.numel() for value in kept if value.data_ptr() not in weights))
+    assert sizes[1] < sizes[0] / 2
+    for parameter, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][parameter], gradient)
+
+
+def keep_in(kept: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a function that puts a tensor into the list and returns it."""
+
+    def keep(value: Tensor) -> Tensor:
+        kept.append(value)
+        return value
+
+    return keep
