@@ -17,10 +17,16 @@ from pipelines.paths import absolute
 from student.augmentation import Augmentation
 from student.config import StudentConfig, StudentError
 from student.distillation.controls import Targets
+from student.distillation.crosskd import CrossKD, CrossKDConfig
+from student.distillation.fgfi import FGFI, FGFIConfig
 from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.imitation import Imitation, ImitationConfig
+from student.distillation.kd import KD, KDConfig
+from student.distillation.lgd import LGD, LGDConfig
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
+from student.distillation.pkd import PKD, PKDConfig
+from student.distillation.reviewkd import ReviewKD, ReviewKDConfig
 from student.trunk import resolved
 from teachers.loading import CachedTargets, is_detector, parse_cached, parse_teachers, read_cards
 from training.fingerprint import Plain, flatten
@@ -32,7 +38,7 @@ from training.weights_file import read_weights
 if TYPE_CHECKING:
     from pipelines.train_setup import TrainPlan
 
-Method = Literal["imitation", "fitnet", "none"]
+Method = Literal["imitation", "fitnet", "kd", "pkd", "crosskd", "fgfi", "reviewkd", "lgd", "none"]
 Anchors = Literal["fitted", "paper"]
 # What `--preset` sets otherwise than the defaults.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -71,11 +77,11 @@ _IRRELEVANT = {
 class MethodEntry(NamedTuple):
     """A distillation method of the command line.
 
-    learns_from: the teachers that it needs: some that answer with maps, or detectors
+    learns_from: what it needs: teachers that answer with maps, or detectors, or the labels alone
     build: makes it of what was found out before the training
     """
 
-    learns_from: Literal["maps", "detectors"]
+    learns_from: Literal["maps", "detectors", "labels"]
     build: Callable[[TrainPlan], DistillationMethod]
 
 
@@ -83,6 +89,12 @@ class MethodEntry(NamedTuple):
 DISTILLATION_METHODS: dict[str, MethodEntry] = {
     "imitation": MethodEntry("maps", lambda plan: Imitation(plan.config.imitation, plan.class_weights)),
     "fitnet": MethodEntry("detectors", lambda plan: FitNet(plan.config.fitnet, plan.student, plan.detectors)),
+    "kd": MethodEntry("detectors", lambda plan: KD(plan.config.kd)),
+    "pkd": MethodEntry("detectors", lambda plan: PKD(plan.config.pkd, plan.student, plan.detectors)),
+    "crosskd": MethodEntry("detectors", lambda plan: CrossKD(plan.config.crosskd, plan.student, plan.detectors)),
+    "fgfi": MethodEntry("detectors", lambda plan: FGFI(plan.config.fgfi, plan.student, plan.detectors)),
+    "reviewkd": MethodEntry("detectors", lambda plan: ReviewKD(plan.config.reviewkd, plan.student, plan.detectors)),
+    "lgd": MethodEntry("labels", lambda plan: LGD(plan.config.lgd, plan.student, plan.config.weights)),
 }
 
 
@@ -158,6 +170,18 @@ class TrainConfig:
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     # How much FitNet counts.
     fitnet: FitNetConfig = field(default_factory=FitNetConfig)
+    # How much knowledge distillation of classes counts.
+    kd: KDConfig = field(default_factory=KDConfig)
+    # How much PKD counts.
+    pkd: PKDConfig = field(default_factory=PKDConfig)
+    # How much CrossKD counts.
+    crosskd: CrossKDConfig = field(default_factory=CrossKDConfig)
+    # How much FGFI counts, and where.
+    fgfi: FGFIConfig = field(default_factory=FGFIConfig)
+    # How much ReviewKD counts.
+    reviewkd: ReviewKDConfig = field(default_factory=ReviewKDConfig)
+    # How LGD counts, which needs no teacher.
+    lgd: LGDConfig = field(default_factory=LGDConfig)
     # What happens to the images.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # The optimizer and its learning rate.
