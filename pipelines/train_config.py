@@ -65,6 +65,7 @@ _IRRELEVANT = {
     "teachers_in",
     "teacher_gpus",
     "loop.checkpoint_every",
+    "loop.diagnose_every",
     # The training finds these out; the objective's fingerprint has them, and the checksum of the trunk's weights.
     "student.trunk_weights",
     "student.trunk_weights_sha256",

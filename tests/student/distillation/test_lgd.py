@@ -507,3 +507,31 @@ def test_detections_in_the_maps_are_those_of_a_student_whose_pyramid_they_are() 
     for one, two in zip(method.detect(taught.student, some.images, some.labels), other(some.images), strict=True):
         assert torch.equal(one.boxes, two.boxes)
         assert torch.equal(one.scores, two.scores)
+
+
+def one_object(number: int) -> Objects:
+    """Return one object somewhere, of a class that follows from nothing else."""
+    drawn = torch.rand(4, generator=torch.Generator().manual_seed(number)).tolist()
+    x, y = 60 * drawn[0], 30 * drawn[1]
+    return objects_of((x, y, x + 12 + 24 * drawn[2], y + 12 + 20 * drawn[3], 1 + number % 4, 9.0))
+
+
+@pytest.mark.integration
+def test_the_heads_soon_read_the_class_of_new_labels_in_the_maps() -> None:
+    student, method = build(TINY), method_of(objective())
+    heads = [*student.heads.box_head.parameters(), *student.heads.box_predictor.parameters()]
+    optimizer = torch.optim.AdamW([*method.maps.parameters(), *heads], lr=1e-3)
+
+    def logits(numbers: range) -> tuple[Tensor, Tensor]:
+        labels = labels_on(CPU, [one_object(number) for number in numbers])
+        # What the images show is noise: all that there is to know is in the labels.
+        maps = method.maps(some_pyramid(len(numbers), numbers.start), labels, SIZE)
+        return student.heads.predict(maps, labels.boxes).logits[:, 0], labels.classes[:, 0]
+
+    for step in range(80):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(*logits(range(1000 + 16 * step, 1016 + 16 * step))).backward()
+        optimizer.step()
+    with torch.no_grad():
+        found, classes = logits(range(64))
+    assert float((found.argmax(1) == classes).float().mean()) > 0.9
