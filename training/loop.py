@@ -39,7 +39,8 @@ class LoopConfig:
     # bfloat16 is autocast, the weights stay float32; auto takes it where the hardware has it. Muon follows.
     precision: Precision = "auto"
     # Each worker's images of a step are computed in so many parts, one after the other, for want of memory. Gradients
-    # are those of the whole, up to rounding, but for what is computed over all images of a part, such as batch norms.
+    # are those of the whole, up to rounding, but for what is computed over all images of a part, such as batch norms;
+    # diagnostics are of the last part.
     accumulate: int = 1
     # Steps from one checkpoint to the next.
     checkpoint_every: int = 100
