@@ -5,14 +5,21 @@
 The 130 real front images have labels and no lidar, so no teacher takes part and no depth is learned. One segment
 proves that real pixels and real labels can be learned from and recognized one second later; it says nothing of other
 streets: the last frames show the cars, the light and the road of the first.
+
+    --arms own scratch imagenet
+
+compares the default student with one whose trunk is an EfficientNet-Lite0, with random weights and with ImageNet's
+(`pip install 'classroomnet[benchmarks]'`).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -23,12 +30,15 @@ from datalake.plan import index_source, plan_segments
 from datalake.sources.waymo_v1.protos import dataset_pb2
 from datalake.sources.waymo_v1.tfrecord import RecordFile, Slot, write_records
 from datalake.store import Store
-from pipelines.data import Frames
 from pipelines.train import run as run_training
 from pipelines.train_config import TrainConfig
 from student.checkpoint import read_student
+from student.config import StudentConfig
 from student.evaluation.run import evaluate_student
 from training.loop import LoopConfig
+from training.optimizer import OptimizerConfig
+
+Arm = Literal["own", "scratch", "imagenet"]
 
 _DATA = Path(__file__).resolve().parents[2] / "shared/data"
 _PARTS = {"train": range(100), "val": range(110, 130)}
@@ -45,6 +55,11 @@ class Options:
     output: Path = Path("out/bench/real_segment")
     steps: int = 500
     seeds: tuple[int, ...] = (0,)
+    # `own`: the default student; `scratch`: with the trunk of an EfficientNet-Lite0; `imagenet`: with its weights.
+    arms: tuple[Arm, ...] = ("own",)
+    # Width and height that images are scaled to.
+    image_size: tuple[int, int] = (384, 256)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
 def build(source: Path, folder: Path) -> str:
@@ -70,23 +85,45 @@ def build(source: Path, folder: Path) -> str:
     return url
 
 
+def student_of(arm: Arm, folder: Path) -> StudentConfig:
+    """Return the student of an arm; weights that it starts from are written to the folder."""
+    if arm == "own":
+        return StudentConfig()
+    # The package that has the weights is an extra.
+    from benchmarks.efficientnet_lite0 import LICENSE, TRUNK, write_weights
+
+    student = StudentConfig(trunk=f"timm:{TRUNK}")
+    if arm == "scratch":
+        return student
+    return replace(student, trunk_weights=write_weights(folder.absolute()), trunk_weights_license=LICENSE)
+
+
 def run(options: Options, console: Console) -> int:
     """Train and examine each seed, print the metrics, and return the exit status 0."""
     options.output.mkdir(parents=True, exist_ok=True)
     url = build(options.source, options.output)
     metrics = {}
-    for seed in options.seeds:
-        out = str((options.output / f"student-{seed}").absolute())
-        # At 384 pixels half of the real boxes are smaller than any anchor can be on a grid of 4 pixels.
-        config = TrainConfig(lake=url, out=out, seed=seed, min_anchor_recall=0.2, loop=LoopConfig(steps=options.steps))
+    for seed, arm in itertools.product(options.seeds, options.arms):
+        out = str((options.output / f"{arm}-{seed}").absolute())
+        config = TrainConfig(
+            lake=url,
+            out=out,
+            seed=seed,
+            student=student_of(arm, options.output),
+            image_size=options.image_size,
+            # At 384 pixels half of the real boxes are smaller than any anchor can be on a grid of 4 pixels.
+            min_anchor_recall=0.2,
+            optimizer=options.optimizer,
+            loop=LoopConfig(steps=options.steps),
+        )
         run_training(config, console)
         student, _ = read_student(out)
         for split in _PARTS:
-            frames = Frames(lake=open_lake(url), split=split, cameras=("FRONT",), image_size=(384, 256), points=False)
+            frames = replace(config.frames(open_lake(url), points=False), split=split)
             found = evaluate_student(student, frames.stream(5, shuffle=False).loader(), None)
-            metrics[f"{split}-{seed}"] = found.metrics
+            metrics[f"{split}-{arm}-{seed}"] = found.metrics
             shown = ", ".join(f"{name} {found.metrics[name]:.3f}" for name in _SHOWN if name in found.metrics)
-            console.print(f"{split}, seed {seed}: {shown}", soft_wrap=True, highlight=False)
+            console.print(f"{arm}, {split}, seed {seed}: {shown}", soft_wrap=True, highlight=False)
     settings = {name: str(value) for name, value in asdict(options).items()}
     (options.output / "metrics.json").write_text(json.dumps({"options": settings, "metrics": metrics}, indent=1))
     return 0

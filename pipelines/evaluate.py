@@ -5,6 +5,7 @@
     OUT/student.safetensors   with --export: the weights and the configuration
     OUT/student.pt2           with --export: a program that runs without this package
     SUBMISSION                with --submission: the detections as `Objects`, which Waymo's own tools read
+    OUT/model_card.json       with --export: data, classes, metrics, image size, trunk and licence of its weights
 
 A split with segments that the student or a teacher was trained on is refused.
 """
@@ -40,6 +41,7 @@ from student.evaluation.imitation import CellMean
 from student.evaluation.run import evaluate_student
 from student.export import export_student
 from student.layers import memory_format
+from student.model_card import MODEL_CARD_FILE, model_card
 from student.report.comparisons import comparisons
 from student.report.evaluation import Evaluation, write_report
 from student.report.page import Page
@@ -186,6 +188,9 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
         "teachers": {name: {"url": named[name], "weights_sha256": card.weights_sha256} for name, card in cards.items()},
         "versions": installed_versions(_PACKAGES),
     }
+    if config.export:
+        card = model_card(student.config, checkpoint.fingerprint, checkpoint.step, how, evaluation.metrics)
+        out.write(MODEL_CARD_FILE, card)
     out.write(METRICS_FILE, (json.dumps(metrics, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
     write_report(out.place(REPORT_FILE), f"ClassroomNet: {checkpoint_url.rpartition('/')[2]}", evaluation, more)
     return Evaluated(evaluation=evaluation, step=checkpoint.step, report=out.place(REPORT_FILE))

@@ -41,6 +41,9 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     "LossWeights": dict.fromkeys(("objectness", "rpn_box", "classification", "box", "depth"), _NOT_NEGATIVE),
     "StudentConfig": {
+        "freeze_stages": Range(0, 4),
+        "image_mean": _SHARE,
+        "image_std": _POSITIVE,
         "stages": _COUNT,
         "blocks": _COUNT,
         "width": _COUNT,
@@ -74,6 +77,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "OptimizerConfig": {
         "learning_rate": _POSITIVE,
         "muon_lr_factor": _NOT_NEGATIVE,
+        "pretrained_lr_factor": _NOT_NEGATIVE,
         "weight_decay": _NOT_NEGATIVE,
         "max_gradient_norm": _POSITIVE,
     },
@@ -81,6 +85,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "LoopConfig": {
         "steps": _COUNT,
         "warmup": Range(0, 0.9),
+        "accumulate": _COUNT,
         "checkpoint_every": _COUNT,
         "diagnose_every": _COUNT_OR_NONE,
     },

@@ -4,7 +4,8 @@
     OUT/history.jsonl     a line for each step: losses, rates, throughput, waiting
     OUT/tensorboard/      the same for TensorBoard
 
-`--preset paper` trains the paper's student instead of ClassroomNet; `--student.…` changes single parts of either.
+`--preset paper` trains the paper's student instead of ClassroomNet, `--preset resnet50` one for large images;
+`--student.…` changes single parts of any.
 
 Run it again after any interruption, with the same settings, and it goes on where it was. It runs by itself, or as
 `ray job submit --working-dir . -- python pipelines/train.py …` on a cluster. With `--workers 0` the training runs in
@@ -28,6 +29,7 @@ from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from pipelines.train_config import DISTILLATION_METHODS, TrainConfig, read_preset
 from pipelines.train_setup import TrainPlan, prepare_training
+from pipelines.trunk_weights import load_trunk, recompute_activations
 from student.detector import Student
 from student.distillation.objective import DetectionObjective
 from student.layers import memory_format
@@ -104,6 +106,10 @@ def build_objective(plan: TrainPlan) -> DetectionObjective:
     config = plan.config
     torch.manual_seed(config.seed)
     student = Student(plan.student)
+    if config.student.trunk_weights is not None:
+        load_trunk(student, config.student.trunk_weights, config.out)
+    if config.recompute_activations:
+        recompute_activations(student)
     methods = {name: DISTILLATION_METHODS[name].build(plan) for name in plan.methods}
     return DetectionObjective(student, config.weights, methods, config.augmentation, config.targets, plan.detectors)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import tyro
@@ -27,19 +27,30 @@ from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
 from student.distillation.pkd import PKD, PKDConfig
 from student.distillation.reviewkd import ReviewKD, ReviewKDConfig
+from student.trunk import resolved
 from teachers.loading import CachedTargets, is_detector, parse_cached, parse_teachers, read_cards
 from training.fingerprint import Plain, flatten
 from training.loop import LoopConfig
 from training.optimizer import OptimizerConfig
 from training.precision import uses_bfloat16
+from training.weights_file import read_weights
 
 if TYPE_CHECKING:
     from pipelines.train_setup import TrainPlan
 
 Method = Literal["imitation", "fitnet", "kd", "pkd", "crosskd", "fgfi", "reviewkd", "lgd", "none"]
 Anchors = Literal["fitted", "paper"]
-# The students that `--preset` names.
-PRESETS: dict[str, Callable[[], StudentConfig]] = {"classroom": StudentConfig, "paper": StudentConfig.paper}
+# What `--preset` sets otherwise than the defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    "classroom": {},
+    "paper": {"student": StudentConfig.paper()},
+    "resnet50": {
+        "student": StudentConfig.resnet50(),
+        "image_size": (960, 640),
+        # A tenth of it for the trunk's given weights: 1e-4, at which AdamW commonly trains them further.
+        "optimizer": OptimizerConfig(learning_rate=1e-3),
+    },
+}
 
 # What does not decide about the result: where things are kept and which processes compute.
 _IRRELEVANT = {
@@ -55,7 +66,9 @@ _IRRELEVANT = {
     "teacher_gpus",
     "loop.checkpoint_every",
     "loop.diagnose_every",
-    # The training finds these out; the objective's fingerprint has them.
+    # The training finds these out; the objective's fingerprint has them, and the checksum of the trunk's weights.
+    "student.trunk_weights",
+    "student.trunk_weights_sha256",
     "student.branches",
     "student.anchors.sizes",
     "student.anchors.ratios",
@@ -105,7 +118,8 @@ class TrainConfig:
     targets: Targets = "real"
     # Teachers who are not asked; a branch for them stays.
     mute: tuple[str, ...] = ()
-    # The student's architecture; `--preset paper` sets these defaults to those of the paper's student.
+    # The student's architecture; `--preset paper` sets these defaults to those of the paper's student, `--preset
+    # resnet50` to those of one for images of 960 x 640 pixels.
     student: StudentConfig = field(default_factory=StudentConfig)
     # Anchors fitted to the labelled boxes, or the paper's.
     anchors: Anchors = "fitted"
@@ -150,6 +164,9 @@ class TrainConfig:
     # Where this process trains: cpu, cuda, cuda:1 …; by default on the GPU if there is one. Workers of Ray Train take
     # a GPU each where the cluster has them, unless this is cpu.
     device: str = "auto"
+    # A trunk of timm's keeps few activations for the backward pass and computes the others twice: slower, for images
+    # that would not fit otherwise. Batch norms that are not frozen see each image twice.
+    recompute_activations: bool = False
     # Weight of each detection loss.
     weights: LossWeights = field(default_factory=LossWeights)
     # Weights of the imitation losses.
@@ -178,6 +195,7 @@ class TrainConfig:
     @property
     def located(self) -> TrainConfig:
         """The same with absolute places: a worker of Ray may run in another folder."""
+        weights = self.student.trunk_weights
         return replace(
             self,
             lake=absolute(self.lake),
@@ -185,6 +203,7 @@ class TrainConfig:
             teachers=tuple(f"{name}={absolute(url)}" for name, url in parse_teachers(self.teachers).items())
             or ("none",),
             cache=None if self.cache is None else absolute(self.cache),
+            student=replace(self.student, trunk_weights=weights and absolute(weights)),
         )
 
     @property
@@ -285,7 +304,7 @@ class TrainConfig:
         """Return what decides about the result: settings, branches, teachers' weights and the lake's snapshot."""
         # Settings of methods that are off decide nothing; a run outlives the coming of a further method.
         ignored = _IRRELEVANT | (DISTILLATION_METHODS.keys() - set(self.methods))
-        settings = flatten(self.located).items()
+        settings = flatten(replace(self.located, student=resolved(self.student))).items()
         kept = {name: value for name, value in settings if not {name, name.partition(".")[0]} & ignored}
         named = read_cards(self.map_teachers)
         heard = {f"teacher.{name}": named[name].weights_sha256 for name in self.active_teachers}
@@ -308,7 +327,7 @@ def _learn_from(teachers: Literal["maps", "detectors"], methods: Iterable[str]) 
 
 
 def read_preset(arguments: Sequence[str], flag: str = "--preset") -> tuple[list[str], TrainConfig]:
-    """Take `--preset NAME` out of a command line; return the rest, and a training with that student's defaults.
+    """Take `--preset NAME` out of a command line; return the rest, and a training with that preset's defaults.
 
     Raises StudentError for a preset that there is not.
     """
@@ -322,10 +341,16 @@ def read_preset(arguments: Sequence[str], flag: str = "--preset") -> tuple[list[
             rest.append(word)
     if name not in PRESETS:
         raise StudentError(f"{flag} {name}: expected one of {', '.join(PRESETS)}")
-    return rest, TrainConfig(lake=tyro.MISSING, out=tyro.MISSING, student=PRESETS[name]())
+    return rest, TrainConfig(lake=tyro.MISSING, out=tyro.MISSING, **PRESETS[name])
 
 
 def run_fingerprint(config: TrainConfig, device: torch.device) -> dict[str, Plain]:
     """Return what decides about a run's result, as its checkpoint has it."""
     identity = config.identity(config.open_lake(config.snapshot))
-    return {**identity, "bfloat16": uses_bfloat16(config.loop.precision, device)}
+    weights = config.located.student.trunk_weights
+    sha256 = None if weights is None else read_weights(weights).sha256
+    return {
+        **identity,
+        "student.trunk_weights_sha256": sha256,
+        "bfloat16": uses_bfloat16(config.loop.precision, device),
+    }

@@ -14,6 +14,7 @@ from pipelines.data import check_no_leakage, read_boxes
 from pipelines.detector_teachers import prepare_detectors
 from pipelines.device import device_of
 from pipelines.train_config import TrainConfig
+from pipelines.trunk_weights import prepare_trunk
 from student.anchors import AnchorReport, anchor_recall, fit_anchors
 from student.config import AnchorShapes, BranchSpec, StudentConfig, StudentError
 from student.distillation.detector_teacher import DetectorTeacher
@@ -63,6 +64,7 @@ def prepare_training(
     Raises LakeError, TeacherError, StudentError or TrainingError where the training would be in vain.
     """
     config = config.located
+    student = prepare_trunk(config.student, config.out, console)
     lake = config.open_lake(config.snapshot)
     cards = read_cards(config.map_teachers)
     check_no_leakage(cards, lake, [config.split])
@@ -78,7 +80,7 @@ def prepare_training(
     boxes = read_boxes(config.frames(lake, points=False, segments=with_labels))
     shapes = fit_anchors(boxes, levels=_LEVELS) if config.anchors == "fitted" else _PAPER_ANCHORS
     branches = tuple(BranchSpec.of(name, card) for name, card in cards.items())
-    student = replace(config.student, branches=branches, anchors=shapes)
+    student = replace(student, branches=branches, anchors=shapes)
     width, height = config.image_size
     grid = student.grid(height, width)
     _check_teachers_in(config, lake, grid)
@@ -117,8 +119,8 @@ def _check_batch(
         Distributed(size=max(1, config.workers)).share(share, what)
         if share:
             config.frames(lake, points=False, segments=segments).stream(share, shuffle=True)
-    if config.targets == "shuffled" and config.batch // max(1, config.workers) < 2:
-        raise StudentError("--targets shuffled: a worker needs two images, to give one the targets of the other")
+    if config.targets == "shuffled" and config.batch // max(1, config.workers) // config.loop.accumulate < 2:
+        raise StudentError("--targets shuffled: two images at once are needed, to give one the targets of the other")
 
 
 def _check_teachers_in(config: TrainConfig, lake: Lake, grid: tuple[int, int]) -> None:

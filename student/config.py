@@ -15,9 +15,12 @@ from datalake.errors import UserError
 from student.detections import CLASS_NAMES
 from teachers.card import Kind, TeacherCard
 
-Trunk = Literal["fpn", "stride1"]
 Feed = Literal["imitation", "both"]
 Norm = Literal["group", "batch"]
+
+# Our own trunks by the number of their stages with the stem; `timm:NAME` are timm's.
+_OWN_TRUNKS = {"fpn": 5, "stride1": 3}
+_TIMM = "timm:"
 
 Value = TypeVar("Value")
 # What a training finds out; nobody gives it on a command line.
@@ -77,9 +80,26 @@ class StudentConfig:
 
     # One for each teacher, in the order in which they are fused.
     branches: Found[tuple[BranchSpec, ...]] = ()
-    # `fpn` goes down to 1/32 of the resolution and up again to a quarter; `stride1` keeps the resolution (paper).
-    trunk: Trunk = "fpn"
-    # Channels of the trunk's stages. `fpn`: the stem's, then from stride 4 on one for each halving; `stride1`: the
+    # `fpn` goes down to 1/32 of the resolution and up again to a quarter; `timm:NAME` does so with a model of timm's,
+    # such as timm:resnet50; `stride1` keeps the resolution (paper).
+    trunk: str = "fpn"
+    # Path or URL of the weights that a trunk of timm's starts from: a state dict of timm's or torchvision's names, as
+    # safetensors or as torch.save writes it.
+    trunk_weights: str | None = None
+    # SHA-256 of their file.
+    trunk_weights_sha256: Found[str | None] = None
+    # The licence of these weights, for the model card of an exported student.
+    trunk_weights_license: str | None = None
+    # Stages of a trunk of timm's that stay as they are, from the image on: 1 is all that leads to stride 4, 2 to 8 …
+    freeze_stages: int = 0
+    # The batch norms of a trunk of timm's stay as they are, statistics and all; by default where it starts from given
+    # weights: statistics of a few images are worse than those of the data that these were trained on.
+    freeze_norms: bool | None = None
+    # Mean and deviation of red, green and blue, within 0 … 1, by which images are normalized; by default those that the
+    # published weights of a trunk of timm's were trained with, and .45 and .25 for our own.
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[float, float, float] | None = None
+    # Channels of our own trunks' stages. `fpn`: the stem's, then from stride 4 on one for each halving; `stride1`: the
     # stem's and those of two stages.
     stages: tuple[int, ...] = (24, 32, 64, 128, 160)
     # Residual blocks in each of the stages after the stem.
@@ -122,14 +142,46 @@ class StudentConfig:
             raise StudentError(f"branches: {taken[0]!r} is a name that torch needs itself; call the teacher otherwise")
         if len(self.stages) != len(self.blocks) + 1:
             raise StudentError(f"expected blocks for each stage after the stem, got: {self.stages} and {self.blocks}")
-        stages = 5 if self.trunk == "fpn" else 3
-        if len(self.stages) != stages:
+        if self.trunk not in _OWN_TRUNKS and not self.timm_name:
+            raise StudentError(f"trunk: expected {', '.join(_OWN_TRUNKS)} or {_TIMM}NAME, got: {self.trunk!r}")
+        if (stages := _OWN_TRUNKS.get(self.trunk, len(self.stages))) != len(self.stages):
             raise StudentError(f"trunk {self.trunk}: expected {stages} stages with the stem, got: {self.stages}")
+        self._check_pretraining()
         if self.branch_kernel < 1 or self.branch_kernel % 2 == 0:
             raise StudentError(f"branch_kernel {self.branch_kernel}: expected an odd number of cells")
-        for name, value, known in (("trunk", self.trunk, Trunk), ("feed", self.feed, Feed), ("norm", self.norm, Norm)):
+        for name, value, known in (("feed", self.feed, Feed), ("norm", self.norm, Norm)):
             if value not in get_args(known):
                 raise StudentError(f"{name}: expected one of {', '.join(get_args(known))}, got: {value!r}")
+
+    @staticmethod
+    def resnet50() -> StudentConfig:
+        """Return a student for images of 960 x 640 pixels, with the trunk that most detectors are compared by."""
+        return StudentConfig(
+            trunk="timm:resnet50",
+            width=128,
+            branch_width=64,
+            head_width=1024,
+            anchors=AnchorShapes(sizes=((20, 30), (45, 68), (100, 150), (225, 340))),
+            roi_batch=128,
+            proposals=500,
+        )
+
+    def _check_pretraining(self) -> None:
+        """Raise where something is to be kept that is not there."""
+        if not self.timm_name and (self.is_pretrained or self.freeze_stages or self.freeze_norms):
+            raise StudentError(f"trunk {self.trunk}: weights are given to, and parts frozen of, timm's trunks alone")
+        if not self.is_pretrained and (self.freeze_stages or self.freeze_norms):
+            raise StudentError("freeze_stages and freeze_norms: expected trunk_weights, or frozen parts mean nothing")
+
+    @property
+    def timm_name(self) -> str | None:
+        """The trunk's name in timm; None: it is one of ours."""
+        return self.trunk.removeprefix(_TIMM) or None if self.trunk.startswith(_TIMM) else None
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the trunk starts from given weights."""
+        return self.trunk_weights is not None or self.trunk_weights_sha256 is not None
 
     @staticmethod
     def paper(branches: tuple[BranchSpec, ...] = (), anchors: AnchorShapes | None = None) -> StudentConfig:
@@ -157,7 +209,7 @@ class StudentConfig:
     @property
     def stride(self) -> int:
         """Pixels per cell of the grid on which teachers are imitated."""
-        return 4 if self.trunk == "fpn" else 1
+        return 1 if self.trunk == "stride1" else 4
 
     @property
     def levels(self) -> int:
@@ -174,7 +226,7 @@ class StudentConfig:
 
         Raises StudentError where an image does not divide into the cells of the coarsest level.
         """
-        coarsest = max(self.stride << (self.levels - 1), 32 if self.trunk == "fpn" else 1)
+        coarsest = max(self.stride << (self.levels - 1), 1 if self.trunk == "stride1" else 32)
         if height % coarsest or width % coarsest:
             raise StudentError(
                 f"images of {width} x {height} pixels do not divide into cells of {coarsest}; choose an image size"
@@ -204,7 +256,8 @@ class StudentConfig:
                 for branch in values["branches"]
             )
             lists = {name: tuple(values[name]) for name in ("stages", "blocks")}
-            return StudentConfig(**{**values, **lists, "anchors": anchors, "branches": branches})
+            colors = {name: tuple(values[name]) for name in ("image_mean", "image_std") if values.get(name)}
+            return StudentConfig(**{**values, **lists, **colors, "anchors": anchors, "branches": branches})
         except (ValueError, KeyError, TypeError) as error:
             raise StudentError(f"not a student's configuration: {error}") from error
 

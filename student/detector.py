@@ -17,9 +17,8 @@ from student.layers import memory_format
 from student.roi_heads import DepthRoIHeads, RoIPredictions, RoIs
 from student.rpn import ProposalNetwork, Proposals
 from student.sampling import draw_keys
-
-# Of the lake's images, roughly; any fixed numbers near them would do.
-_MEAN, _DEVIATION = 0.45, 0.25
+from student.timm_trunk import TimmTrunk
+from student.trunk import resolved
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,11 +54,19 @@ class DetectorOutput:
 
 
 class Student(nn.Module):
-    """A Faster R-CNN with a depth head, whose backbone has a branch for each teacher (paper, section 3)."""
+    """A Faster R-CNN with a depth head, whose backbone has a branch for each teacher (paper, section 3).
+
+    Its `config` is `resolved`.
+    """
+
+    _mean: Tensor
+    _std: Tensor
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = resolved(config)
+        for name, values in (("_mean", config.image_mean), ("_std", config.image_std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         self.backbone = Backbone(config)
         self.rpn = ProposalNetwork(config)
         self.heads = DepthRoIHeads(config)
@@ -71,16 +78,17 @@ class Student(nn.Module):
         """
         self.config.grid(*images.shape[-2:])
         scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-        normalized = (scaled - _MEAN) / _DEVIATION
+        normalized = (scaled - self._mean) / self._std
         features: Features = self.backbone(
             normalized.contiguous(memory_format=memory_format(self.config.norm, images.device))
         )
         return features
 
     def hidden_weights(self) -> list[nn.Parameter]:
-        """Return the weights of all layers but the first, the proposals', and the output layers.
+        """Return the trained weights of all layers but the first, the proposals', and the output layers.
 
         torchvision starts the proposals' layers at almost nothing, from where only AdamW's steps lead away quickly.
+        The weights of a convolution in groups are no matrix: each group has one of its own, a depthwise one a row.
         """
         entrance = next(layer for layer in self.backbone.trunk.modules() if isinstance(layer, nn.Conv2d))
         answers = [
@@ -89,7 +97,17 @@ class Student(nn.Module):
             *(self.heads.box_predictor.cls_score, self.heads.box_predictor.bbox_pred, self.heads.depth_head.predictor),
         ]
         facing = {id(layer.weight) for layer in (entrance, *answers)}
-        return [weight for weight in self.parameters() if weight.ndim > 1 and id(weight) not in facing]
+        matrices = {
+            id(layer.weight)
+            for layer in self.modules()
+            if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+        }
+        return [weight for weight in self.parameters() if weight.requires_grad and id(weight) in matrices - facing]
+
+    def pretrained_weights(self) -> list[nn.Parameter]:
+        """Return the parameters that start from given weights."""
+        trunk = self.backbone.trunk
+        return list(trunk.network.parameters()) if isinstance(trunk, TimmTrunk) and self.config.is_pretrained else []
 
     def training_output(
         self, images: Tensor, labels: Sequence[Objects], generators: Sequence[torch.Generator]

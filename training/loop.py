@@ -38,6 +38,10 @@ class LoopConfig:
     warmup: float = 0.05
     # bfloat16 is autocast, the weights stay float32; auto takes it where the hardware has it. Muon follows.
     precision: Precision = "auto"
+    # Each worker's images of a step are computed in so many parts, one after the other, for want of memory. Gradients
+    # are those of the whole, up to rounding, but for what is computed over all images of a part, such as batch norms;
+    # diagnostics are of the last part.
+    accumulate: int = 1
     # Steps from one checkpoint to the next.
     checkpoint_every: int = 100
     # Steps from one measurement of the objective's diagnostics to the next, which go into the log; 0: none.
@@ -98,6 +102,7 @@ def train(
     """
     distributed = distributed or Distributed()
     places = _places(inputs, distributed)
+    _check_parts(inputs, config.accumulate, distributed)
     bfloat16 = uses_bfloat16(config.precision, distributed.device)
     fingerprint = {**inputs.fingerprint, **objective.fingerprint(), "bfloat16": bfloat16}
     schedule = Schedule(
@@ -134,16 +139,19 @@ def train(
                 targets = inputs.change_targets(targets)
             chance = Chance(inputs.seed, step, places)
             torch.manual_seed(_step_seed(inputs.seed, step, distributed.rank))
-            with naming(sample.key for sample in batch.samples):
-                collated = objective.collate(batch, targets, chance)
-                with torch.autocast(distributed.device.type, torch.bfloat16, enabled=bfloat16):
-                    losses: dict[str, Loss] = module(collated, step / config.steps)
-            total = torch.stack([loss.weight * loss.value for loss in losses.values()]).sum()
             optimizer.zero_grad()
-            total.backward()
+            of_parts = []
+            with naming(sample.key for sample in batch.samples):
+                for part in _parts(batch, targets, chance, config.accumulate):
+                    collated = objective.collate(*part)
+                    with torch.autocast(distributed.device.type, torch.bfloat16, enabled=bfloat16):
+                        losses: dict[str, Loss] = module(collated, step / config.steps)
+                    total = torch.stack([loss.weight * loss.value for loss in losses.values()]).sum()
+                    (total / config.accumulate).backward()
+                    of_parts.append(torch.stack([loss.value.detach().float() for loss in losses.values()]))
             norms = [nn.utils.clip_grad_norm_(group.parameters, optimizer_config.max_gradient_norm) for group in groups]
             # The only wait for the device in a step.
-            values = distributed.mean(torch.stack([*(loss.value.detach().float() for loss in losses.values()), *norms]))
+            values = distributed.mean(torch.cat([torch.stack(of_parts).mean(0), torch.stack(norms)]))
             means = dict(zip(losses, values, strict=False))
             gradients = dict(zip(norm_names, values[len(losses) :], strict=True))
             if wrong := [name for name, value in means.items() if not math.isfinite(value)]:
@@ -223,6 +231,30 @@ def _places(inputs: TrainInputs, distributed: Distributed) -> tuple[int, ...]:
         *range(rank * labelled, (rank + 1) * labelled),
         *range(first + rank * unlabelled, first + (rank + 1) * unlabelled),
     )
+
+
+def _check_parts(inputs: TrainInputs, accumulate: int, distributed: Distributed) -> None:
+    for total, what in ((inputs.labelled, "labelled images"), (inputs.unlabelled, "images without labels")):
+        if total // distributed.size % accumulate:
+            raise TrainingError(
+                f"{total // distributed.size} {what} of a worker cannot be cut into {accumulate} parts (accumulate);"
+                f" give a multiple of {accumulate}"
+            )
+
+
+def _parts(
+    batch: Batch, targets: Mapping[str, Any], chance: Chance, count: int
+) -> Iterator[tuple[Batch, Mapping[str, Any], Chance]]:
+    """Yield what is computed at once, with as many labelled images in each part."""
+    if count == 1:
+        yield batch, targets, chance
+        return
+    labelled, others = batch.labelled // count, (len(batch.samples) - batch.labelled) // count
+    for number in range(count):
+        first, second = number * labelled, batch.labelled + number * others
+        chosen = [*range(first, first + labelled), *range(second, second + others)]
+        some = {teacher: target[chosen] for teacher, target in targets.items()}
+        yield batch.subset(chosen), some, chance.subset(chosen)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

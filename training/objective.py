@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -44,11 +44,13 @@ class ParameterGroup:
     """Parameters whose gradient is clipped by one norm.
 
     hidden: those among them that Muon may optimize (`training.optimizer`); AdamW optimizes the others
+    pretrained: those among them that start from given weights, and have a rate of their own
     """
 
     name: str
     parameters: list[nn.Parameter]
     hidden: list[nn.Parameter]
+    pretrained: list[nn.Parameter] = field(default_factory=list)
 
 
 class Objective(nn.Module):

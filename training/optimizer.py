@@ -30,6 +30,9 @@ class OptimizerConfig:
     learning_rate: float = 3e-3
     # Muon optimizes the hidden weight matrices, at so many times that rate; 0: AdamW does, as all else.
     muon_lr_factor: float = 2.0
+    # The rate of weights that were given, such as a pre-trained trunk's, in multiples of the others': what they know
+    # would be forgotten at a rate for random ones.
+    pretrained_lr_factor: float = 0.1
     # Decay of weights per step, times the learning rate.
     weight_decay: float = 0.02
     # Gradients are scaled down to this L2 norm.
@@ -49,7 +52,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
     hidden: weights that Muon optimizes; of a convolution's [outputs, inputs, h, w] the matrix [outputs, all else]
     others: all other parameters; weights of layers decay, norms and biases (one dimension) do not
+    pretrained: those of both that start from given weights
     muon_lr_factor: Muon's rate in multiples of AdamW's; 0: AdamW for the hidden weights as well
+    pretrained_lr_factor: the rate of pretrained weights in multiples of the others'
     bfloat16: orthogonalize in bfloat16 rather than float32. On a CPU without bfloat16 arithmetic one product in it
         takes fifty times as long as in float32: ask `training.precision.uses_bfloat16`.
     """
@@ -58,8 +63,10 @@ class MuonAdamW(torch.optim.Optimizer):
         self,
         hidden: Iterable[nn.Parameter],
         others: Iterable[nn.Parameter],
+        pretrained: Iterable[nn.Parameter] = (),
         *,
         muon_lr_factor: float,
+        pretrained_lr_factor: float = 1.0,
         weight_decay: float,
         bfloat16: bool,
     ) -> None:
@@ -67,15 +74,21 @@ class MuonAdamW(torch.optim.Optimizer):
         if not muon_lr_factor:
             hidden, others = [], [*hidden, *others]
         self._dtype = torch.bfloat16 if bfloat16 else torch.float32
+        parts = [
+            ([p for p in others if p.ndim > 1], False, 1.0, weight_decay),
+            ([p for p in others if p.ndim <= 1], False, 1.0, 0.0),
+            (hidden, True, muon_lr_factor, weight_decay),
+        ]
+        given = {id(parameter) for parameter in pretrained}
         groups: list[dict[str, Any]] = [
             {
-                "params": [p for p in others if p.ndim > 1],
-                "muon": False,
-                "lr_factor": 1.0,
-                "weight_decay": weight_decay,
-            },
-            {"params": [p for p in others if p.ndim <= 1], "muon": False, "lr_factor": 1.0, "weight_decay": 0.0},
-            {"params": hidden, "muon": True, "lr_factor": muon_lr_factor, "weight_decay": weight_decay},
+                "params": [p for p in parameters if (id(p) in given) == of_given],
+                "muon": muon,
+                "lr_factor": factor * (pretrained_lr_factor if of_given else 1.0),
+                "weight_decay": decay,
+            }
+            for of_given in (False, True)
+            for parameters, muon, factor, decay in parts
         ]
         super().__init__([group for group in groups if group["params"]], {"lr": 0.0})
 
@@ -205,7 +218,13 @@ def build_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig, *
     known = {id(weight) for weight in hidden}
     others = [p for group in groups for p in group.parameters if p.requires_grad and id(p) not in known]
     return MuonAdamW(
-        hidden, others, muon_lr_factor=config.muon_lr_factor, weight_decay=config.weight_decay, bfloat16=bfloat16
+        hidden,
+        others,
+        [p for group in groups for p in group.pretrained],
+        muon_lr_factor=config.muon_lr_factor,
+        pretrained_lr_factor=config.pretrained_lr_factor,
+        weight_decay=config.weight_decay,
+        bfloat16=bfloat16,
     )
 
 

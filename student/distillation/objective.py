@@ -119,7 +119,12 @@ class DetectionObjective(Objective):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the student's, and those of each method that has any."""
-        groups = [ParameterGroup("student", list(self.student.parameters()), self.student.hidden_weights())]
+        student = self.student
+        groups = [
+            ParameterGroup(
+                "student", list(student.parameters()), student.hidden_weights(), student.pretrained_weights()
+            )
+        ]
         for name, method in self._methods():
             if trained := [parameter for parameter in method.parameters() if parameter.requires_grad]:
                 groups.append(ParameterGroup(name, trained, []))

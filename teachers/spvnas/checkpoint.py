@@ -1,54 +1,26 @@
-"""Reading a network's weights from a file, wherever it lies."""
+"""Reading a teacher's published weights."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import logging
-import pickle
-from collections.abc import Mapping
-from typing import Any
 
-import fsspec
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from teachers.spvnas.state_dict_adapter import CheckpointError
+from training.errors import TrainingError
+from training.weights_file import read_weights
 
 _log = logging.getLogger(__name__)
 
 
 def read_state_dict(url: str) -> dict[str, Tensor]:
-    """Return the state dict in a file of torch.save or, where the name ends in .safetensors, of safetensors.
+    """Return the state dict in a file, as `read_weights` does; its sha256 goes to the log.
 
-    url: a path, or any URL that fsspec opens
-    A training checkpoint's `model` (or `state_dict`) entry is taken. Nothing but tensors is unpickled. The file's
-    sha256 goes to the log. Raises CheckpointError where the file holds no state dict; errors of the store pass through.
+    Raises CheckpointError where the file holds no state dict; errors of the store pass through.
     """
-    with fsspec.open(url, "rb") as file:
-        content: bytes = file.read()
-    _log.info("weights %s: %d bytes, sha256 %s", url, len(content), hashlib.sha256(content).hexdigest())
-    loaded = _read_safetensors(content, url) if url.endswith(".safetensors") else _read_torch(content, url)
-    for entry in ("model", "state_dict"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(entry), Mapping):
-            loaded = loaded[entry]
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise CheckpointError(f"{url}: expected tensors by name, got: {type(loaded).__name__}")
-    return dict(loaded)
-
-
-def _read_torch(content: bytes, url: str) -> Any:
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{url} is not a file of torch.save that holds tensors alone: {problem}") from error
-
-
-def _read_safetensors(content: bytes, url: str) -> Any:
-    try:
-        return safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{url} is not a safetensors file: {error}") from error
+        weights = read_weights(url)
+    except TrainingError as error:
+        raise CheckpointError(str(error)) from error
+    _log.info("weights %s: sha256 %s", url, weights.sha256)
+    return weights.tensors

@@ -240,7 +240,7 @@ def test_anchors_are_checked_and_printed_before_the_first_step(drive_lake: Lake,
         (["--batch", "60"], "has 22 images of FRONT, fewer than one batch of 60"),
         (["--optimizer.learning-rate", "0"], "--optimizer.learning-rate 0: expected more than 0"),
         (["--targets", "shuffled"], "--targets shuffled: expected teachers"),
-        (["--preset", "papers"], "--preset papers: expected one of classroom, paper"),
+        (["--preset", "papers"], "--preset papers: expected one of classroom, paper, resnet50"),
     ],
 )
 def test_bad_arguments_give_status_2_and_one_line(
@@ -256,6 +256,10 @@ def test_a_preset_sets_the_defaults_of_the_student_and_flags_change_parts_of_it(
     config = tyro.cli(TrainConfig, args=rest, default=default)
     assert config.student == replace(StudentConfig.paper(), width=8)
     assert (config.seed, config.lake, config.out) == (3, "l", "o")
+    rest, default = read_preset(["--preset", "resnet50", "--lake", "l", "--out", "o", "--student.width", "64"])
+    config = tyro.cli(TrainConfig, args=rest, default=default)
+    assert config.student == replace(StudentConfig.resnet50(), width=64)
+    assert (config.image_size, config.optimizer.learning_rate) == ((960, 640), 1e-3)
     rest, default = read_preset(["--lake", "l", "--out", "o", "--student.norm", "batch"])
     assert tyro.cli(TrainConfig, args=rest, default=default).student == StudentConfig(norm="batch")
 

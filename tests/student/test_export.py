@@ -222,6 +222,27 @@ def test_a_program_that_says_one_thing_otherwise_is_found_out(
         compare(student, lambda image: change(*program(image)), PICTURES)
 
 
+@pytest.mark.parametrize("trunk", ["resnet18", "resnet50", "convnext_atto", "tf_efficientnet_lite0"])
+def test_a_program_with_a_trunk_of_timms_finds_what_the_student_finds(trunk: str, tmp_path: Path) -> None:
+    # A trunk with given weights is one with frozen norms, whose statistics are others than at the start.
+    student = build(replace(TINY, trunk=f"timm:{trunk}", trunk_weights_sha256="5" * 64))
+    for module in student.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    # Before training all scores are alike, and rounding decides which of them are the best.
+    student.heads.box_predictor.cls_score.weight.data *= 50
+    student.rpn.head.cls_logits.weight.data *= 50
+    check = export_student(student, str(tmp_path), PICTURES[:2])
+    assert check.detections > 0
+    again = load_exported(str(tmp_path))
+    assert again.config == student.config
+    one, other = student.eval()(PICTURES[0][None])[0], again(PICTURES[0][None])[0]
+    assert torch.equal(one.boxes, other.boxes)
+
+
 def test_another_students_program_is_told_apart(student: Student) -> None:
     other = ExportableDetector(build(TAUGHT, seed=1).eval(), (HEIGHT, WIDTH)).eval()
     with pytest.raises(StudentError, match="the exported program"):

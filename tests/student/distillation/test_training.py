@@ -297,6 +297,31 @@ def test_every_worker_names_the_sample_of_the_worker_that_has_it(tmp_path: Path)
     assert predicted[0].endswith("at segment_1 1 FRONT; look at that sample, or lower the learning rate")
 
 
+def test_a_batch_computed_in_parts_has_the_gradient_of_the_whole(tmp_path: Path) -> None:
+    gradients = []
+    for accumulate in (1, 2, 4):
+        config = LoopConfig(steps=1, warmup=0, precision="float32", accumulate=accumulate)
+        optimizer = OptimizerConfig(max_gradient_norm=1e9)
+        folder = str(tmp_path / str(accumulate))
+        run = Run(folder=folder, some=samples(8), config=config, optimizer=optimizer, labelled=4, unlabelled=4)
+        _, objective = run.train()
+        gradients.append({name: value.grad for name, value in objective.named_parameters() if value.grad is not None})
+    whole = gradients.pop(0)
+    assert len(whole) > 100
+    for parts in gradients:
+        assert parts.keys() == whole.keys()
+        for name, gradient in whole.items():
+            torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+    first, *others = (log(tmp_path / str(accumulate))[0] for accumulate in (1, 2, 4))
+    assert all(other == pytest.approx(first, rel=1e-4) for other in others)
+
+
+def test_a_batch_that_cannot_be_cut_into_parts_is_refused(tmp_path: Path) -> None:
+    config = replace(LOOP, accumulate=2)
+    with pytest.raises(TrainingError, match="3 images without labels of a worker cannot be cut into 2 parts"):
+        Run(folder=str(tmp_path), config=config, unlabelled=3).train()
+
+
 def test_a_batch_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="3 images without labels cannot be cut among 2 workers"):
         Run(folder=str(tmp_path), unlabelled=3).train(Distributed(size=2))
