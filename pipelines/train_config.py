@@ -52,6 +52,7 @@ _IRRELEVANT = {
     "student.branches",
     "student.anchors.sizes",
     "student.anchors.ratios",
+    "student.anchors.half_cells",
 }
 
 

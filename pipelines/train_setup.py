@@ -14,7 +14,7 @@ from pipelines.data import check_no_leakage, read_boxes
 from pipelines.detector_teachers import prepare_detectors
 from pipelines.device import device_of
 from pipelines.train_config import TrainConfig
-from student.anchors import AnchorReport, anchor_recall, fit_anchors
+from student.anchors import FINDABLE_PX, AnchorReport, anchor_recall, fit_anchors
 from student.config import AnchorShapes, BranchSpec, StudentConfig, StudentError
 from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.imitation import balanced_weights
@@ -76,7 +76,8 @@ def prepare_training(
     _check_batch(config, lake, unlabelled, with_labels, without)
 
     boxes = read_boxes(config.frames(lake, points=False, segments=with_labels))
-    shapes = fit_anchors(boxes, levels=_LEVELS) if config.anchors == "fitted" else _PAPER_ANCHORS
+    stride = config.student.stride
+    shapes = fit_anchors(boxes, levels=_LEVELS, stride=stride) if config.anchors == "fitted" else _PAPER_ANCHORS
     branches = tuple(BranchSpec.of(name, card) for name, card in cards.items())
     student = replace(config.student, branches=branches, anchors=shapes)
     width, height = config.image_size
@@ -144,12 +145,15 @@ def _by(sides: tuple[int, int], between: str = " x ") -> str:
 
 
 def _check_anchors(config: TrainConfig, report: AnchorReport, console: Console) -> None:
+    """Print the report; raise StudentError where most of the boxes that can be found would not be."""
     console.print(str(report), soft_wrap=True, highlight=False)
-    if report.recall[0.5] < config.min_anchor_recall:
+    found = report.recall[0.5] if report.findable or not report.boxes else 0.0
+    if found < config.min_anchor_recall:
+        larger = f"a larger --image-size than {_by(config.image_size, ' ')}"
         raise StudentError(
-            f"anchors overlap only {report.recall[0.5]:.0%} of the boxes by IoU 0.5, --min-anchor-recall asks for"
-            f" {config.min_anchor_recall:.0%}: most objects would never be proposed; use --anchors fitted, or"
-            " lower the limit"
+            f"anchors overlap only {found:.0%} of the {report.findable:,} boxes of at least {FINDABLE_PX:g} px by IoU"
+            f" 0.5, --min-anchor-recall asks for {config.min_anchor_recall:.0%}: most objects would never be proposed;"
+            f" use {'--anchors fitted' if config.anchors == 'paper' else larger}, or lower the limit"
         )
 
 
