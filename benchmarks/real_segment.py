@@ -24,6 +24,7 @@ from datalake.store import Store
 from datalake.waymo.protos import dataset_pb2
 from datalake.waymo.tfrecord import RecordFile, Slot, write_records
 from pipelines.data import Frames
+from pipelines.image_size import ImageSize, find_image_size
 from pipelines.train import run as run_training
 from pipelines.train_config import TrainConfig
 from student.checkpoint import read_student
@@ -45,6 +46,7 @@ class Options:
     output: Path = Path("out/bench/real_segment")
     steps: int = 500
     seeds: tuple[int, ...] = (0,)
+    image_size: ImageSize = "auto"
 
 
 def build(source: Path, folder: Path) -> str:
@@ -74,15 +76,15 @@ def run(options: Options, console: Console) -> int:
     """Train and examine each seed, print the metrics, and return the exit status 0."""
     options.output.mkdir(parents=True, exist_ok=True)
     url = build(options.source, options.output)
+    size = find_image_size(options.image_size, open_lake(url), ("FRONT",), console)
     metrics = {}
     for seed in options.seeds:
         out = str((options.output / f"student-{seed}").absolute())
-        # At 384 pixels half of the real boxes are smaller than any anchor can be on a grid of 4 pixels.
-        config = TrainConfig(lake=url, out=out, seed=seed, min_anchor_recall=0.2, loop=LoopConfig(steps=options.steps))
+        config = TrainConfig(lake=url, out=out, seed=seed, image_size=size, loop=LoopConfig(steps=options.steps))
         run_training(config, console)
         student, _ = read_student(out)
         for split in _PARTS:
-            frames = Frames(lake=open_lake(url), split=split, cameras=("FRONT",), image_size=(384, 256), points=False)
+            frames = Frames(lake=open_lake(url), split=split, cameras=("FRONT",), image_size=size, points=False)
             found = evaluate_student(student, frames.stream(5, shuffle=False).loader(), None)
             metrics[f"{split}-{seed}"] = found.metrics
             shown = ", ".join(f"{name} {found.metrics[name]:.3f}" for name in _SHOWN if name in found.metrics)

@@ -50,7 +50,7 @@ def train_worker(
     """Train as one of the workers, from the checkpoint if there is one."""
     config = plan.config
     lake = config.open_lake(plan.snapshot)
-    width, height = config.image_size
+    width, height = config.size
     grid = plan.student.grid(height, width)
     # Points are most of what would be read; nobody looks at them where answers are looked up.
     asked = {name: url for name, url in plan.teachers.items() if name not in config.tables}

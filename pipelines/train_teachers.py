@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -23,6 +23,7 @@ from datalake.lake import Lake, open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
 from pipelines.device import device_of
+from pipelines.image_size import ImageSize, find_image_size, fixed
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
@@ -56,8 +57,8 @@ class TrainTeachersConfig:
     snapshot: int | None = None
     # Cameras whose images Mask R-CNN sees.
     cameras: tuple[str, ...] = ("FRONT",)
-    # Width and height that images are scaled to.
-    image_size: tuple[int, int] = (384, 256)
+    # Width and height that images are scaled to; `auto`: as large as the lake's boxes need, see train.py.
+    image_size: ImageSize = "auto"
     # At most so many samples are evaluated.
     eval_samples: int = 500
     # Seed of weights, order and augmentation.
@@ -78,6 +79,8 @@ def run(config: TrainTeachersConfig, console: Console) -> int:
     lake = open_lake(absolute(config.lake), config.snapshot)
     out = absolute(config.out)
     for name in (config.teacher,) if config.teacher else ("spvcnn", "mask_rcnn"):
+        size = find_image_size(config.image_size, lake, config.cameras, console, run=f"{out}/{name}")
+        config = with_whole_images(replace(config, image_size=size))
         with run_lock(f"{out}/{name}"), ProgressBar(console) as bar:
             data = teacher_data(lake, config, points=name == "spvcnn", progress=bar.update)
             context = RunContext(
@@ -112,7 +115,7 @@ def teacher_data(
         settings = LoaderConfig(
             split=split,
             cameras=cameras,
-            image_size=config.image_size,
+            image_size=fixed(config.image_size),
             points=points,
             panoptic=not points,
             global_batch=1,
@@ -149,8 +152,20 @@ def teacher_data(
             lake=lake.store.url,
             snapshot=lake.snapshot,
             segments={config.train_split: tuple(sorted(segments[config.train_split]))},
+            image_size=fixed(config.image_size),
         ),
     )
+
+
+def with_whole_images(config: TrainTeachersConfig) -> TrainTeachersConfig:
+    """Return the same with a Mask R-CNN that does not shrink these images."""
+    mask, (width, height) = config.mask_rcnn, fixed(config.image_size)
+    network = replace(
+        mask.network,
+        min_size=max(mask.network.min_size, min(width, height)),
+        max_size=max(mask.network.max_size, width, height),
+    )
+    return replace(config, mask_rcnn=replace(mask, network=network))
 
 
 def summary(card: TeacherCard, confusion: Confusion) -> Table:

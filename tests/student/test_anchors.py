@@ -94,7 +94,7 @@ def test_fitted_anchors_meet_nearly_all_boxes_that_anchors_of_their_shapes_would
 
 def positions(half_cells: bool, step: int) -> list[tuple[float, float]]:
     """Return where anchors of a level have their centers in a tiny image."""
-    corners = [(x, y) for y in range(0, HEIGHT, step) for x in range(0, WIDTH, step)]
+    corners = [(float(x), float(y)) for y in range(0, HEIGHT, step) for x in range(0, WIDTH, step)]
     shifted = [(x + step / 2, y + step / 2) for x, y in corners]
     return corners + shifted if half_cells else corners
 
