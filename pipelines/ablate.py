@@ -15,6 +15,8 @@ Run it again after any interruption: finished arms are kept, unfinished ones go 
 
 from __future__ import annotations
 
+import training.openmp  # isort: skip  # noqa: F401 - before torch
+
 import json
 import os
 import sys

@@ -6,6 +6,8 @@ step, on a few images. Run it again after any interruption: segments that are co
 
 from __future__ import annotations
 
+import training.openmp  # isort: skip  # noqa: F401 - before torch
+
 import time
 from dataclasses import dataclass
 

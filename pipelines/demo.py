@@ -12,6 +12,8 @@ are kept.
 
 from __future__ import annotations
 
+import training.openmp  # isort: skip  # noqa: F401 - before torch
+
 import io
 import os
 import re

@@ -9,6 +9,8 @@ and variance of its features over the lake go into the card: a student imitates 
 
 from __future__ import annotations
 
+import training.openmp  # isort: skip  # noqa: F401 - before torch
+
 import itertools
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal

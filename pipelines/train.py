@@ -13,6 +13,8 @@ this process; otherwise Ray Train starts so many workers, and starts them again 
 
 from __future__ import annotations
 
+import training.openmp  # isort: skip  # noqa: F401 - before torch
+
 import logging
 from collections.abc import Callable, Iterator, Mapping
 

@@ -9,6 +9,8 @@ Run it again after any interruption, with the same settings, and it continues. I
 
 from __future__ import annotations
 
+import training.openmp  # isort: skip  # noqa: F401 - before torch
+
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
