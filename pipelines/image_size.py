@@ -95,7 +95,10 @@ def _height_to_width(lake: Lake, cameras: Sequence[str]) -> float:
     sizes = lake.scan("image", ["width", "height"], filter=shown).to_table()
     counts = Counter(zip(sizes["width"].to_pylist(), sizes["height"].to_pylist(), strict=True))
     if not counts:
-        raise LakeError(f"{lake.store.url}: no image of {', '.join(cameras)} to choose a size for; give --image-size")
+        raise LakeError(
+            f"{lake.store.url}: the lake has 0 images of {', '.join(cameras)} to choose a size for; name other cameras,"
+            " or give --image-size"
+        )
     ratios = Counter[float]()
     for (width, height), count in counts.items():
         ratios[height / width] += count

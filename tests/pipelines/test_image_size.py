@@ -109,7 +109,7 @@ def test_a_run_goes_on_with_the_size_that_it_began_with(tmp_path: Path) -> None:
 
 def test_without_an_image_there_is_no_size_to_choose(tmp_path: Path) -> None:
     lake = build_frames(tmp_path, [frame(0, (192, 128), [4.1])], FRONT_ALONE).lake
-    with pytest.raises(LakeError, match="no image of SIDE_LEFT to choose a size for; give --image-size"):
+    with pytest.raises(LakeError, match="has 0 images of SIDE_LEFT to choose a size for"):
         find_image_size("auto", lake, ("SIDE_LEFT",), Console(quiet=True))
 
 
