@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps waymo-open-dataset-tf-2-12-0==1.6.7
-	$(BIN)/python -c 'import torch, torchvision, ray, datalake.waymo.protos'
+	$(BIN)/python -c 'import torch, torchvision, ray, datalake.sources.waymo_v1.protos'
 	touch $@
 
 demo: $(STAMP)

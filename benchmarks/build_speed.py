@@ -35,11 +35,11 @@ from datalake.convert import frame_rows
 from datalake.lake import prepare_lake
 from datalake.plan import SegmentPlan, index_source, plan_segments
 from datalake.schema import QUARANTINE, TABLES, PointMode
+from datalake.sources.waymo_v1.matrix import decode_float_matrix, decode_int_matrix
+from datalake.sources.waymo_v1.parse import parse_frame
+from datalake.sources.waymo_v1.protos import dataset_pb2
+from datalake.sources.waymo_v1.tfrecord import RecordFile
 from datalake.store import Store
-from datalake.waymo.matrix import decode_float_matrix, decode_int_matrix
-from datalake.waymo.parse import parse_frame
-from datalake.waymo.protos import dataset_pb2
-from datalake.waymo.tfrecord import RecordFile
 from datalake.writer import SegmentWriter
 
 _OFFICIAL = Path(__file__).with_name("official_decoder.py")

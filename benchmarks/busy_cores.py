@@ -41,8 +41,8 @@ from student.detector import Student
 from student.distillation.objective import DetectionObjective, LossWeights
 from student.layers import memory_format
 from teachers.spvnas.network import SPVCNN
-from teachers.training.spvcnn_objective import SpvcnnObjective, count_classes, weights_of_classes
-from teachers.training.train_spvcnn import SpvcnnTrainConfig
+from teachers.spvnas.objective import SpvcnnObjective, count_classes, weights_of_classes
+from teachers.spvnas.train import SpvcnnTrainConfig
 from training.generators import Chance
 from training.objective import Batch, Objective
 from training.optimizer import OptimizerConfig, build_optimizer

@@ -15,10 +15,10 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from datalake.commit import LakeError
+from datalake.sources.waymo_v1.matrix import decode_float_matrix, decode_int_matrix
+from datalake.sources.waymo_v1.protos import dataset_pb2
+from datalake.sources.waymo_v1.tfrecord import RecordFile, Slot, write_records
 from datalake.synthetic.matrix import varints
-from datalake.waymo.matrix import decode_float_matrix, decode_int_matrix
-from datalake.waymo.protos import dataset_pb2
-from datalake.waymo.tfrecord import RecordFile, Slot, write_records
 
 SOURCE = Path(__file__).resolve().parents[2] / "shared" / "data" / "waymo_fullsize_raycast.tfrecord"
 _STEP_US = 100_000

@@ -34,9 +34,9 @@ from datalake.build import BuildConfig, build_segment
 from datalake.commit import LakeError
 from datalake.lake import open_lake, prepare_lake, publish_snapshot
 from datalake.plan import index_source, plan_segments
+from datalake.sources.waymo_v1.protos import dataset_pb2
+from datalake.sources.waymo_v1.tfrecord import RecordFile, Slot, frame_record
 from datalake.store import Store
-from datalake.waymo.protos import dataset_pb2
-from datalake.waymo.tfrecord import RecordFile, Slot, frame_record
 from tests.frames import make_frame
 
 _REAL_DATA = Path(__file__).parents[2] / "shared/data"

@@ -20,9 +20,9 @@ from rich.console import Console
 from datalake.build import BuildConfig, build_segment
 from datalake.lake import open_lake, prepare_lake, publish_snapshot
 from datalake.plan import index_source, plan_segments
+from datalake.sources.waymo_v1.protos import dataset_pb2
+from datalake.sources.waymo_v1.tfrecord import RecordFile, Slot, write_records
 from datalake.store import Store
-from datalake.waymo.protos import dataset_pb2
-from datalake.waymo.tfrecord import RecordFile, Slot, write_records
 from pipelines.data import Frames
 from pipelines.image_size import ImageSize, find_image_size
 from pipelines.train import run as run_training

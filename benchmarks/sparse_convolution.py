@@ -36,8 +36,8 @@ from teachers.sparse.tensor import SparseTensor
 from teachers.sparse.torchsparse_backend import TorchsparseBackend
 from teachers.sparse.window import Window
 from teachers.spvnas.network import SPVCNN
+from teachers.spvnas.point_teacher import read_net_config
 from teachers.spvnas.scan import Scan
-from teachers.spvnas.teacher import read_net_config
 from teachers.spvnas.voxels import voxelize_scans
 
 _DATA = Path(__file__).resolve().parents[2] / "shared/data"

@@ -33,8 +33,8 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.transforms.functional import pil_to_tensor
 
 from datalake.sample import Objects
+from datalake.sources.waymo_v1.protos import dataset_pb2
 from datalake.synthetic import DriveConfig, simulate_segment
-from datalake.waymo.protos import dataset_pb2
 from student.config import BranchSpec, StudentConfig
 from student.detector import Student
 from student.distillation.batch import DetectionBatch

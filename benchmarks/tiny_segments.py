@@ -12,8 +12,8 @@ from datalake.commit import Commit, DataFile, SourceFile
 from datalake.lake import now, write_commit
 from datalake.plan import RecordRef, SegmentPlan, SourceIndex
 from datalake.schema import TABLES
+from datalake.sources.waymo_v1.tfrecord import Slot
 from datalake.store import Store
-from datalake.waymo.tfrecord import Slot
 
 _RECORD_BYTES = 5_000_000
 _STEP_US = 100_000

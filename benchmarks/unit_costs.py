@@ -32,22 +32,22 @@ from datalake.lake import Lake, open_lake, prepare_lake, publish_snapshot
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.plan import index_source, plan_segments
 from datalake.schema import QUARANTINE, TABLES
+from datalake.sources.waymo_v1.frame import Frame
+from datalake.sources.waymo_v1.parse import parse_frame
+from datalake.sources.waymo_v1.tfrecord import RecordFile
 from datalake.store import Store
-from datalake.waymo.frame import Frame
-from datalake.waymo.parse import parse_frame
-from datalake.waymo.tfrecord import RecordFile
 from datalake.writer import SegmentWriter
 from pipelines.cluster import cluster
 from student.config import BranchSpec, StudentConfig
 from student.detector import Student
 from student.distillation.batch import DetectionBatch
 from student.distillation.objective import DetectionObjective, LossWeights
-from teachers.mask_rcnn import build_network
+from teachers.mask_rcnn.teacher import build_network
+from teachers.mask_rcnn.train import MaskRcnnTrainConfig
 from teachers.spvnas.network import SPVCNN
+from teachers.spvnas.point_teacher import LidarTeacher
 from teachers.spvnas.scan import Scan
-from teachers.spvnas.teacher import LidarTeacher
-from teachers.training.train_mask_rcnn import MaskRcnnTrainConfig
-from teachers.training.train_spvcnn import SpvcnnTrainConfig
+from teachers.spvnas.train import SpvcnnTrainConfig
 from training.generators import Chance
 
 _LAKE, _SOURCE = "s3://lakes/lake", "s3://lakes/source.tfrecord"

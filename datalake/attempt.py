@@ -17,9 +17,9 @@ from typing import Any
 
 from datalake.commit import ATTEMPT, LakeError, check_schema_version, check_split_name, data_file_name, load_json
 from datalake.schema import SCHEMA_VERSION
+from datalake.sources.waymo_v1.frame import FrameError
+from datalake.sources.waymo_v1.segment_name import check_segment_name
 from datalake.store import Store
-from datalake.waymo.frame import FrameError
-from datalake.waymo.segment_name import check_segment_name
 
 _FOLDER = "_attempts"
 _TABLE_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")

@@ -18,10 +18,10 @@ from datalake.convert import frame_rows
 from datalake.lake import now, write_commit
 from datalake.plan import BadRecord, RecordRef, SegmentPlan
 from datalake.schema import QUARANTINE, TABLES, PointMode
+from datalake.sources.waymo_v1.frame import CAMERAS, Fault, Frame, FrameError
+from datalake.sources.waymo_v1.parse import parse_frame
+from datalake.sources.waymo_v1.tfrecord import RecordError, RecordFile
 from datalake.store import Store
-from datalake.waymo.frame import CAMERAS, Fault, Frame, FrameError
-from datalake.waymo.parse import parse_frame
-from datalake.waymo.tfrecord import RecordError, RecordFile
 from datalake.writer import SegmentWriter
 
 ALL_CAMERAS = tuple(camera for camera in CAMERAS if camera)

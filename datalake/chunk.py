@@ -20,9 +20,9 @@ from datalake.commit import Commit, LakeError
 from datalake.lake import Lake
 from datalake.ranges import RangeReader, RangeTable, open_parquet
 from datalake.sample import Lidar, Objects, Panoptic, Sample, SampleKey, naming
+from datalake.sources.waymo_v1.frame import OBJECT_TYPES
+from datalake.sources.waymo_v1.panoptic import PanopticError, decode_panoptic
 from datalake.store import Range
-from datalake.waymo.frame import OBJECT_TYPES
-from datalake.waymo.panoptic import PanopticError, decode_panoptic
 
 _COLUMNS = {
     "image": ["timestamp_us", "camera", "jpeg", "width", "height", "intrinsic", "camera_to_vehicle"],

@@ -9,8 +9,8 @@ from typing import Any
 
 from datalake.errors import UserError
 from datalake.schema import SCHEMA_VERSION, TABLES, PointMode
-from datalake.waymo.frame import FrameError
-from datalake.waymo.segment_name import check_segment_name
+from datalake.sources.waymo_v1.frame import FrameError
+from datalake.sources.waymo_v1.segment_name import check_segment_name
 
 _SPLIT_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 ATTEMPT = re.compile(r"[0-9a-f]{16}")

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datalake.schema import DEPTH, IMAGE, LABEL, LABEL_3D, POINT, QUANTUM_PER_M, PointMode
-from datalake.waymo.frame import CAMERAS, Frame, Label2D, Points
+from datalake.sources.waymo_v1.frame import CAMERAS, Frame, Label2D, Points
 
 
 @dataclass(frozen=True, slots=True)

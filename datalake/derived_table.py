@@ -38,9 +38,9 @@ from datalake.commit import (
 from datalake.lake import Lake, now
 from datalake.ranges import file_system, open_parquet
 from datalake.schema import SCHEMA_VERSION
+from datalake.sources.waymo_v1.frame import FrameError
+from datalake.sources.waymo_v1.segment_name import check_segment_name
 from datalake.store import Store
-from datalake.waymo.frame import FrameError
-from datalake.waymo.segment_name import check_segment_name
 
 _PREFIX = "teacher_"
 _TABLE_NAME = re.compile(_PREFIX + r"[a-z0-9_]{1,56}")

@@ -32,7 +32,7 @@ from datalake.lake import Lake
 from datalake.order import epoch_order, share
 from datalake.packed_batch import PackedBatch
 from datalake.sample import Sample
-from datalake.waymo.frame import CAMERAS, LASERS
+from datalake.sources.waymo_v1.frame import CAMERAS, LASERS
 
 # What is read from a disk, and decoded for each thread, before it is asked for, to keep the threads busy.
 _CHUNKS_AHEAD = 2

@@ -15,12 +15,12 @@ from google.protobuf.message import DecodeError
 
 from datalake.commit import LakeError, SourceFile
 from datalake.place import file_system
-from datalake.waymo.frame import FrameError
-from datalake.waymo.protos import dataset_pb2
-from datalake.waymo.segment_name import check_segment_name
-from datalake.waymo.source_kind import HEAD_BYTES, kind_of_file, kind_of_record
-from datalake.waymo.tfrecord import HEADER_BYTES, PEEK_BYTES, Gap, RecordError, RecordFile, Slot
-from datalake.waymo.wire import WireError, peek_frame
+from datalake.sources.waymo_v1.frame import FrameError
+from datalake.sources.waymo_v1.protos import dataset_pb2
+from datalake.sources.waymo_v1.segment_name import check_segment_name
+from datalake.sources.waymo_v1.source_kind import HEAD_BYTES, kind_of_file, kind_of_record
+from datalake.sources.waymo_v1.tfrecord import HEADER_BYTES, PEEK_BYTES, Gap, RecordError, RecordFile, Slot
+from datalake.sources.waymo_v1.wire import WireError, peek_frame
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from datalake.derived_table import DerivedCommit, list_derived_tables, read_deri
 from datalake.lake import Lake, read_commits
 from datalake.ranges import RangeReader, open_parquet
 from datalake.schema import TABLES
+from datalake.sources.waymo_v1.panoptic import PanopticError, check_panoptic, decode_panoptic
 from datalake.store import Store
-from datalake.waymo.panoptic import PanopticError, check_panoptic, decode_panoptic
 
 
 def verify(lake: Lake, *, decode: bool = False) -> Iterator[tuple[Commit, list[str]]]:

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from datalake.attempt import Attempt, end_attempt
 from datalake.commit import DataFile
 from datalake.schema import TABLES
+from datalake.sources.waymo_v1.frame import CAMERAS
 from datalake.store import Sink, Store
-from datalake.waymo.frame import CAMERAS
 
 # A row group ends at eight images, or eight frames without any: one image costs one small read, and a
 # footer stays small.

@@ -7,7 +7,11 @@ standard deviations: OUT/ablation-SPLIT.json, OUT/ablation-SPLIT.md and OUT/repo
     classroom   distilled from every teacher
     <teacher>   distilled from that teacher alone; the other branches stay, not distilled
     shuffled    distilled from every teacher, but each image gets the targets of another
+    fgfi        that distillation method alone, likewise all others that `train.py --distill` knows
+    imitation+fgfi, fgfi-shuffled
+                several methods; a method with the targets of another image, or with `-random` ones
 
+Methods that learn from a detector need one among the teachers: `--train.teachers … big=FOLDER`.
 `--train.preset paper` studies the paper's student.
 
 Run it again after any interruption: finished arms are kept, unfinished ones go on where they were.
@@ -25,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 import torch
 from rich.console import Console
@@ -39,10 +44,11 @@ from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from pipelines.train import train_worker
-from pipelines.train_config import TrainConfig, read_preset, run_fingerprint
+from pipelines.train_config import DISTILLATION_METHODS, Method, TrainConfig, read_preset, run_fingerprint
 from pipelines.train_setup import prepare_training
 from student.checkpoint import read_student
 from student.config import StudentError
+from student.distillation.controls import Targets
 from student.evaluation.imitation import CellMean
 from student.evaluation.run import evaluate_student
 from student.report.ablation import CLASSROOM, NONE, SHUFFLED, Results, fill_page, markdown
@@ -57,6 +63,8 @@ from training.precision import uses_bfloat16
 from training.run_dir import RunDir
 from training.run_lock import run_lock
 
+# What stands behind an arm's methods -> the targets that they get.
+_CONTROLS: dict[str, Targets] = {"": "real", "shuffled": "shuffled", "random": "random"}
 _CELL_MEAN_SAMPLES = 200
 _ON_ONE_GPU = 6
 
@@ -74,7 +82,7 @@ class AblateConfig:
     # How each student is trained; `--train.lake`, `--train.out` and `--train.teachers` are those of the study. The
     # arms set seed, rate and the teachers that the student is distilled from.
     train: TrainConfig
-    # The arms; by default all: none, classroom, each teacher alone, shuffled.
+    # The arms; by default none, classroom, each teacher alone, shuffled. Methods by their names as well.
     arms: tuple[str, ...] = ()
     # Seeds of every arm.
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -106,7 +114,8 @@ def jobs_of(study: AblateConfig) -> list[Job]:
 
     Raises StudentError for an unknown arm or rate, and where two students would be one in folders and tables.
     """
-    names = tuple(parse_teachers(study.train.teachers))
+    detectors = tuple(study.train.detectors)
+    names = tuple(name for name in parse_teachers(study.train.teachers) if name not in detectors)
     if taken := sorted({NONE, CLASSROOM, SHUFFLED} & set(names)):
         raise StudentError(f"--train.teachers {taken[0]}: that is the name of an arm; call the teacher otherwise")
     known = (NONE, CLASSROOM, *(names if len(names) > 1 else ()), SHUFFLED)
@@ -119,8 +128,11 @@ def jobs_of(study: AblateConfig) -> list[Job]:
         except ValueError as error:
             raise StudentError(f"--rates {text}: expected ARM=RATE") from error
         check_range(f"--rates {arm}", rates[arm], 0, exclusive=True)
-    if unknown := sorted({*arms, *rates} - set(known)):
-        raise StudentError(f"unknown arm {unknown[0]}; there are {', '.join(known)}")
+    if unknown := sorted(arm for arm in {*arms, *rates} - set(known) if _methods_in(arm) is None):
+        raise StudentError(
+            f"unknown arm {unknown[0]}; there are {', '.join(known)}, and methods joined by + of"
+            f" {', '.join(DISTILLATION_METHODS)}, with -shuffled or -random behind"
+        )
     if study.train.workers:
         raise StudentError(
             "--train.workers: a study trains each student in one process; --parallel is how many at a time"
@@ -147,9 +159,7 @@ def jobs_of(study: AblateConfig) -> list[Job]:
                     out=f"{absolute(study.train.out)}/{_named(fraction)}/{arm}-{seed}",
                     seed=seed,
                     labelled_fraction=fraction,
-                    distill=("none",) if arm == NONE else study.train.distill,
-                    targets="shuffled" if arm == SHUFFLED else "real",
-                    mute=tuple(name for name in names if name != arm) if arm in names else (),
+                    **_overrides(arm, study.train, names, detectors),
                     loop=replace(study.train.loop, steps=count),
                     optimizer=replace(study.train.optimizer, learning_rate=learning_rate),
                 )
@@ -158,6 +168,33 @@ def jobs_of(study: AblateConfig) -> list[Job]:
                     Job(arm=arm, fraction=fraction, config=config, eval_split=study.eval_split, threads=threads)
                 )
     return jobs
+
+
+def _overrides(arm: str, train: TrainConfig, names: Sequence[str], detectors: Sequence[str]) -> dict[str, Any]:
+    """Return the settings by which an arm's training differs from the study's.
+
+    names, detectors: the teachers that have maps, and those that are detectors
+    """
+    if arm == NONE:
+        return {"distill": ("none",), "targets": "real", "mute": ()}
+    if arm in names or arm in (CLASSROOM, SHUFFLED):
+        methods, targets = train.distill, "shuffled" if arm == SHUFFLED else "real"
+    else:
+        found = _methods_in(arm)
+        assert found is not None
+        methods, targets = found
+    asked = any(DISTILLATION_METHODS[name].learns_from == "detectors" for name in methods)
+    others = tuple(name for name in names if name != arm) if arm in names else ()
+    return {"distill": methods, "targets": targets, "mute": others if asked else (*others, *detectors)}
+
+
+def _methods_in(arm: str) -> tuple[tuple[Method, ...], Targets] | None:
+    """Return the methods and targets of an arm like `imitation+fgfi` or `fgfi-shuffled`; None where it is no such."""
+    text, _, control = arm.partition("-")
+    names = text.split("+")
+    methods = tuple(name for name in get_args(Method) if name in names and name in DISTILLATION_METHODS)
+    targets = _CONTROLS.get(control)
+    return (methods, targets) if targets is not None and len(methods) == len(names) else None
 
 
 def _named(fraction: float) -> str:
@@ -192,8 +229,11 @@ def work(job: Job) -> dict[str, float]:
     plan = prepare_training(job.config, silent, lambda *_: None)
     with run_lock(job.config.out):
         trained = train_worker(plan, Distributed(device=device_of(job.config.device)))
+    _, checkpoint = read_student(job.config.out)
+    beside = (value.numel() for name, value in checkpoint.objective.items() if name.startswith("methods."))
     metrics = {
         **_evaluated(job),
+        "training/method_parameters": float(sum(beside)),
         "training/seconds": trained.seconds,
         "training/steps": float(trained.steps),
         "training/images": float(trained.steps * job.config.batch),
@@ -212,7 +252,7 @@ def _evaluated(job: Job) -> dict[str, float]:
     student, _ = read_student(config.out)
     student = student.to(device)
     lake = config.open_lake(config.snapshot)
-    named = parse_teachers(config.teachers)
+    named = config.map_teachers
     cards = read_cards(named)
     points = needs_points(card for name, card in cards.items() if name not in config.tables)
     # Of all seeds the same, so that all are compared with the same means.
@@ -250,10 +290,10 @@ def opened(study: AblateConfig, console: Console) -> AblateConfig:
     """
     lake = study.train.open_lake(study.train.snapshot)
     check_disjoint_splits(lake, study.train.split, study.eval_split)
-    check_no_leakage(read_cards(parse_teachers(study.train.teachers)), lake, [study.train.split, study.eval_split])
+    check_no_leakage(read_cards(study.train.map_teachers), lake, [study.train.split, study.eval_split])
     cached = study.train.cached_targets(lake)
     for split in (study.train.split, study.eval_split):
-        for name, url in parse_teachers(study.train.teachers).items():
+        for name, url in study.train.map_teachers.items():
             replace(cached, split=split).open(name, url)
     size = find_image_size(study.train.image_size, lake, study.train.cameras, console)
     return replace(study, train=replace(study.train, snapshot=lake.snapshot, image_size=size))

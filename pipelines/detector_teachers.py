@@ -1,8 +1,9 @@
-"""Detector teachers on disk: the folder of a run of train.py, or one that a student was exported to."""
+"""Detector teachers on disk: with a card as train_teachers.py writes it, a run of train.py, or an exported student."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from rich.console import Console
 from torch import nn
@@ -14,30 +15,45 @@ from student.checkpoint import read_student
 from student.config import StudentConfig, StudentError
 from student.distillation.detector_teacher import DetectorTeacher
 from student.export import WEIGHTS_FILE, load_exported
-from teachers.card import CARD_FILE, TeacherError
+from teachers.card import CARD_FILE, TeacherCard, TeacherError, read_card
 from training.checkpoint import CHECKPOINT_FILE, Checkpoint
 from training.errors import TrainingError
 from training.run_dir import RunDir
 
 
-def is_detector(url: str) -> bool:
-    """Return whether a folder is a detector's: it has a checkpoint or exported weights, and no card of a teacher."""
-    folder = RunDir(url)
-    return not folder.exists(CARD_FILE) and (folder.exists(CHECKPOINT_FILE) or folder.exists(WEIGHTS_FILE))
+class OpenedDetector(NamedTuple):
+    """A detector from a folder, on the CPU.
+
+    checkpoint: of the run whose folder it is; card: of a teacher that was trained or imported as one
+    """
+
+    teacher: DetectorTeacher
+    checkpoint: Checkpoint | None = None
+    card: TeacherCard | None = None
 
 
-def read_detector(name: str, url: str) -> tuple[DetectorTeacher, Checkpoint | None]:
-    """Return the detector in a folder, on the CPU, and the checkpoint that it is from; None: it was exported.
+def read_detector(name: str, url: str) -> OpenedDetector:
+    """Return the detector in a folder.
 
     Raises TeacherError where the folder has no detector of ours, or a damaged one.
     """
+    folder = RunDir(url)
     try:
-        if not RunDir(url).exists(CHECKPOINT_FILE):
-            return DetectorTeacher(load_exported(url)), None
+        if folder.exists(CARD_FILE):
+            card = read_card(url)
+            teacher = DetectorTeacher(load_exported(url))
+            if teacher.weights_sha256 != card.weights_sha256:
+                raise TeacherError(
+                    f"{folder.place(WEIGHTS_FILE)}: the weights are not those that {CARD_FILE} is of; copy the whole"
+                    " folder again"
+                )
+            return OpenedDetector(teacher, card=card)
+        if not folder.exists(CHECKPOINT_FILE):
+            return OpenedDetector(DetectorTeacher(load_exported(url)))
         detector, checkpoint = read_student(url)
-    except (StudentError, TrainingError) as error:
+    except (StudentError, TrainingError, TeacherError) as error:
         raise TeacherError(f"teacher {name}: {error}") from error
-    return DetectorTeacher(detector), checkpoint
+    return OpenedDetector(DetectorTeacher(detector), checkpoint)
 
 
 def prepare_detectors(
@@ -57,10 +73,12 @@ def prepare_detectors(
     """
     detectors = {}
     for name, url in urls.items():
-        detectors[name], checkpoint = read_detector(name, url)
+        detectors[name], checkpoint, card = read_detector(name, url)
         config = detectors[name].config
         _check_fit(name, config, student, image_size)
-        if checkpoint is None:
+        if card is not None:
+            learned = _check_card(name, card, unlabelled_segments)
+        elif checkpoint is None:
             learned = "exported, so nobody can tell whose labels it has seen"
         else:
             learned = _check_labels(name, checkpoint, lake, unlabelled_segments)
@@ -113,16 +131,32 @@ def _check_labels(name: str, checkpoint: Checkpoint, lake: Lake, unlabelled_segm
             return f"{step:,} steps; whose labels it has seen is not known: {error}"
         seen = _labelled(lake, split, fraction, seed)
         where = f"split {split}, taken for this lake's, since its own cannot be read ({error})"
+    _check_leakage(name, seen, unlabelled_segments)
+    learned = f"{step:,} steps with the labels of {len(seen):,} segments of {where}"
+    if teachers := known.get("teachers"):
+        learned += f"; whose labels its own teachers have seen is not known: {teachers}"
+    return learned
+
+
+def _check_card(name: str, card: TeacherCard, unlabelled_segments: frozenset[str]) -> str:
+    """Return what a detector with a card learned from; raises TeacherError as `_check_labels` does."""
+    if card.data is None:
+        return "imported, so nobody can tell whose labels it has seen"
+    _check_leakage(name, card.data.all_segments, unlabelled_segments)
+    return (
+        f"AP50 {card.metrics['AP50']:.3f} on frames that it was not trained on, {card.metrics['training/steps']:,.0f}"
+        f" steps with the labels of {len(card.data.all_segments):,} segments of {', '.join(card.data.segments)} of"
+        f" {card.data.lake}"
+    )
+
+
+def _check_leakage(name: str, seen: frozenset[str], unlabelled_segments: frozenset[str]) -> None:
     if shared := sorted(seen & unlabelled_segments):
         raise TeacherError(
             f"teacher {name} has learned from the labels of {len(shared)} segments that the student has without labels,"
             f" e.g. {shared[0]}: it would pass them on; train it with the student's --labelled-fraction, or on another"
             " split"
         )
-    learned = f"{step:,} steps with the labels of {len(seen):,} segments of {where}"
-    if teachers := known.get("teachers"):
-        learned += f"; whose labels its own teachers have seen is not known: {teachers}"
-    return learned
 
 
 def _labelled(lake: Lake, split: str, fraction: float, seed: int) -> frozenset[str]:

@@ -26,9 +26,9 @@ from pipelines.image_size import ImageSize, find_image_size
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from teachers.card import TeacherCard, write_card, write_weights
-from teachers.lidar import SpvnasTeacher
-from teachers.mask_rcnn import MaskRcnnConfig, MaskRcnnTeacher
-from teachers.training.evaluation import measure_statistics
+from teachers.evaluation import measure_statistics
+from teachers.mask_rcnn.teacher import MaskRcnnConfig, MaskRcnnTeacher
+from teachers.spvnas.teacher import SpvnasTeacher
 
 # The statistics are of what its images show.
 _CAMERAS = ("FRONT",)

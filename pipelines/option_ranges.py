@@ -80,6 +80,11 @@ RANGES: dict[str, dict[str, Range]] = {
         "seed": _SEED,
         "data_workers": _COUNT_OR_NONE,
     },
+    "DetectorTrainConfig": {
+        "labelled_fraction": Range(0, 1, exclusive=True),
+        "batch": _COUNT,
+        "min_anchor_recall": _SHARE,
+    },
     "SpvcnnTrainConfig": {
         # Of one channel in the narrowest layer.
         "width": Range(1 / 32, 16),

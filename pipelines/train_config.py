@@ -12,7 +12,7 @@ import tyro
 from datalake.cache import RangeCache
 from datalake.lake import Lake, open_lake
 from pipelines.data import Frames, labelled_segments, unlabelled_per_batch
-from pipelines.detector_teachers import is_detector, read_detector
+from pipelines.detector_teachers import read_detector
 from pipelines.image_size import ImageSize, fixed
 from pipelines.paths import absolute
 from student.augmentation import Augmentation
@@ -22,7 +22,7 @@ from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
-from teachers.loading import CachedTargets, parse_cached, parse_teachers, read_cards
+from teachers.loading import CachedTargets, is_detector, parse_cached, parse_teachers, read_cards
 from training.fingerprint import Plain, flatten
 from training.loop import LoopConfig
 from training.optimizer import OptimizerConfig
@@ -271,7 +271,7 @@ class TrainConfig:
         named = read_cards(self.map_teachers)
         heard = {f"teacher.{name}": named[name].weights_sha256 for name in self.active_teachers}
         for name, url in self.active_detectors.items():
-            heard[f"teacher.{name}"] = read_detector(name, url)[0].weights_sha256
+            heard[f"teacher.{name}"] = read_detector(name, url).teacher.weights_sha256
         return {
             **kept,
             **heard,

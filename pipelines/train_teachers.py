@@ -2,6 +2,7 @@
 
     FOLDER/spvcnn      weights.safetensors, card.json; checkpoint.pt and history.jsonl of the training
     FOLDER/mask_rcnn   likewise
+    FOLDER/detector    only with `--teacher detector`: student.safetensors in place of weights.safetensors
 
 Run it again after any interruption, with the same settings, and it continues. It runs by itself, or as
 `ray job submit --working-dir . -- python pipelines/train_teachers.py …` on a cluster. It needs no Ray.
@@ -24,32 +25,35 @@ from datalake.cli import run_command
 from datalake.lake import Lake, open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
+from pipelines.data import Frames, check_disjoint_splits
 from pipelines.device import device_of
 from pipelines.image_size import ImageSize, find_image_size, fixed
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
+from pipelines.train_config import TrainConfig
+from pipelines.train_detector import DetectorTrainConfig, train_detector
 from teachers.card import TeacherCard, TrainingData
 from teachers.confusion import Confusion
-from teachers.training.teacher_training import RunContext, TeacherData
-from teachers.training.train_mask_rcnn import MaskRcnnTrainConfig, train_mask_rcnn
-from teachers.training.train_spvcnn import SpvcnnTrainConfig, train_spvcnn
+from teachers.mask_rcnn.train import MaskRcnnTrainConfig, train_mask_rcnn
+from teachers.spvnas.train import SpvcnnTrainConfig, train_spvcnn
+from teachers.training import RunContext, TeacherData
 from training.distributed import Distributed
 from training.errors import TrainingError
 from training.run_lock import run_lock
 
-TeacherName = Literal["spvcnn", "mask_rcnn"]
+TeacherName = Literal["spvcnn", "mask_rcnn", "detector"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTeachersConfig:
-    """Train SPVCNN on point labels and Mask R-CNN on panoptic labels, and evaluate them on other segments."""
+    """Train SPVCNN on point labels, Mask R-CNN on panoptic labels, a detector on boxes; evaluate on other segments."""
 
     # The lake: a local path, s3:// or gs://.
     lake: str
     # The teachers go into folders below this one: a local folder or any fsspec URL.
     out: str
-    # Train this one only.
+    # Train this one only; by default SPVCNN and Mask R-CNN.
     teacher: TeacherName | None = None
     # The split to train on, of other segments than the student's, whose labels would leak.
     train_split: str = "teach"
@@ -73,6 +77,8 @@ class TrainTeachersConfig:
     spvcnn: SpvcnnTrainConfig = field(default_factory=SpvcnnTrainConfig)
     # How Mask R-CNN is trained.
     mask_rcnn: MaskRcnnTrainConfig = field(default_factory=MaskRcnnTrainConfig)
+    # How a detector is trained.
+    detector: DetectorTrainConfig = field(default_factory=DetectorTrainConfig)
 
 
 def run(config: TrainTeachersConfig, console: Console) -> int:
@@ -80,6 +86,8 @@ def run(config: TrainTeachersConfig, console: Console) -> int:
     check_options(config)
     lake = open_lake(absolute(config.lake), config.snapshot)
     out = absolute(config.out)
+    if config.teacher == "detector":
+        return _run_detector(config, lake, f"{out}/detector", console)
     for name in (config.teacher,) if config.teacher else ("spvcnn", "mask_rcnn"):
         size = find_image_size(config.image_size, lake, config.cameras, console, run=f"{out}/{name}")
         config = with_whole_images(replace(config, image_size=size))
@@ -98,6 +106,32 @@ def run(config: TrainTeachersConfig, console: Console) -> int:
                 card, confusion = train_mask_rcnn(config.mask_rcnn, data, context)
         console.print(summary(card, confusion))
         console.print(context.folder, soft_wrap=True, highlight=False)
+    return 0
+
+
+def _run_detector(config: TrainTeachersConfig, lake: Lake, out: str, console: Console) -> int:
+    check_disjoint_splits(lake, config.train_split, config.eval_split)
+    size = find_image_size(config.image_size, lake, config.cameras, console, run=out)
+    data = TrainConfig(
+        lake=config.lake,
+        out=out,
+        split=config.train_split,
+        snapshot=lake.snapshot,
+        cameras=config.cameras,
+        image_size=size,
+        seed=config.seed,
+        data_workers=config.data_workers,
+        device=config.device,
+    )
+    evaluation = Frames(lake=lake, split=config.eval_split, cameras=config.cameras, image_size=size, points=False)
+    with run_lock(out), ProgressBar(console) as bar:
+        card = train_detector(config.detector, data, evaluation, config.eval_samples, console, bar.update)
+    table = Table("", card.name, title=f"{card.name}: {_length(card)}", title_justify="left")
+    for name, figure in card.metrics.items():
+        if name.startswith(("AP", "recall", "depth/AbsRel")):
+            table.add_row(name.replace("/", " "), f"{figure:.3f}")
+    console.print(table)
+    console.print(out, soft_wrap=True, highlight=False)
     return 0
 
 

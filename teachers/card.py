@@ -28,7 +28,9 @@ from datalake.errors import UserError
 CARD_FILE, WEIGHTS_FILE = "card.json", "weights.safetensors"
 CARD_VERSION = 1
 
-Kind = Literal["regression", "classification"]
+Kind = Literal["regression", "classification", "detector"]
+# Of a detector, whose features and boxes are distilled; it has no map that a branch predicts.
+DETECTOR: Kind = "detector"
 
 _log = logging.getLogger(__name__)
 
@@ -76,9 +78,10 @@ class TrainingData:
 class TeacherCard:
     """What a teacher is, what it predicts, and its metrics when it was made.
 
-    kind: `regression` teachers predict D numbers per cell, `classification` teachers one of K classes
+    kind: `regression` teachers predict D numbers per cell, `classification` teachers one of K classes; a `detector`
+        predicts boxes, and its weights lie in a student's file (`student.export`)
     architecture, options: which network, and all that is needed to build it again (plain JSON values)
-    channels: D, or K with the background
+    channels: D, or K with the background; a detector's in each level of its pyramid
     class_names: K names; of a regression teacher those of its classifier, if it has one
     statistics: by which a regression teacher's values are standardized; None: they are as the network gives them
     metrics: e.g. `mIoU`, `IoU/CAR`, and beside them `trivial/mIoU`, that of always predicting the commonest class

@@ -11,7 +11,7 @@ from torch import Tensor
 from datalake.lake import Lake
 from datalake.sample import Sample
 from teachers.cached import CachedTeacher
-from teachers.card import CARD_FILE, TeacherCard, TeacherError, read_card
+from teachers.card import CARD_FILE, DETECTOR, TeacherCard, TeacherError, read_card
 from teachers.load import load_teacher
 from teachers.pool import LocalPool
 from teachers.sanity import SanityReport, check_teacher
@@ -42,7 +42,7 @@ class CachedTargets:
         return CachedTeacher.open(self.lake, self.split, read_card(url), self.tables[name])
 
 
-# What a detector's folder has in place of a card: a checkpoint, or the weights of an exported student.
+# What a detector's folder may have in place of a card: a checkpoint, or the weights of an exported student.
 _DETECTOR_FILES = (CHECKPOINT_FILE, "student.safetensors")
 
 
@@ -64,14 +64,21 @@ def parse_teachers(arguments: Sequence[str]) -> dict[str, str]:
     return named
 
 
+def is_detector(url: str) -> bool:
+    """Return whether a folder is a detector's: its card says so, or it is a run or an exported student without one."""
+    folder = RunDir(url)
+    if folder.exists(CARD_FILE):
+        return read_card(url).kind == DETECTOR
+    return any(map(folder.exists, _DETECTOR_FILES))
+
+
 def read_cards(teachers: dict[str, str]) -> dict[str, TeacherCard]:
     """Return the teachers' cards by the names that the student calls them.
 
-    Raises TeacherError for the folder of a run or of an exported student: a detector, which has none.
+    Raises TeacherError for a detector's folder: no branch predicts what it does.
     """
     for name, url in teachers.items():
-        folder = RunDir(url)
-        if not folder.exists(CARD_FILE) and any(map(folder.exists, _DETECTOR_FILES)):
+        if is_detector(url):
             raise TeacherError(
                 f"{name}={url}: a detector, which no branch imitates; only train.py asks it, leave it out"
             )

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datalake.waymo.protos import dataset_pb2
-from datalake.waymo.tfrecord import write_records
+from datalake.sources.waymo_v1.protos import dataset_pb2
+from datalake.sources.waymo_v1.tfrecord import write_records
 
 SEGMENT = "segment_a"
 START_US = 1_553_735_853_462_203

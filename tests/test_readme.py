@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from datalake.lake import Lake
-from datalake.waymo.protos import dataset_pb2
-from datalake.waymo.tfrecord import RecordFile, Slot, write_records
+from datalake.sources.waymo_v1.protos import dataset_pb2
+from datalake.sources.waymo_v1.tfrecord import RecordFile, Slot, write_records
 from pipelines import build_lake, evaluate, train
 from tests.support.programs import Call
 

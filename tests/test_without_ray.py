@@ -23,7 +23,7 @@ def empty(tmp_path: Path) -> Path:
 
 
 def test_a_reader_and_a_network_are_imported_without_ray_and_protocol_buffers(empty: Path) -> None:
-    program = "import datalake.loader, student.detector, teachers.lidar, teachers.mask_rcnn"
+    program = "import datalake.loader, student.detector, teachers.spvnas.teacher, teachers.mask_rcnn.teacher"
     done = run_without(("ray", "google", "waymo_open_dataset"), empty, ["-c", program])
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from datalake.sources.waymo_v1.protos import dataset_pb2
 from datalake.synthetic.motion import rotation_from_euler
 from datalake.synthetic.primitives import EDGES, Primitives
 from datalake.synthetic.visibility import Rays, Windows
-from datalake.waymo.protos import dataset_pb2
 
 # Name -> yaw (rad) and position (m) in the vehicle frame, and how long after the frame it exposes (s): the
 # lidar's sweep starts at the frame's time, turns clockwise from behind, and passes each camera in turn.

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from datalake.errors import UserError
+from datalake.sources.waymo_v1.protos import dataset_pb2, label_pb2
 from datalake.synthetic.camera import CAMERA_NAMES, Camera
 from datalake.synthetic.image import develop, shade
 from datalake.synthetic.labels import (
@@ -32,7 +33,6 @@ from datalake.synthetic.lidar import (
 from datalake.synthetic.matrix import compress_floats, compress_ints
 from datalake.synthetic.visibility import cast
 from datalake.synthetic.world import VIEW_M, Moment, World
-from datalake.waymo.protos import dataset_pb2, label_pb2
 
 _JPEG_QUALITY = 90
 _EPOCH_US = 1_550_000_000_000_000

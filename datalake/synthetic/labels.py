@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from datalake.sources.waymo_v1.protos import label_pb2
 from datalake.synthetic.body import about_z
 from datalake.synthetic.materials import CAMERA_CLASS
 from datalake.synthetic.primitives import Primitives
 from datalake.synthetic.traffic import Actor
 from datalake.synthetic.visibility import Hits
 from datalake.synthetic.world import Moment
-from datalake.waymo.protos import label_pb2
 
 PANOPTIC_DIVISOR = 1000
 _MIN_PIXELS = 25

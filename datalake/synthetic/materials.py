@@ -6,7 +6,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from datalake.waymo.protos import camera_segmentation_pb2, segmentation_pb2
+from datalake.sources.waymo_v1.protos import camera_segmentation_pb2, segmentation_pb2
 
 _CAMERA = camera_segmentation_pb2.CameraSegmentation
 _LIDAR = segmentation_pb2.Segmentation

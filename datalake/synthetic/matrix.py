@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from zlib_ng import zlib_ng
 
-from datalake.waymo.protos import dataset_pb2
+from datalake.sources.waymo_v1.protos import dataset_pb2
 
 _DATA_TAG = b"\x0a"  # field 1, length-delimited: `repeated … data = 1 [packed = true]`
 _LEVEL = 1

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from datalake.sources.waymo_v1.protos import label_pb2
 from datalake.synthetic.curve import Curve
 from datalake.synthetic.layout import Junction, Layout
 from datalake.synthetic.motion import STANDING, Motion, Ride, Track
 from datalake.synthetic.people import cyclist, pedestrian
 from datalake.synthetic.streets import LANE_M, STOP_LINE_M, Road
 from datalake.synthetic.vehicles import Outline, any_vehicle
-from datalake.waymo.protos import label_pb2
 
 
 @dataclass(frozen=True, slots=True)

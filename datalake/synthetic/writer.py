@@ -8,8 +8,8 @@ from concurrent.futures import Future, as_completed
 import fsspec
 
 from datalake.children import process_pool
+from datalake.sources.waymo_v1.tfrecord import write_records
 from datalake.synthetic.drive import DriveConfig, segment_name, simulate_segment
-from datalake.waymo.tfrecord import write_records
 
 
 def write_drives(

@@ -49,7 +49,7 @@ class Curve(Protocol):
 def training_curves(history: Sequence[Mapping[str, float]]) -> bytes:
     """Return a chart of a run's log: a panel for each `loss/<name>`, and for pace, rate, gradient and waiting.
 
-    history: rows as `teachers.training.history.read_history` has them, each with `step`; a row may lack some of
+    history: rows as `training.metrics_log.read_history` has them, each with `step`; a row may lack some of
         `learning_rate`, `gradient_norm`, `images_per_second`, `wait/data` and `wait/teachers` (shares of the time)
     """
     names = list(dict.fromkeys(name for row in history for name in row))

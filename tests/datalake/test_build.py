@@ -23,8 +23,8 @@ from datalake.build import BuildConfig, build_segment
 from datalake.commit import LakeError
 from datalake.lake import open_lake, prepare_lake, publish_snapshot
 from datalake.schema import TABLES
+from datalake.sources.waymo_v1.tfrecord import frame_record
 from datalake.store import Store
-from datalake.waymo.tfrecord import frame_record
 from tests.frames import (
     SEGMENT,
     START_US,

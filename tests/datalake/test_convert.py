@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from datalake.convert import CameraPoints, camera_points, frame_rows, label_depth
 from datalake.schema import QUANTUM_PER_M, TABLES, PointMode
-from datalake.waymo.frame import CAMERAS, Frame, Label2D, Points
-from datalake.waymo.parse import parse_frame
+from datalake.sources.waymo_v1.frame import CAMERAS, Frame, Label2D, Points
+from datalake.sources.waymo_v1.parse import parse_frame
 from tests.frames import make_frame
 
 _BOUNDED = settings(max_examples=100, deadline=None, derandomize=True)

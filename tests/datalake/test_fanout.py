@@ -16,11 +16,11 @@ from datalake.commit import LakeError
 from datalake.fanout import BuildReport, Progress, build_lake
 from datalake.lake import open_lake
 from datalake.plan import SegmentPlan
+from datalake.sources.waymo_v1.protos import dataset_pb2
+from datalake.sources.waymo_v1.tfrecord import RecordFile, Slot, write_records
 from datalake.task import attempt
 from datalake.vacuum import vacuum
 from datalake.verify import verify
-from datalake.waymo.protos import dataset_pb2
-from datalake.waymo.tfrecord import RecordFile, Slot, write_records
 from tests.drives import DRIVE_CAMERAS, DRIVE_FRAMES, DRIVE_SEGMENTS
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_driver")]

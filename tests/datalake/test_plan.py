@@ -10,7 +10,7 @@ import pytest
 from datalake.commit import LakeError
 from datalake.plan import index_source, plan_segments
 from datalake.source_list import list_sources
-from datalake.waymo.tfrecord import RecordFile, frame_record, write_records
+from datalake.sources.waymo_v1.tfrecord import RecordFile, frame_record, write_records
 from tests.frames import START_US, STEP_US, make_frame, make_frames, write_frames
 from tests.lakes import plan_files, write_bytes
 

@@ -9,7 +9,7 @@ import torch
 
 from teachers.card import TeacherCard, read_card, write_card, write_weights
 from teachers.classes import MASK_CLASSES
-from teachers.mask_rcnn import ARCHITECTURE, MaskRcnnConfig, build_network
+from teachers.mask_rcnn.teacher import ARCHITECTURE, MaskRcnnConfig, build_network
 from tests.teachers.cards import lidar_folder
 
 # Untrained, it is sure of nothing; without a threshold it finds something everywhere.

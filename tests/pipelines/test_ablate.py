@@ -22,11 +22,13 @@ from pipelines.cache_targets import run as cache_targets
 from pipelines.image_size import choose_image_size
 from pipelines.train_config import TrainConfig
 from student.config import StudentError
+from student.export import WEIGHTS_FILE
 from tests.support.programs import start
 from training.checkpoint import CHECKPOINT_FILE
 from training.errors import TrainingError
 from training.loop import LoopConfig
 from training.metrics_log import HISTORY_FILE
+from training.run_dir import RunDir
 
 pytestmark = pytest.mark.integration
 
@@ -103,6 +105,28 @@ def test_arms_differ_in_whom_the_student_hears_alone() -> None:
     assert same == {replace(STUDY.train, distill=(), seed=3, labelled_fraction=0.1, out="")}
 
 
+@pytest.mark.parametrize(
+    ("arm", "distill", "targets", "mute"),
+    [
+        ("imitation", ("imitation",), "real", ("big",)),
+        ("fitnet", ("fitnet",), "real", ()),
+        ("fitnet+imitation", ("imitation", "fitnet"), "real", ()),
+        ("fitnet-shuffled", ("fitnet",), "shuffled", ()),
+        ("fitnet-random", ("fitnet",), "random", ()),
+        ("classroom", ("imitation",), "real", ("big",)),
+        ("masks", ("imitation",), "real", ("points", "big")),
+        ("none", ("none",), "real", ()),
+    ],
+)
+def test_an_arm_may_be_named_by_its_methods(
+    tmp_path: Path, arm: str, distill: tuple[str, ...], targets: str, mute: tuple[str, ...]
+) -> None:
+    RunDir(str(tmp_path)).write(WEIGHTS_FILE, b"")
+    train = replace(STUDY.train, teachers=(*STUDY.train.teachers, f"big={tmp_path}"))
+    (job,) = jobs_of(replace(STUDY, train=train, arms=(arm,), seeds=(0,), labelled_fractions=(0.1,)))
+    assert (job.config.distill, job.config.targets, job.config.mute) == (distill, targets, mute)
+
+
 def test_one_teacher_is_the_classroom_and_no_arm_of_its_own() -> None:
     train = replace(STUDY.train, teachers=("points=/a",))
     assert [job.arm for job in jobs_of(replace(STUDY, train=train, seeds=(0,), labelled_fractions=(1.0,)))] == [
@@ -132,6 +156,8 @@ def test_each_share_of_labels_has_its_steps() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"arms": ("fitnet-late",)}, "unknown arm fitnet-late"),
+        ({"arms": ("fitnet+fitnet",)}, r"unknown arm fitnet\+fitnet"),
         ({"arms": ("both",)}, "unknown arm both; there are none, classroom, points, masks, shuffled"),
         ({"rates": ("none:1",)}, "expected ARM=RATE"),
         ({"rates": ("all=1",)}, "unknown arm all"),

@@ -13,12 +13,12 @@ from rich.console import Console
 
 from datalake.lake import Lake
 from pipelines.data import labelled_segments
-from pipelines.detector_teachers import is_detector, prepare_detectors, read_detector
+from pipelines.detector_teachers import prepare_detectors, read_detector
 from pipelines.train_config import DISTILLATION_METHODS, Method, TrainConfig
 from student.config import AnchorShapes, StudentConfig, StudentError
 from student.export import WEIGHTS_FILE, weights_file
 from teachers.card import TeacherError
-from teachers.loading import read_cards
+from teachers.loading import is_detector, read_cards
 from tests.pipelines.small_teachers import write_teachers
 from tests.student.students import TINY, build
 from training.checkpoint import CHECKPOINT_FILE, Checkpoint, save_checkpoint

@@ -152,11 +152,12 @@ def test_the_export_is_of_the_checkpoints_student(folder: Path, examined: tuple[
 
 
 def test_a_run_and_its_export_are_the_same_detector_teacher(folder: Path, examined: tuple[Path, str]) -> None:
-    (run, checkpoint), (exported, none) = (read_detector("big", str(url)) for url in (folder / "run", examined[0]))
+    opened = [read_detector("big", str(url)) for url in (folder / "run", examined[0])]
+    run, exported = (one.teacher for one in opened)
     assert run.config == exported.config
     assert run.weights_sha256 == exported.weights_sha256
     assert run.weights_sha256 == hashlib.sha256((examined[0] / WEIGHTS_FILE).read_bytes()).hexdigest()
-    assert (checkpoint is not None, none) == (True, None)
+    assert [one.checkpoint is None for one in opened] == [False, True]
 
 
 def test_runs_and_results_may_lie_anywhere(folder: Path) -> None:

@@ -15,7 +15,7 @@ from datalake.loader import LoaderConfig, SampleStream
 from pipelines.import_teacher import main
 from teachers.card import read_card
 from teachers.load import load_teacher
-from teachers.mask_rcnn import MaskRcnnConfig, build_network
+from teachers.mask_rcnn.teacher import MaskRcnnConfig, build_network
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:

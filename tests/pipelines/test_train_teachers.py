@@ -19,11 +19,11 @@ from pipelines.train_teachers import TeacherName, TrainTeachersConfig, main, run
 from teachers.card import read_card
 from teachers.classes import MASK_CLASSES
 from teachers.load import load_teacher
-from teachers.mask_rcnn import MaskRcnnConfig
+from teachers.mask_rcnn.teacher import MaskRcnnConfig
+from teachers.mask_rcnn.train import MaskRcnnTrainConfig
 from teachers.sanity import check_teacher
-from teachers.training.spvcnn_objective import POINT_CLASSES
-from teachers.training.train_mask_rcnn import MaskRcnnTrainConfig
-from teachers.training.train_spvcnn import SpvcnnTrainConfig
+from teachers.spvnas.objective import POINT_CLASSES
+from teachers.spvnas.train import SpvcnnTrainConfig
 from tests.frames import COLUMNS, ROWS, int_matrix, make_frames, write_frames
 from tests.lakes import build_files
 from tests.support.programs import Call, start

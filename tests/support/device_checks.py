@@ -23,9 +23,9 @@ from student.export import compare, export_student, load_program
 from teachers.sparse.choice import BackendName
 from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN
+from teachers.spvnas.point_teacher import LidarTeacher
 from teachers.spvnas.scan import Scan
 from teachers.spvnas.state_dict_adapter import adapt, load_strictly
-from teachers.spvnas.teacher import LidarTeacher
 from teachers.target import Target
 from tests.support.data import data
 from tests.support.training_step import (

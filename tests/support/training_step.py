@@ -26,10 +26,10 @@ from student.distillation.objective import DetectionObjective, LossWeights
 from student.layers import memory_format
 from student.rpn import Proposals
 from teachers.card import read_card
-from teachers.lidar import ARCHITECTURE, SpvnasTeacher
 from teachers.load import load_teacher
 from teachers.pool import LocalPool, TeacherPool
 from teachers.sparse.choice import BackendName
+from teachers.spvnas.teacher import ARCHITECTURE, SpvnasTeacher
 from teachers.target import Target
 from training.distributed import Distributed
 from training.generators import Chance

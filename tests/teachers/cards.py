@@ -7,9 +7,9 @@ from pathlib import Path
 
 from teachers.card import ChannelStatistics, TeacherCard, TrainingData, write_card, write_weights
 from teachers.classes import LIDAR_CLASSES
-from teachers.lidar import ARCHITECTURE, SpvnasTeacher, network_options
 from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN
+from teachers.spvnas.teacher import ARCHITECTURE, SpvnasTeacher, network_options
 from tests.teachers.spvnas.clouds import small_network
 
 CONFIG = NetworkConfig.spvcnn(0.125)

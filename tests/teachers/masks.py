@@ -8,7 +8,7 @@ import torch
 
 from teachers.card import TeacherCard, write_card, write_weights
 from teachers.classes import MASK_CLASSES
-from teachers.mask_rcnn import ARCHITECTURE, MaskRcnnConfig, build_network
+from teachers.mask_rcnn.teacher import ARCHITECTURE, MaskRcnnConfig, build_network
 
 # Untrained, it is sure of nothing; without a threshold it finds something everywhere.
 SMALL_MASKS = MaskRcnnConfig(min_size=64, max_size=96, score=0.0, detections=5)

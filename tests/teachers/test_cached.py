@@ -21,7 +21,7 @@ from datalake.sample import Sample
 from teachers.cached import CachedTeacher, cache_segment, origin_of, table_name
 from teachers.card import ChannelStatistics, TeacherCard, TeacherError
 from teachers.classes import MASK_CLASSES
-from teachers.mask_rcnn import MaskRcnnTeacher
+from teachers.mask_rcnn.teacher import MaskRcnnTeacher
 from teachers.pool import LocalPool
 from teachers.target import Target
 from teachers.teacher import Teacher

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskRCNN_ResNet50_FPN_Weights
 
-from datalake.waymo.frame import OBJECT_TYPES
-from datalake.waymo.protos import camera_segmentation_pb2, segmentation_pb2
+from datalake.sources.waymo_v1.frame import OBJECT_TYPES
+from datalake.sources.waymo_v1.protos import camera_segmentation_pb2, segmentation_pb2
 from teachers.classes import (
     CAMERA_CLASSES,
     CAMERA_TO_MASK,

@@ -16,7 +16,7 @@ from teachers.confusion import Confusion
 from teachers.sanity import check_teacher
 from teachers.target import Target
 from tests.teachers.cards import lidar_card, lidar_teacher
-from tests.teachers.test_mask_rcnn import SMALL, mask_card
+from tests.teachers.mask_rcnn.test_teacher import SMALL, mask_card
 
 GRID = (8, 12)
 Answer = Callable[[Tensor], Tensor]

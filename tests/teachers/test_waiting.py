@@ -16,16 +16,19 @@ import torch
 from torch import Tensor
 
 from datalake.sample import Sample
-from teachers import batched_boxes, lidar, mask_rcnn, pool, projection, statistics
+from teachers import pool, statistics
 from teachers.card import ChannelStatistics
+from teachers.mask_rcnn import batched_boxes
+from teachers.mask_rcnn import teacher as mask_rcnn
 from teachers.pool import LocalPool
 from teachers.sparse import kernel_map, level, points, triton_backend
 from teachers.sparse.level import Level
 from teachers.sparse.triton_backend import TritonGrid
-from teachers.spvnas import network, voxels
+from teachers.spvnas import network, projection, voxels
+from teachers.spvnas import teacher as lidar
 from teachers.transfer import joined_on_device, on_device
 from tests.teachers.cards import CONFIG, lidar_teacher
-from tests.teachers.test_mask_rcnn import slim_teacher
+from tests.teachers.mask_rcnn.test_teacher import slim_teacher
 from training import suppression
 from training.pooling import LevelPool
 

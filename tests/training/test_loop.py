@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from datalake.sample import Sample
-from teachers.training.batches import labelled_batches
-from tests.teachers.training.samples import sample
+from teachers.batches import labelled_batches
+from tests.teachers.samples import sample
 from training.checkpoint import CHECKPOINT_FILE
 from training.errors import TrainingError
 from training.fingerprint import Plain

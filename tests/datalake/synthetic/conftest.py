@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from datalake.sources.waymo_v1.protos import dataset_pb2
 from datalake.synthetic import DriveConfig, simulate_segment
-from datalake.waymo.protos import dataset_pb2
 
 TINY = DriveConfig(image_width=96, image_height=64, beams=16, columns=80)
 SMALL = DriveConfig(image_width=192, image_height=128, beams=32, columns=300, cameras=("FRONT", "SIDE_LEFT"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from datalake.waymo.protos import dataset_pb2
+from datalake.sources.waymo_v1.protos import dataset_pb2
 
 
 def matrix(compressed: bytes, message: type) -> np.ndarray:

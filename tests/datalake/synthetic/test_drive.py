@@ -5,12 +5,12 @@ import io
 import numpy as np
 from PIL import Image
 
+from datalake.sources.waymo_v1.protos import dataset_pb2, label_pb2, segmentation_pb2
 from datalake.synthetic import DriveConfig, segment_name, simulate_segment
 from datalake.synthetic.camera import Camera
 from datalake.synthetic.materials import LIDAR_CLASS, Kind
 from datalake.synthetic.visibility import cast
 from datalake.synthetic.world import VIEW_M, World
-from datalake.waymo.protos import dataset_pb2, label_pb2, segmentation_pb2
 from tests.datalake.synthetic.conftest import TINY
 from tests.datalake.synthetic.scan import cloud, matrix, panoptic, transform
 

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datalake.sources.waymo_v1.protos import dataset_pb2
 from datalake.synthetic.matrix import compress_floats, compress_ints
-from datalake.waymo.protos import dataset_pb2
 from tests.datalake.synthetic.scan import matrix
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from datalake.sources.waymo_v1.tfrecord import RecordFile, Slot
 from datalake.synthetic import DriveConfig, segment_name, write_drives
 from datalake.synthetic.__main__ import main
-from datalake.waymo.tfrecord import RecordFile, Slot
 from tests.datalake.synthetic.conftest import TINY
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from teachers.spvnas.config import NetConfigError, NetworkConfig
-from teachers.spvnas.teacher import read_net_config
+from teachers.spvnas.point_teacher import read_net_config
 
 
 @pytest.fixture

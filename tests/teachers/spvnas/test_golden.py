@@ -12,9 +12,9 @@ from torch import Tensor
 
 from teachers.spvnas.config import NetworkConfig
 from teachers.spvnas.network import SPVCNN
+from teachers.spvnas.point_teacher import LidarTeacher
 from teachers.spvnas.scan import Scan
 from teachers.spvnas.state_dict_adapter import adapt, load_strictly
-from teachers.spvnas.teacher import LidarTeacher
 from teachers.spvnas.voxels import voxelize_scans
 
 Golden = dict[str, NDArray[np.generic]]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from datalake.sample import Sample
 from teachers.card import ChannelStatistics
-from teachers.lidar import SpvnasTeacher
+from teachers.spvnas.teacher import SpvnasTeacher
 
 
 def test_a_public_checkpoint_is_a_teacher_too(

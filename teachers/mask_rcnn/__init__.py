@@ -1,0 +1,1 @@
+"""The mask teacher: Mask R-CNN on the images, from scratch or with torchvision's weights."""
