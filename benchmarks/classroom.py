@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 
 from pipelines import ablate
-from pipelines.demo import DemoConfig, build, cached_as, teach
+from pipelines.demo import IMAGE_SIZE, DemoConfig, build, cached_as, teach
 from pipelines.train_config import TrainConfig
 from training.loop import LoopConfig
 
@@ -87,6 +87,7 @@ def run(options: Options, console: Console) -> int:
             lake=lake_url,
             out=str(out / "study"),
             teachers=tuple(f"{name}={folder}" for name, folder in teachers.items()),
+            image_size=IMAGE_SIZE,
             cached=tuple(f"{name}={cached_as(folder)}" for name, folder in teachers.items()),
             loop=LoopConfig(),
         ),

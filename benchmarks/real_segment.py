@@ -30,6 +30,8 @@ from datalake.plan import index_source, plan_segments
 from datalake.sources.waymo_v1.protos import dataset_pb2
 from datalake.sources.waymo_v1.tfrecord import RecordFile, Slot, write_records
 from datalake.store import Store
+from pipelines.data import Frames
+from pipelines.image_size import ImageSize, find_image_size
 from pipelines.train import run as run_training
 from pipelines.train_config import TrainConfig
 from student.checkpoint import read_student
@@ -58,7 +60,7 @@ class Options:
     # `own`: the default student; `scratch`: with the trunk of an EfficientNet-Lite0; `imagenet`: with its weights.
     arms: tuple[Arm, ...] = ("own",)
     # Width and height that images are scaled to.
-    image_size: tuple[int, int] = (384, 256)
+    image_size: ImageSize = "auto"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -102,6 +104,7 @@ def run(options: Options, console: Console) -> int:
     """Train and examine each seed, print the metrics, and return the exit status 0."""
     options.output.mkdir(parents=True, exist_ok=True)
     url = build(options.source, options.output)
+    size = find_image_size(options.image_size, open_lake(url), ("FRONT",), console)
     metrics = {}
     for seed, arm in itertools.product(options.seeds, options.arms):
         out = str((options.output / f"{arm}-{seed}").absolute())
@@ -110,16 +113,14 @@ def run(options: Options, console: Console) -> int:
             out=out,
             seed=seed,
             student=student_of(arm, options.output),
-            image_size=options.image_size,
-            # At 384 pixels half of the real boxes are smaller than any anchor can be on a grid of 4 pixels.
-            min_anchor_recall=0.2,
+            image_size=size,
             optimizer=options.optimizer,
             loop=LoopConfig(steps=options.steps),
         )
         run_training(config, console)
         student, _ = read_student(out)
         for split in _PARTS:
-            frames = replace(config.frames(open_lake(url), points=False), split=split)
+            frames = Frames(lake=open_lake(url), split=split, cameras=("FRONT",), image_size=size, points=False)
             found = evaluate_student(student, frames.stream(5, shuffle=False).loader(), None)
             metrics[f"{split}-{arm}-{seed}"] = found.metrics
             shown = ", ".join(f"{name} {found.metrics[name]:.3f}" for name in _SHOWN if name in found.metrics)

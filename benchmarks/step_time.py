@@ -87,13 +87,13 @@ class PeerBackbone(nn.Module):
 
 def build_peer(config: StudentConfig, image_size: tuple[int, int]) -> FasterRCNN:
     """Return torchvision's Faster R-CNN with the student's trunk, anchors and sizes."""
-    anchors = anchor_generator(config.anchors)
+    anchors = anchor_generator(config)
     return FasterRCNN(
         PeerBackbone(config),
         min_size=min(image_size),
         max_size=max(image_size),
         rpn_anchor_generator=anchors,
-        rpn_head=RPNHead(config.width, anchors.num_anchors_per_location()[0]),
+        rpn_head=RPNHead(config.width, len(anchors.cell_anchors[0])),
         rpn_pre_nms_top_n_train=2 * config.proposals,
         rpn_post_nms_top_n_train=config.proposals,
         rpn_batch_size_per_image=config.rpn_batch,

@@ -19,6 +19,8 @@ Run it again after any interruption: finished arms are kept, unfinished ones go 
 
 from __future__ import annotations
 
+import training.openmp  # isort: skip  # noqa: F401 - before torch
+
 import json
 import os
 import sys
@@ -37,6 +39,7 @@ from datalake.cli import run_command
 from datalake.limits import check_range
 from pipelines.data import check_disjoint_splits, check_no_leakage
 from pipelines.device import device_of
+from pipelines.image_size import find_image_size
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
@@ -254,7 +257,7 @@ def _evaluated(job: Job) -> dict[str, float]:
     points = needs_points(card for name, card in cards.items() if name not in config.tables)
     # Of all seeds the same, so that all are compared with the same means.
     frames = replace(config.frames(lake, points=points), split=job.eval_split, seed=0)
-    grid = student.config.grid(config.image_size[1], config.image_size[0])
+    grid = student.config.grid(config.size[1], config.size[0])
     cached = config.cached_targets(lake)
     of_numbers = {name: url for name, url in named.items() if cards[name].kind == "regression"}
     means = {name: CellMean(cards[name].channels, *grid) for name in of_numbers}
@@ -277,8 +280,10 @@ def _evaluated(job: Job) -> dict[str, float]:
     return result.metrics
 
 
-def opened(study: AblateConfig) -> AblateConfig:
+def opened(study: AblateConfig, console: Console) -> AblateConfig:
     """Return the study of the lake as it is now: a snapshot that is published meanwhile changes none of its students.
+
+    Nor does it change the size of their images, which is found here for all of them.
 
     Raises LakeError or TeacherError where a student would be evaluated on segments that it or a teacher was trained on,
     or where targets that are to be looked up are missing.
@@ -290,14 +295,15 @@ def opened(study: AblateConfig) -> AblateConfig:
     for split in (study.train.split, study.eval_split):
         for name, url in study.train.map_teachers.items():
             replace(cached, split=split).open(name, url)
-    return replace(study, train=replace(study.train, snapshot=lake.snapshot))
+    size = find_image_size(study.train.image_size, lake, study.train.cameras, console)
+    return replace(study, train=replace(study.train, snapshot=lake.snapshot, image_size=size))
 
 
 def run(study: AblateConfig, console: Console) -> int:
     """Train and compare, print the tables, and return the exit status 0."""
     check_options(study)
     out = absolute(study.train.out)
-    jobs = jobs_of(opened(study))
+    jobs = jobs_of(opened(study, console))
     found: dict[tuple[float, str, int], dict[str, float]] = {}
     waiting = []
     for job in jobs:

@@ -6,6 +6,8 @@ step, on a few images. Run it again after any interruption: segments that are co
 
 from __future__ import annotations
 
+import training.openmp  # isort: skip  # noqa: F401 - before torch
+
 import time
 from dataclasses import dataclass
 
@@ -15,9 +17,12 @@ from datalake.cli import run_command
 from datalake.derived_table import missing_segments
 from datalake.lake import open_lake
 from pipelines.device import device_of
+from pipelines.image_size import ImageSize, find_image_size
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
+from pipelines.train_config import TrainConfig
+from student.config import StudentConfig
 from teachers.cached import cache_segment, origin_of
 from teachers.card import TeacherError, read_card
 from teachers.load import load_teacher
@@ -35,10 +40,10 @@ class CacheTargetsConfig:
     name: str | None = None
     # The split whose images are predicted.
     split: str = "train"
-    # Height and width of the student's grid in cells.
-    grid: tuple[int, int] = (64, 96)
-    # Width and height that images are scaled to, as in the training.
-    image_size: tuple[int, int] = (384, 256)
+    # Height and width of the student's grid in cells; by default the default student's for images of this size.
+    grid: tuple[int, int] | None = None
+    # Width and height that images are scaled to, as in the training; `auto`: as `train.py` chooses them by default.
+    image_size: ImageSize = "auto"
     # Where the teacher runs: cpu, cuda, cuda:1 …; by default on the GPU if there is one.
     device: str = "auto"
 
@@ -50,7 +55,9 @@ def run(config: CacheTargetsConfig, console: Console) -> int:
     lake = open_lake(absolute(config.lake))
     folder = absolute(config.teacher)
     card = read_card(folder)
-    origin = origin_of(card, config.name or card.name, config.grid, config.image_size)
+    width, height = find_image_size(config.image_size, lake, TrainConfig.cameras, console)
+    grid = config.grid or StudentConfig().grid(height, width)
+    origin = origin_of(card, config.name or card.name, grid, (width, height))
     todo = missing_segments(lake, config.split, origin)
     present = len(lake.in_split(config.split)) - len(todo)
     total = sum(len(cameras) for base in todo for cameras in base.chunks)

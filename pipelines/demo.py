@@ -12,6 +12,8 @@ are kept.
 
 from __future__ import annotations
 
+import training.openmp  # isort: skip  # noqa: F401 - before torch
+
 import io
 import os
 import re
@@ -45,7 +47,6 @@ from pipelines.paths import cluster_address
 from pipelines.progress import ProgressBar
 from pipelines.train_config import TrainConfig
 from pipelines.train_teachers import TeacherName, TrainTeachersConfig
-from student.config import StudentConfig
 from student.report.page import Page
 from teachers.card import CARD_FILE, WEIGHTS_FILE, read_card
 from training.loop import LoopConfig
@@ -55,6 +56,8 @@ from training.run_dir import RunDir
 # that the student never sees; otherwise labels would leak.
 _SEEDS = {"teach": 3, "train": 1, "val": 2}
 _FRAME_RATE_HZ = 2.0
+# Of the simulated cameras: larger images would show nothing more.
+IMAGE_SIZE = (384, 256)
 _TEACHERS: tuple[TeacherName, ...] = ("spvcnn", "mask_rcnn")
 # The student learns from the images of the first, and is evaluated on those of the second.
 _ASKED = ("train", "val")
@@ -132,6 +135,7 @@ def run(config: DemoConfig, console: Console) -> int:
             out=student,
             teachers=named,
             cameras=config.cameras[:1],
+            image_size=IMAGE_SIZE,
             cached=cached,
             device=config.device,
             loop=LoopConfig(steps=config.student_steps),
@@ -196,6 +200,7 @@ def teach(config: DemoConfig, lake_url: str, console: Console) -> dict[str, Path
         out=str(folder),
         train_split="teach",
         cameras=config.cameras[:1],
+        image_size=IMAGE_SIZE,
         eval_samples=_EVAL_SAMPLES,
         device=config.device,
     )
@@ -248,14 +253,12 @@ def _train_teacher(teacher_config: TrainTeachersConfig) -> str:
     output = io.StringIO()
     train_teachers.run(teacher_config, Console(file=output, width=100))
     folder = Path(teacher_config.out) / str(teacher_config.teacher)
-    width, height = teacher_config.image_size
     for split in _ASKED:
         answers = cache_targets.CacheTargetsConfig(
             lake=teacher_config.lake,
             teacher=str(folder),
             name=cached_as(folder),
             split=split,
-            grid=StudentConfig().grid(height, width),
             image_size=teacher_config.image_size,
             device=teacher_config.device,
         )

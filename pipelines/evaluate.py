@@ -12,6 +12,8 @@ A split with segments that the student or a teacher was trained on is refused.
 
 from __future__ import annotations
 
+import training.openmp  # isort: skip  # noqa: F401 - before torch
+
 import ast
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

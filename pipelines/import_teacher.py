@@ -9,6 +9,8 @@ and variance of its features over the lake go into the card: a student imitates 
 
 from __future__ import annotations
 
+import training.openmp  # isort: skip  # noqa: F401 - before torch
+
 import itertools
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -20,12 +22,16 @@ from datalake.cli import run_command
 from datalake.lake import open_lake
 from pipelines.data import Frames
 from pipelines.device import device_of
+from pipelines.image_size import ImageSize, find_image_size
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from teachers.card import TeacherCard, write_card, write_weights
 from teachers.evaluation import measure_statistics
 from teachers.mask_rcnn.teacher import MaskRcnnConfig, MaskRcnnTeacher
 from teachers.spvnas.teacher import SpvnasTeacher
+
+# The statistics are of what its images show.
+_CAMERAS = ("FRONT",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +50,18 @@ class Spvnas:
     split: str = "train"
     # Samples that they are of.
     samples: int = 128
-    # Width and height that images are scaled to.
-    image_size: tuple[int, int] = (384, 256)
+    # Width and height that images are scaled to; `auto`: as large as the lake's boxes need, see train.py.
+    image_size: ImageSize = "auto"
     # Where it runs: cpu, cuda, cuda:1 …; by default on the GPU if there is one.
     device: str = "auto"
 
-    def run(self) -> None:
+    def run(self, console: Console) -> None:
         """Write weights and card."""
         device = device_of(self.device)
         lake = open_lake(absolute(self.lake))
         teacher = SpvnasTeacher.load_public(absolute(self.weights), absolute(self.net_config), device)
-        frames = Frames(lake=lake, split=self.split, cameras=("FRONT",), image_size=self.image_size, points=True)
+        size = find_image_size(self.image_size, lake, _CAMERAS, console)
+        frames = Frames(lake=lake, split=self.split, cameras=_CAMERAS, image_size=size, points=True)
         # One by one, from everywhere in the split.
         samples = (sample for (sample,) in frames.stream(1, shuffle=True).loader())
         statistics = measure_statistics(teacher, itertools.islice(samples, self.samples))
@@ -72,7 +79,7 @@ class MaskRcnn:
     # Which of torchvision's two networks the weights are of.
     variant: Literal["v1", "v2"] = "v2"
 
-    def run(self) -> None:
+    def run(self, _console: Console) -> None:
         """Write weights and card."""
         teacher = MaskRcnnTeacher.load_coco(absolute(self.weights), MaskRcnnConfig.coco(self.variant))
         _write(absolute(self.out), teacher, teacher.card)
@@ -89,7 +96,7 @@ def _write(url: str, teacher: SpvnasTeacher | MaskRcnnTeacher, card: TeacherCard
 def run(command: Spvnas | MaskRcnn, console: Console) -> int:
     """Import, say where to, and return the exit status 0."""
     check_options(command)
-    command.run()
+    command.run(console)
     console.print(absolute(command.out), soft_wrap=True, highlight=False)
     return 0
 

@@ -141,5 +141,6 @@ def check_options(config: Any, prefix: str = "--") -> None:
             check_options(value, f"{option}.")
         elif field.name in ranges:
             for each in value if isinstance(value, tuple) else (value,):
-                if each is not None:
+                # A word, such as `auto`, is one of those that the option takes.
+                if each is not None and not isinstance(each, str):
                     check_range(option, each, *ranges[field.name][:2], exclusive=ranges[field.name].exclusive)

@@ -14,6 +14,8 @@ this process; otherwise Ray Train starts so many workers, and starts them again 
 
 from __future__ import annotations
 
+import training.openmp  # isort: skip  # noqa: F401 - before torch
+
 import logging
 from collections.abc import Callable, Iterator, Mapping
 
@@ -52,7 +54,7 @@ def train_worker(
     """Train as one of the workers, from the checkpoint if there is one."""
     config = plan.config
     lake = config.open_lake(plan.snapshot)
-    width, height = config.image_size
+    width, height = config.size
     grid = plan.student.grid(height, width)
     # Points are most of what would be read; nobody looks at them where answers are looked up.
     asked = {name: url for name, url in plan.teachers.items() if name not in config.tables}

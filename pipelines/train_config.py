@@ -13,6 +13,7 @@ from datalake.cache import RangeCache
 from datalake.lake import Lake, open_lake
 from pipelines.data import Frames, labelled_segments, unlabelled_per_batch
 from pipelines.detector_teachers import read_detector
+from pipelines.image_size import ImageSize, fixed
 from pipelines.paths import absolute
 from student.augmentation import Augmentation
 from student.config import StudentConfig, StudentError
@@ -72,6 +73,7 @@ _IRRELEVANT = {
     "student.branches",
     "student.anchors.sizes",
     "student.anchors.ratios",
+    "student.anchors.half_cells",
 }
 
 
@@ -135,8 +137,9 @@ class TrainConfig:
     snapshot: int | None = None
     # Cameras whose images are used.
     cameras: tuple[str, ...] = ("FRONT",)
-    # Width and height that images are scaled to.
-    image_size: tuple[int, int] = (384, 256)
+    # Width and height that images are scaled to. `auto`: the smallest of 384 x 256, 576 x 384, 768 x 512 and 960 x 640,
+    # in the images' own proportions, at which 80 % of the lake's boxes are at least 8 px large; else the largest.
+    image_size: ImageSize = "auto"
     # This share of the segments keeps its labels; on the others the student learns from its teachers alone.
     labelled_fraction: float = 1.0
     # Images per step, over all workers.
@@ -205,6 +208,11 @@ class TrainConfig:
             cache=None if self.cache is None else absolute(self.cache),
             student=replace(self.student, trunk_weights=weights and absolute(weights)),
         )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the images in pixels; `prepare_training` finds them where they are `auto`."""
+        return fixed(self.image_size)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -279,7 +287,7 @@ class TrainConfig:
             lake=lake,
             split=self.split,
             cameras=self.cameras,
-            image_size=self.image_size,
+            image_size=self.size,
             points=points,
             seed=self.seed,
             segments=segments,

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 
-from datalake.lake import Lake
 from pipelines.data import Frames
 from pipelines.device import device_of
 from pipelines.train import train_worker
@@ -110,7 +109,9 @@ def train_detector(
         "training/steps": float(trained.steps),
         "training/seconds": trained.seconds,
     }
-    return write_detector(run.out, detector, measured, _training_data(lake, run.split, plan.labelled_segments))
+    seen = {run.split: tuple(sorted(plan.labelled_segments))}
+    frames = TrainingData(lake=lake.store.url, snapshot=lake.snapshot, segments=seen, image_size=plan.config.size)
+    return write_detector(run.out, detector, measured, frames)
 
 
 def write_detector(
@@ -133,7 +134,3 @@ def write_detector(
     )
     write_card(url, card)
     return card
-
-
-def _training_data(lake: Lake, split: str, segments: frozenset[str]) -> TrainingData:
-    return TrainingData(lake=lake.store.url, snapshot=lake.snapshot, segments={split: tuple(sorted(segments))})

@@ -13,9 +13,10 @@ from datalake.sample import Sample
 from pipelines.data import check_no_leakage, read_boxes
 from pipelines.detector_teachers import prepare_detectors
 from pipelines.device import device_of
+from pipelines.image_size import find_image_size
 from pipelines.train_config import TrainConfig
 from pipelines.trunk_weights import prepare_trunk
-from student.anchors import AnchorReport, anchor_recall, fit_anchors
+from student.anchors import FINDABLE_PX, AnchorReport, anchor_recall, fit_anchors
 from student.config import AnchorShapes, BranchSpec, StudentConfig, StudentError
 from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.imitation import balanced_weights
@@ -66,6 +67,8 @@ def prepare_training(
     config = config.located
     student = prepare_trunk(config.student, config.out, console)
     lake = config.open_lake(config.snapshot)
+    size = find_image_size(config.image_size, lake, config.cameras, console, run=config.out)
+    config = replace(config, image_size=size)
     cards = read_cards(config.map_teachers)
     check_no_leakage(cards, lake, [config.split])
     named = {**cards, **config.detectors}
@@ -78,13 +81,14 @@ def prepare_training(
     _check_batch(config, lake, unlabelled, with_labels, without)
 
     boxes = read_boxes(config.frames(lake, points=False, segments=with_labels))
-    shapes = fit_anchors(boxes, levels=_LEVELS) if config.anchors == "fitted" else _PAPER_ANCHORS
+    stride = config.student.stride
+    shapes = fit_anchors(boxes, levels=_LEVELS, stride=stride) if config.anchors == "fitted" else _PAPER_ANCHORS
     branches = tuple(BranchSpec.of(name, card) for name, card in cards.items())
     student = replace(student, branches=branches, anchors=shapes)
-    width, height = config.image_size
+    width, height = size
     grid = student.grid(height, width)
     _check_teachers_in(config, lake, grid)
-    detectors = prepare_detectors(config.active_detectors, student, config.image_size, lake, without, console)
+    detectors = prepare_detectors(config.active_detectors, student, size, lake, without, console)
     _check_anchors(config, anchor_recall(student, boxes, (height, width)), console)
     console.print(
         f"{len(with_labels):,} segments with labels, {len(without):,} without;"
@@ -133,11 +137,11 @@ def _check_teachers_in(config: TrainConfig, lake: Lake, grid: tuple[int, int]) -
     tables = config.cached_targets(lake)
     for name, url in config.active_teachers.items():
         cached = tables.open(name, url)
-        if cached and (cached.grid, cached.image_size) != (grid, config.image_size):
+        if cached and (cached.grid, cached.image_size) != (grid, config.size):
             raise TeacherError(
                 f"--cached {name}: the lake has its predictions for images of {_by(cached.image_size)} pixels on a grid"
-                f" of {_by(cached.grid)} cells, not {_by(config.image_size)} and {_by(grid)}; run cache_targets.py with"
-                f" --grid {height} {width} --image-size {_by(config.image_size, ' ')} and another --name"
+                f" of {_by(cached.grid)} cells, not {_by(config.size)} and {_by(grid)}; run cache_targets.py with"
+                f" --grid {height} {width} --image-size {_by(config.size, ' ')} and another --name"
             )
 
 
@@ -146,12 +150,15 @@ def _by(sides: tuple[int, int], between: str = " x ") -> str:
 
 
 def _check_anchors(config: TrainConfig, report: AnchorReport, console: Console) -> None:
+    """Print the report; raise StudentError where most of the boxes that can be found would not be."""
     console.print(str(report), soft_wrap=True, highlight=False)
-    if report.recall[0.5] < config.min_anchor_recall:
+    found = report.recall[0.5] if report.findable or not report.boxes else 0.0
+    if found < config.min_anchor_recall:
+        larger = f"a larger --image-size than {_by(config.size, ' ')}"
         raise StudentError(
-            f"anchors overlap only {report.recall[0.5]:.0%} of the boxes by IoU 0.5, --min-anchor-recall asks for"
-            f" {config.min_anchor_recall:.0%}: most objects would never be proposed; use --anchors fitted, or"
-            " lower the limit"
+            f"anchors overlap only {found:.0%} of the {report.findable:,} boxes of at least {FINDABLE_PX:g} px by IoU"
+            f" 0.5, --min-anchor-recall asks for {config.min_anchor_recall:.0%}: most objects would never be proposed;"
+            f" use {'--anchors fitted' if config.anchors == 'paper' else larger}, or lower the limit"
         )
 
 
@@ -164,7 +171,8 @@ def _check_teachers(
 ) -> dict[str, Tensor]:
     """Check each teacher on a few images and print its metrics; return the class weights of those of classes."""
     device = device_of(config.device)
-    frames = config.frames(lake, points=needs_points(read_cards(config.active_teachers).values()))
+    cards = read_cards(config.active_teachers)
+    frames = config.frames(lake, points=needs_points(cards.values()))
     stream = frames.stream(config.batch, shuffle=True, panoptic=True)
     wanted = min(_CHECKED_SAMPLES, stream.epoch_samples)
     batches: list[list[Sample]] = []
@@ -176,12 +184,14 @@ def _check_teachers(
     for name, seen in evaluate_teachers(config.active_teachers, batches, grid, device).items():
         metrics = ", ".join(f"{figure} {seen.metrics[figure]:.2f}" for figure in _TOLD if figure in seen.metrics)
         answers = f"predicts {seen.valid_share:.0%} of the cells"
+        data = cards[name].data
+        if data and data.image_size not in (None, config.size) and not needs_points([cards[name]]):
+            answers += f"; it learned from images of {_by(data.image_size)} pixels, not {_by(config.size)}"
         console.print(
             f"teacher {name}: {answers}; {metrics or 'no labels to compare with'}",
             soft_wrap=True,
             highlight=False,
         )
-    cards = read_cards(config.active_teachers)
     of_classes = {name: url for name, url in config.active_teachers.items() if cards[name].kind == "classification"}
     shares = class_shares(open_pool(of_classes, grid, device, config.cached_targets(lake)), batches)
     return {name: balanced_weights(share) for name, share in shares.items()}

@@ -10,9 +10,11 @@ Run it again after any interruption, with the same settings, and it continues. I
 
 from __future__ import annotations
 
+import training.openmp  # isort: skip  # noqa: F401 - before torch
+
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -25,6 +27,7 @@ from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
 from pipelines.data import Frames, check_disjoint_splits
 from pipelines.device import device_of
+from pipelines.image_size import ImageSize, find_image_size, fixed
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
@@ -60,8 +63,8 @@ class TrainTeachersConfig:
     snapshot: int | None = None
     # Cameras whose images Mask R-CNN sees.
     cameras: tuple[str, ...] = ("FRONT",)
-    # Width and height that images are scaled to.
-    image_size: tuple[int, int] = (384, 256)
+    # Width and height that images are scaled to; `auto`: as large as the lake's boxes need, see train.py.
+    image_size: ImageSize = "auto"
     # At most so many samples are evaluated.
     eval_samples: int = 500
     # Seed of weights, order and augmentation.
@@ -86,6 +89,8 @@ def run(config: TrainTeachersConfig, console: Console) -> int:
     if config.teacher == "detector":
         return _run_detector(config, lake, f"{out}/detector", console)
     for name in (config.teacher,) if config.teacher else ("spvcnn", "mask_rcnn"):
+        size = find_image_size(config.image_size, lake, config.cameras, console, run=f"{out}/{name}")
+        config = with_whole_images(replace(config, image_size=size))
         with run_lock(f"{out}/{name}"), ProgressBar(console) as bar:
             data = teacher_data(lake, config, points=name == "spvcnn", progress=bar.update)
             context = RunContext(
@@ -106,20 +111,19 @@ def run(config: TrainTeachersConfig, console: Console) -> int:
 
 def _run_detector(config: TrainTeachersConfig, lake: Lake, out: str, console: Console) -> int:
     check_disjoint_splits(lake, config.train_split, config.eval_split)
+    size = find_image_size(config.image_size, lake, config.cameras, console, run=out)
     data = TrainConfig(
         lake=config.lake,
         out=out,
         split=config.train_split,
         snapshot=lake.snapshot,
         cameras=config.cameras,
-        image_size=config.image_size,
+        image_size=size,
         seed=config.seed,
         data_workers=config.data_workers,
         device=config.device,
     )
-    evaluation = Frames(
-        lake=lake, split=config.eval_split, cameras=config.cameras, image_size=config.image_size, points=False
-    )
+    evaluation = Frames(lake=lake, split=config.eval_split, cameras=config.cameras, image_size=size, points=False)
     with run_lock(out), ProgressBar(console) as bar:
         card = train_detector(config.detector, data, evaluation, config.eval_samples, console, bar.update)
     table = Table("", card.name, title=f"{card.name}: {_length(card)}", title_justify="left")
@@ -147,7 +151,7 @@ def teacher_data(
         settings = LoaderConfig(
             split=split,
             cameras=cameras,
-            image_size=config.image_size,
+            image_size=fixed(config.image_size),
             points=points,
             panoptic=not points,
             global_batch=1,
@@ -184,8 +188,20 @@ def teacher_data(
             lake=lake.store.url,
             snapshot=lake.snapshot,
             segments={config.train_split: tuple(sorted(segments[config.train_split]))},
+            image_size=fixed(config.image_size),
         ),
     )
+
+
+def with_whole_images(config: TrainTeachersConfig) -> TrainTeachersConfig:
+    """Return the same with a Mask R-CNN that does not shrink these images."""
+    mask, (width, height) = config.mask_rcnn, fixed(config.image_size)
+    network = replace(
+        mask.network,
+        min_size=max(mask.network.min_size, min(width, height)),
+        max_size=max(mask.network.max_size, width, height),
+    )
+    return replace(config, mask_rcnn=replace(mask, network=network))
 
 
 def summary(card: TeacherCard, confusion: Confusion) -> Table:

@@ -61,10 +61,13 @@ class AnchorShapes:
 
     sizes: for each level of the pyramid, sides in pixels of the squares that the anchors are as large as
     ratios: height over width, the same on every level
+    half_cells: each of them also half a cell further right and below. Between neighbours there are then 0.7 cells
+        instead of one: a box of two cells has an anchor that overlaps it by half wherever it lies
     """
 
     sizes: tuple[tuple[float, ...], ...] = ((8, 12), (18, 27), (40, 60), (90, 136))
     ratios: tuple[float, ...] = (0.8, 2.8)
+    half_cells: bool = False
 
     def __post_init__(self) -> None:
         numbers = [*self.ratios, *(size for level in self.sizes for size in level)]
@@ -248,8 +251,12 @@ class StudentConfig:
             values: Mapping[str, Any] = json.loads(text)
             if "preset" in values:
                 values = _of_version_0_1(values)
+            shapes = values["anchors"]
             anchors = AnchorShapes(
-                sizes=tuple(map(tuple, values["anchors"]["sizes"])), ratios=tuple(values["anchors"]["ratios"])
+                sizes=tuple(map(tuple, shapes["sizes"])),
+                ratios=tuple(shapes["ratios"]),
+                # Students before this field have none.
+                half_cells=shapes.get("half_cells", False),
             )
             branches = tuple(
                 BranchSpec(**{**branch, "kind": _OLD_KINDS.get(branch["kind"], branch["kind"])})

@@ -13,7 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_layers
 from torchvision.ops import clip_boxes_to_image
 
-from student.config import AnchorShapes, StudentConfig
+from student.config import StudentConfig
 from student.labels import Labels
 from student.matching import match_boxes
 from student.sampling import sample
@@ -61,8 +61,8 @@ class ProposalNetwork(nn.Module):
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        self.anchor_generator = anchor_generator(config.anchors)
-        self._per_cell = self.anchor_generator.num_anchors_per_location()[0]
+        self.anchor_generator = anchor_generator(config)
+        self._per_cell = len(self.anchor_generator.cell_anchors[0])
         self.head = ProposalHead(config.width, self._per_cell)
         self._object_iou = config.rpn_positive_iou
         self._size = config.rpn_batch
@@ -139,9 +139,16 @@ class ProposalNetwork(nn.Module):
         return found / anchors_looked_at, boxes / anchors_looked_at
 
 
-def anchor_generator(shapes: AnchorShapes) -> AnchorGenerator:
-    """Return torchvision's generator of anchors of these shapes."""
-    return AnchorGenerator(shapes.sizes, (shapes.ratios,) * len(shapes.sizes))
+def anchor_generator(config: StudentConfig) -> AnchorGenerator:
+    """Return torchvision's generator of the configuration's anchors; its `cell_anchors` are those about each cell."""
+    shapes = config.anchors
+    generator = AnchorGenerator(shapes.sizes, (shapes.ratios,) * len(shapes.sizes))
+    if shapes.half_cells:
+        generator.cell_anchors = [
+            torch.cat([anchors, anchors + (config.stride << level) / 2])
+            for level, anchors in enumerate(generator.cell_anchors)
+        ]
+    return generator
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:

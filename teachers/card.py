@@ -60,11 +60,13 @@ class TrainingData:
     lake: URL of the lake
     snapshot: number of its snapshot
     segments: split -> names of the segments that were trained on
+    image_size: width and height of the images in pixels, None where that is unknown
     """
 
     lake: str
     snapshot: int
     segments: dict[str, tuple[str, ...]]
+    image_size: tuple[int, int] | None = None
 
     @property
     def all_segments(self) -> frozenset[str]:
@@ -159,7 +161,12 @@ def read_card(url: str) -> TeacherCard:
         if data is not None:
             _check_fields(TrainingData, data, "data")
             segments = {split: tuple(map(str, names)) for split, names in data["segments"].items()}
-            values["data"] = TrainingData(lake=str(data["lake"]), snapshot=int(data["snapshot"]), segments=segments)
+            values["data"] = TrainingData(
+                lake=str(data["lake"]),
+                snapshot=int(data["snapshot"]),
+                segments=segments,
+                image_size=_image_size(data.get("image_size")),
+            )
         _check_fields(TeacherCard, values, "card")
         values["channels"] = int(values["channels"])
         values["class_names"] = tuple(map(str, values["class_names"]))
@@ -188,6 +195,13 @@ def read_weights(url: str, card: TeacherCard) -> dict[str, Tensor]:
         raise TeacherError(f"{where}: not a safetensors file: {error}") from error
     _log.info("teacher %s: weights %s, %d bytes, sha256 %s", card.name, where, len(content), found)
     return state
+
+
+def _image_size(sides: Any) -> tuple[int, int] | None:
+    if sides is None:
+        return None
+    width, height = map(int, sides)
+    return width, height
 
 
 def _check_fields(kind: type, values: Any, where: str) -> None:

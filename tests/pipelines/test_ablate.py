@@ -19,6 +19,7 @@ from datalake.lake import open_lake
 from pipelines.ablate import AblateConfig, jobs_of, opened, run
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.cache_targets import run as cache_targets
+from pipelines.image_size import choose_image_size
 from pipelines.train_config import TrainConfig
 from student.config import StudentError
 from student.export import WEIGHTS_FILE
@@ -226,12 +227,14 @@ def test_a_student_that_is_killed_ends_the_study_in_one_line(study: AblateConfig
 
 def test_answers_that_are_to_be_looked_up_must_be_there_for_both_splits(study: AblateConfig) -> None:
     with pytest.raises(LakeError, match="table teacher_lidar lacks 1 of 1 segments of split 'test'"):
-        opened(replace(study, eval_split="test"))
+        opened(replace(study, eval_split="test"), Console(quiet=True))
 
 
-def test_all_students_are_of_one_snapshot(study: AblateConfig) -> None:
+def test_all_students_are_of_one_snapshot_and_see_images_of_one_size(study: AblateConfig) -> None:
     assert study.train.snapshot is None
-    assert opened(study).train.snapshot == open_lake(study.train.lake).snapshot
+    lake = open_lake(study.train.lake)
+    train = opened(replace(study, train=replace(study.train, image_size="auto")), Console(quiet=True)).train
+    assert (train.snapshot, train.image_size) == (lake.snapshot, choose_image_size(lake, ("FRONT",))[0])
 
 
 def test_students_are_examined_on_another_split_without_being_trained_again(study: AblateConfig) -> None:

@@ -105,7 +105,8 @@ def test_other_weights_or_settings_need_another_name(
     message = fails(["--lake", lake.store.root, "--teacher", other], monkeypatch, capsys)
     assert "made with weights" in message
     assert "under another --name" in message
-    message = fails(["--lake", lake.store.root, "--teacher", teacher], monkeypatch, capsys)
+    words = ["--lake", lake.store.root, "--teacher", teacher, "--image-size", "384", "256"]
+    message = fails(words, monkeypatch, capsys)
     assert "grid [16, 24], not [64, 96], image_size [96, 64], not [384, 256]" in message
 
 

@@ -44,7 +44,7 @@ def numbers(config: Any) -> Iterator[tuple[str, str]]:
     for field in fields(config):
         if is_dataclass(part := getattr(config, field.name)):
             yield from numbers(part)
-        elif re.search(r"\b(int|float)\b", str(hints[field.name])) and "Literal" not in str(hints[field.name]):
+        elif re.search(r"\b(int|float)\b", re.sub(r"Literal\[.*?\]", "", str(hints[field.name]))):
             yield type(config).__name__, field.name
 
 

@@ -46,7 +46,9 @@ def train_student(lake: Lake, out: Path) -> None:
 
 def train_teacher(lake: Lake, out: Path) -> None:
     # The lake has one split; the folder is asked for before its samples are.
-    config = TrainTeachersConfig(lake=lake.store.root, out=str(out.parent), teacher="spvcnn", device="cpu")
+    config = TrainTeachersConfig(
+        lake=lake.store.root, out=str(out.parent), teacher="spvcnn", image_size=(96, 64), device="cpu"
+    )
     train_teachers.run(config, Console(quiet=True))
 
 

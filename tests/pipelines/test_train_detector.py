@@ -51,6 +51,7 @@ def test_its_card_says_what_it_is_and_whose_labels_it_has_seen(split_lake: str, 
     card = read_card(teacher)
     assert (card.kind, card.channels, card.class_names) == ("detector", 24, CLASS_NAMES)
     assert card.data is not None
+    assert card.data.image_size == SIZE
     lake = open_lake(split_lake)
     assert card.data.segments == {"teach": tuple(sorted(commit.segment for commit in lake.in_split("teach")))}
     assert {"AP50", "AP", "recall@100", "training/seconds"} <= card.metrics.keys()

@@ -15,7 +15,7 @@ from rich.console import Console
 from datalake.build import BuildConfig
 from datalake.lake import open_lake
 from datalake.loader import LoaderConfig, SampleStream
-from pipelines.train_teachers import TeacherName, TrainTeachersConfig, main, run
+from pipelines.train_teachers import TeacherName, TrainTeachersConfig, main, run, with_whole_images
 from teachers.card import read_card
 from teachers.classes import MASK_CLASSES
 from teachers.load import load_teacher
@@ -137,6 +137,12 @@ def test_the_log_shows_the_learning_rate_of_every_step(whole: Path, name: str) -
     assert [line["learning_rate"] for line in lines] == [schedule.rate(step) for step in range(steps)]
 
 
+@pytest.mark.parametrize(("size", "sides"), [((96, 64), (256, 384)), ((960, 640), (640, 960))])
+def test_the_mask_teacher_never_shrinks_its_images(size: tuple[int, int], sides: tuple[int, int]) -> None:
+    network = with_whole_images(TrainTeachersConfig(lake="", out="", image_size=size)).mask_rcnn.network
+    assert (network.min_size, network.max_size) == sides
+
+
 def test_a_lidar_teacher_comes_with_statistics_and_data(lake: str, whole: Path) -> None:
     card = read_card(str(whole / "spvcnn"))
     assert card.class_names == POINT_CLASSES
@@ -144,7 +150,7 @@ def test_a_lidar_teacher_comes_with_statistics_and_data(lake: str, whole: Path) 
     assert len(card.statistics.mean) == card.channels == 12
     opened = open_lake(lake)
     assert card.data is not None
-    assert card.data.snapshot == opened.snapshot
+    assert (card.data.snapshot, card.data.image_size) == (opened.snapshot, (96, 64))
     assert card.data.segments == {"teach": tuple(sorted(c.segment for c in opened.in_split("teach")))}
     assert set(card.versions) == {"python", "classroomnet", "torch", "torchvision", "numpy", "safetensors"}
     assert {"mIoU", "accuracy", "trivial/mIoU", "trivial/accuracy", "IoU/CAR", "training/seconds"} <= set(card.metrics)

@@ -55,7 +55,8 @@ def test_the_size_that_a_refusal_proposes_is_accepted(height: int, width: int, l
 
 
 def test_json_gives_the_same_configuration() -> None:
-    for config in (TINY, TAUGHT, StudentConfig.paper(TAUGHT.branches, FOUR_LEVELS)):
+    dense = replace(TINY, anchors=replace(FOUR_LEVELS, half_cells=True))
+    for config in (TINY, TAUGHT, StudentConfig.paper(TAUGHT.branches, FOUR_LEVELS), dense):
         assert StudentConfig.from_json(config.to_json()) == config
 
 

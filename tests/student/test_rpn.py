@@ -45,7 +45,7 @@ def build_network(config: StudentConfig = TINY, seed: int = 0) -> ProposalNetwor
 def torchvisions(config: StudentConfig) -> RegionProposalNetwork:
     count = {"training": config.proposals, "testing": config.proposals}
     return RegionProposalNetwork(
-        anchor_generator(config.anchors),
+        anchor_generator(config),
         None,
         0.7 if config.trunk == "stride1" else 0.5,
         0.3,
@@ -57,16 +57,28 @@ def torchvisions(config: StudentConfig) -> RegionProposalNetwork:
     )
 
 
-@pytest.mark.parametrize("proposals", [30, 300])
-def test_proposals_of_every_image_are_those_of_torchvision(proposals: int) -> None:
-    config, levels = replace(TINY, proposals=proposals), pyramid()
+DENSE = replace(TINY, anchors=replace(TINY.anchors, half_cells=True))
+
+
+def test_at_half_cells_each_level_has_its_anchors_twice() -> None:
+    levels = pyramid(1)
+    plain, dense = (build_network(config).anchors(levels, SIZE) for config in (TINY, DENSE))
+    shifts = torch.cat([torch.full((level.shape[2] * level.shape[3], 1), 2.0 * 2**n) for n, level in enumerate(levels)])
+    both = torch.stack([plain.view(-1, 4, 4), plain.view(-1, 4, 4) + shifts[..., None]], 1)
+    assert torch.equal(dense, both.view(-1, 4))
+
+
+@pytest.mark.parametrize(("start", "proposals"), [(TINY, 30), (TINY, 300), (DENSE, 300)])
+def test_proposals_of_every_image_are_those_of_torchvision(start: StudentConfig, proposals: int) -> None:
+    config, levels = replace(start, proposals=proposals), pyramid()
     network, reference = build_network(config), torchvisions(config)
     with torch.no_grad():
         objectness, deltas = network(levels)
     anchors = network.anchors(levels, SIZE)
     found = network.propose(objectness, deltas, anchors, levels, SIZE)
     boxes = reference.box_coder.decode(deltas.flatten(0, 1), [anchors] * 4).view(4, -1, 4)
-    per_level = [4 * level.shape[2] * level.shape[3] for level in levels]
+    per_cell = 8 if config.anchors.half_cells else 4
+    per_level = [per_cell * level.shape[2] * level.shape[3] for level in levels]
     for image in range(4):
         (expected,), _ = reference.filter_proposals(boxes[image, None], objectness[image], [SIZE], per_level)
         assert int(found.valid[image].sum()) == len(expected) > 20

@@ -1,0 +1,14 @@
+"""How long torch's threads spin at OpenMP's barriers. Import it before torch: libgomp reads this as it is loaded.
+
+By default libgomp's threads spin for some milliseconds before they sleep. Where another process holds a core, the
+thread that all wait for may be the one that does not run, and those that spin keep it from running. A shorter time
+costs a quiet machine nothing and a busy one much less (`python -m benchmarks.busy_cores`). Processes that are started
+inherit it. Ray's workers compute on one thread, which waits for none.
+"""
+
+from __future__ import annotations
+
+import os
+
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "10000"
