@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from datalake.lake import Lake
@@ -13,6 +14,7 @@ from datalake.layers import ImageLayers, LayersOf
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
 from pipelines.device import device_of
+from pipelines.image_size import find_image_size
 from pipelines.paths import absolute
 from pipelines.train_config import TrainConfig
 from student.checkpoint import read_student
@@ -36,24 +38,25 @@ def model_layers(run: str | None, teachers: Sequence[str], split: str) -> Layers
 
     Of a teacher there is the map `<name>/target`, and where the student was distilled from it `<name>/student`, its
     prediction from the image alone in equal colors. Images are scaled as for the student's training, without a student
-    to the default size. Raises StudentError or TeacherError where run or teacher cannot be read.
+    as one would be trained by default. Raises StudentError or TeacherError where run or teacher cannot be read.
     """
     named = {name: absolute(url) for name, url in parse_teachers(teachers).items()}
     cards = read_cards(named)
-    student, image_size = None, TrainConfig.image_size
+    student, trained_size = None, None
     if run is not None:
         student, checkpoint = read_student(absolute(run))
         trained = checkpoint.fingerprint.get("image_size")
         if trained is None:
             raise StudentError(f"{run}: the checkpoint does not say for which image size the student was trained")
         width, height = ast.literal_eval(str(trained))
-        image_size = (int(width), int(height))
+        trained_size = (int(width), int(height))
     config = TrainConfig(lake="", out="").student if student is None else student.config
-    pool = open_pool(named, config.grid(image_size[1], image_size[0]), device_of("auto")) if named else None
 
     @torch.no_grad()
     def layers(lake: Lake) -> Iterator[ImageLayers]:
         cameras = tuple(dict.fromkeys(lake.images(["camera"], split).column(0).to_pylist()))
+        image_size = trained_size or find_image_size(TrainConfig.image_size, lake, cameras, Console(quiet=True))
+        pool = open_pool(named, config.grid(image_size[1], image_size[0]), device_of("auto")) if named else None
         loader = LoaderConfig(
             split=split,
             cameras=cameras,
