@@ -222,7 +222,13 @@ def test_a_program_that_says_one_thing_otherwise_is_found_out(
         compare(student, lambda image: change(*program(image)), PICTURES)
 
 
-@pytest.mark.parametrize("trunk", ["resnet18", "resnet50", "convnext_atto", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "trunk",
+    [
+        "tf_efficientnet_lite0",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "resnet50", "convnext_atto")),
+    ],
+)
 def test_a_program_with_a_trunk_of_timms_finds_what_the_student_finds(trunk: str, tmp_path: Path) -> None:
     # A trunk with given weights is one with frozen norms, whose statistics are others than at the start.
     student = build(replace(TINY, trunk=f"timm:{trunk}", trunk_weights_sha256="5" * 64))
