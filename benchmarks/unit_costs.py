@@ -30,10 +30,12 @@ from datalake.chunk import SampleOptions
 from datalake.convert import frame_rows
 from datalake.lake import Lake, open_lake, prepare_lake, publish_snapshot
 from datalake.loader import LoaderConfig, SampleStream
-from datalake.plan import index_source, plan_segments
+from datalake.plan import plan_segments
 from datalake.schema import QUARANTINE, TABLES
-from datalake.sources.waymo_v1.frame import Frame
+from datalake.sources.formats import index_source
+from datalake.sources.frame import Frame
 from datalake.sources.waymo_v1.parse import parse_frame
+from datalake.sources.waymo_v1.source import slot_of
 from datalake.sources.waymo_v1.tfrecord import RecordFile
 from datalake.store import Store
 from datalake.writer import SegmentWriter
@@ -118,7 +120,7 @@ def measure(frames: int) -> UnitCosts:
         write_fullsize_segment(str(source), frames)
         plan = plan_of(source)
         with RecordFile(str(source)) as file:
-            payloads = [file.read(ref.slot) for ref in plan.records]
+            payloads = [file.read(slot_of(ref)) for ref in plan.records]
         parsed = [parse_frame(payload, frozenset(ALL_CAMERAS)) for payload in payloads]
         report = build(plan, folder / "lake")
         stages = _stages(payloads, parsed, folder)

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datalake.commit import WAYMO_CAMERAS
 from datalake.schema import DEPTH, IMAGE, LABEL, LABEL_3D, POINT, QUANTUM_PER_M, PointMode
-from datalake.sources.waymo_v1.frame import CAMERAS, Frame, Label2D, Points
+from datalake.sources.frame import Frame, Label2D, Points
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,13 @@ class CameraPoints:
     depth_m: NDArray[np.float32]
 
 
-def frame_rows(frame: Frame, mode: PointMode) -> dict[str, pa.RecordBatch]:
-    """Return the frame's rows by table name; depths are taken from the positions before any rounding."""
+def frame_rows(frame: Frame, mode: PointMode, cameras: Sequence[str] = WAYMO_CAMERAS) -> dict[str, pa.RecordBatch]:
+    """Return the frame's rows by table name; depths are taken from the positions before any rounding.
+
+    cameras: all that the frame's source knows
+    """
     by_camera = {
-        image.camera: camera_points(frame.points, image.camera, image.camera_to_vehicle)
+        image.camera: camera_points(frame.points, image.camera, image.camera_to_vehicle, cameras)
         for image in frame.images
         if image.camera_to_vehicle is not None
     }
@@ -45,13 +49,15 @@ def frame_rows(frame: Frame, mode: PointMode) -> dict[str, pa.RecordBatch]:
     }
 
 
-def camera_points(points: Points, camera: str, camera_to_vehicle: NDArray[np.float64]) -> CameraPoints:
+def camera_points(
+    points: Points, camera: str, camera_to_vehicle: NDArray[np.float64], cameras: Sequence[str] = WAYMO_CAMERAS
+) -> CameraPoints:
     """Return the points seen by `camera`, in either of their two projection slots, with their depth.
 
     Depth is the Euclidean distance from the camera's center in metres, both returns: it equals the official
     depth image (`third_party/camera/ops`, `range_image_utils.build_camera_depth_image`) within 1e-5 m.
     """
-    number = CAMERAS.index(camera)
+    number = cameras.index(camera) + 1
     first = points.camera[0] == number
     index = np.flatnonzero(first | (points.camera[1] == number))
     slot = np.where(first[index], 0, 1)

@@ -151,3 +151,6 @@ TABLES: dict[str, pa.Schema] = {
     "depth": DEPTH,
     "quarantine": QUARANTINE,
 }
+
+# What every commit has; tables and columns that came later are missing from commits of before.
+FIRST_TABLES = frozenset(TABLES)

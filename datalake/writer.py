@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -9,9 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datalake.attempt import Attempt, end_attempt
-from datalake.commit import DataFile
+from datalake.commit import CAMERA_MARKS, WAYMO_CAMERAS, DataFile
 from datalake.schema import TABLES
-from datalake.sources.waymo_v1.frame import CAMERAS
 from datalake.store import Sink, Store
 
 # A row group ends at eight images, or eight frames without any: one image costs one small read, and a
@@ -54,7 +54,9 @@ class SegmentWriter:
     exception inside the `with` block gives them up.
     """
 
-    def __init__(self, store: Store, attempt: Attempt) -> None:
+    def __init__(self, store: Store, attempt: Attempt, cameras: Sequence[str] = WAYMO_CAMERAS) -> None:
+        """cameras: the names of all that images may have, in the order that the commit will have them."""
+        self._marks = dict(zip(cameras, CAMERA_MARKS, strict=False))
         self._store = store
         self._attempt = attempt
         self._sinks: dict[str, Sink] = {}
@@ -134,7 +136,7 @@ class SegmentWriter:
 
     def _write_chunk(self) -> None:
         images: Any = pa.concat_arrays([rows["image"].column("camera") for rows in self._pending])
-        self.chunks.append("".join(str(CAMERAS.index(camera)) for camera in images.to_pylist()))
+        self.chunks.append("".join(self._marks[camera] for camera in images.to_pylist()))
         for table in self._pending[0]:
             self._write(table, [rows[table] for rows in self._pending])
         self._pending.clear()

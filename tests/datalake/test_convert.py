@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from datalake.convert import CameraPoints, camera_points, frame_rows, label_depth
 from datalake.schema import QUANTUM_PER_M, TABLES, PointMode
-from datalake.sources.waymo_v1.frame import CAMERAS, Frame, Label2D, Points
+from datalake.sources.frame import CAMERAS, Frame, Label2D, Points
 from datalake.sources.waymo_v1.parse import parse_frame
 from tests.frames import make_frame
 

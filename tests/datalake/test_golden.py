@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from datalake.schema import QUANTUM_PER_M, TABLES
-from datalake.sources.waymo_v1.frame import LASERS
+from datalake.sources.frame import LASERS
 from tests.lakes import Built, build_files
 
 _ROUNDING_M = 0.5 / QUANTUM_PER_M

@@ -14,7 +14,7 @@ import pytest
 from datalake.attempt import Attempt
 from datalake.convert import frame_rows
 from datalake.schema import QUARANTINE, TABLES
-from datalake.sources.waymo_v1.frame import CAMERAS
+from datalake.sources.frame import CAMERAS
 from datalake.sources.waymo_v1.parse import parse_frame
 from datalake.store import Store
 from datalake.writer import SegmentWriter

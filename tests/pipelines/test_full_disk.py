@@ -20,7 +20,9 @@ from datalake.build import BuildConfig, build_segment
 from datalake.derived_table import read_derived_commits
 from datalake.disk import NoSpaceError, room_in
 from datalake.lake import Lake, list_commits, open_lake, prepare_lake, publish_snapshot
-from datalake.plan import SegmentPlan, index_source, plan_segments
+from datalake.plan import plan_segments
+from datalake.sources.formats import index_source
+from datalake.sources.source import SegmentPlan
 from datalake.store import Store
 from datalake.task import attempt
 from datalake.verify import verify

@@ -1,4 +1,4 @@
-"""What a Waymo frame holds, as plain numpy values.
+"""What a frame holds, whatever source it comes from, as plain numpy values.
 
 Frames of reference. Vehicle: x forward, y left, z up, metres, origin on the ground. Camera: x forward along the
 optical axis, y left, z up. World: the segment's global frame. `a_to_b` maps coordinates in a to coordinates in b.
@@ -19,19 +19,52 @@ OBJECT_TYPES = (None, "VEHICLE", "PEDESTRIAN", "SIGN", "CYCLIST")
 
 
 class FrameError(ValueError):
-    """The record as a whole cannot become a frame."""
+    """What a source holds of a frame cannot become one, or a part of it cannot."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A part of a record that could not be kept, and why; the rest of the record goes on.
+    """A part of a frame that could not be kept, and why; the rest of the frame goes on.
 
     stage: where it was found: `record`, `frame`, `image`, `lidar`, `label`
+    source: the file that it was found in, where a frame comes from several
     """
 
     stage: str
     error_type: str
     message: str
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CameraCalibration:
+    """How one camera looks at the scene.
+
+    width, height: of its images, in pixels
+    intrinsic: float64 [9] (f_u, f_v, c_u, c_v, k1, k2, p1, p2, k3) in pixels, or None where it is missing or not finite
+    camera_to_vehicle: float64 [4, 4], or None likewise
+    """
+
+    camera: str
+    width: int
+    height: int
+    intrinsic: NDArray[np.float64] | None
+    camera_to_vehicle: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True, slots=True)
+class LaserCalibration:
+    """How one laser is mounted, and where its beams go.
+
+    laser_to_vehicle: float64 [4, 4], or None where it is missing or not finite
+    inclination_rad: float64 [H], of each beam, ascending; empty where beams are uniform between lowest and highest
+    """
+
+    laser: str
+    laser_to_vehicle: NDArray[np.float64] | None
+    inclination_rad: NDArray[np.float64]
+    lowest_rad: float | None
+    highest_rad: float | None
 
 
 @dataclass(frozen=True, slots=True)
