@@ -31,7 +31,9 @@ def print_info(lake: Lake, console: Console) -> None:
             table.add_row(name, f"{rows:,}", f"{size:,}", f"{len(files):,}")
         console.print(table)
         frames, points = sum(commit.frames for commit in commits), sum(commit.points for commit in commits)
-        console.print(f"{len(commits):,} segments, {frames:,} frames, {points:,} points", highlight=False)
+        formats = ", ".join(sorted({commit.format for commit in commits}))
+        counts = f"{len(commits):,} segments, {frames:,} frames, {points:,} points"
+        console.print(f"{counts}, built from {formats}", highlight=False)
         if incomplete := [commit.segment for commit in commits if not commit.is_complete]:
             told = f"{len(incomplete):,} of them of sources that end inside a record (first: {incomplete[0]})"
             console.print(told, highlight=False)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datalake.commit import LakeError
 from datalake.sources.source import Source, SourceIndex
 from datalake.sources.waymo_v1.source import WaymoV1
+from datalake.sources.waymo_v2.source import WaymoV2
 
 # A file belongs to the first that reads it.
-SOURCES: tuple[Source, ...] = (WaymoV1(),)
+SOURCES: tuple[Source, ...] = (WaymoV2(), WaymoV1())
 
 
 def source_named(name: str) -> Source:
