@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from datalake.attempt import begin_attempt, end_attempt
 from datalake.commit import Commit, LakeError, check_split_name, commit_name
-from datalake.convert import frame_rows
+from datalake.convert import calibration_rows, frame_rows
 from datalake.lake import now, write_commit
-from datalake.schema import QUARANTINE, TABLES, PointMode
+from datalake.schema import CALIBRATION, QUARANTINE, TABLES, PointMode
 from datalake.sources.formats import source_named
 from datalake.sources.frame import CAMERAS, Fault
 from datalake.sources.source import BadRecord, RecordRef, SegmentError, SegmentPlan, Source
@@ -97,7 +97,8 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
     with SegmentWriter(store, attempt, source.cameras) as writer:
         try:
             _check_complete(plan, config)
-            affected = _write_frames(plan, source, config, writer, quarantine, report)
+            calibration: dict[tuple[str, str], dict[str, Any]] = {}
+            affected = _write_frames(plan, source, config, writer, quarantine, calibration, report)
             _check_quarantine(plan, config, affected, quarantine, report)
         except SegmentError as failure:
             writer.discard()
@@ -106,7 +107,10 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
             report.reason = f"{failure}; every bad record is listed in {store.url}/{name}"
             return report
         with report.timed("write"):
-            files = writer.finish(pa.RecordBatch.from_pylist(quarantine, QUARANTINE))
+            files = writer.finish(
+                pa.RecordBatch.from_pylist(quarantine, QUARANTINE),
+                pa.RecordBatch.from_pylist([calibration[key] for key in sorted(calibration)], CALIBRATION),
+            )
         commit = Commit(
             split=config.split,
             segment=plan.segment,
@@ -160,9 +164,13 @@ def _write_frames(
     config: BuildConfig,
     writer: SegmentWriter,
     quarantine: list[dict[str, Any]],
+    calibration: dict[tuple[str, str], dict[str, Any]],
     report: SegmentReport,
 ) -> int:
-    """Write every frame of the plan, and return how many are not there, or not whole."""
+    """Write every frame of the plan, and return how many are not there, or not whole.
+
+    quarantine, calibration: take the rows of these tables; a sensor has the first calibration that a frame has of it
+    """
     affected = 0
     for read in source.frames(plan, frozenset(config.cameras), report.timed):
         report.bytes_in += read.bytes
@@ -174,6 +182,7 @@ def _write_frames(
             continue
         with report.timed("convert"):
             rows = frame_rows(read.frame, config.points, source.cameras)
+            calibration.update(calibration_rows(read.frame) | calibration)
         with report.timed("write"):
             writer.append(rows)
         report.frames += 1

@@ -49,6 +49,28 @@ def frame_rows(frame: Frame, mode: PointMode, cameras: Sequence[str] = WAYMO_CAM
     }
 
 
+def calibration_rows(frame: Frame) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the rows of `calibration` that the frame's source has, by kind and sensor."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for camera in frame.camera_calibrations:
+        rows["camera", camera.camera] = {
+            "sensor_to_vehicle": _flat(camera.camera_to_vehicle),
+            "width": camera.width,
+            "height": camera.height,
+            "intrinsic": _flat(camera.intrinsic),
+            "rolling_shutter_direction": camera.rolling_shutter_direction,
+        }
+    for laser in frame.laser_calibrations:
+        rows["laser", laser.laser] = {
+            "sensor_to_vehicle": _flat(laser.laser_to_vehicle),
+            "inclination_rad": laser.inclination_rad.tolist(),
+            "lowest_inclination_rad": laser.lowest_rad,
+            "highest_inclination_rad": laser.highest_rad,
+        }
+    keys = {(kind, sensor): {"segment": frame.segment, "kind": kind, "sensor": sensor} for kind, sensor in rows}
+    return {key: keys[key] | row for key, row in rows.items()}
+
+
 def camera_points(
     points: Points, camera: str, camera_to_vehicle: NDArray[np.float64], cameras: Sequence[str] = WAYMO_CAMERAS
 ) -> CameraPoints:
@@ -98,6 +120,11 @@ def _image_rows(frame: Frame) -> pa.RecordBatch:
             [frame.weather] * len(images),
             [image.panoptic for image in images],
             [image.panoptic_divisor for image in images],
+            [_flat(image.exposure.velocity) for image in images],
+            [image.exposure.pose_time_s for image in images],
+            [image.exposure.trigger_time_s for image in images],
+            [image.exposure.readout_done_time_s for image in images],
+            [image.exposure.shutter_s for image in images],
         ],
     )
 
@@ -123,6 +150,9 @@ def _point_row(frame: Frame, mode: PointMode) -> pa.RecordBatch:
         *(column[slot] for slot in (0, 1) for column in (points.camera, points.u, points.v)),
         points.semantic_class,
         points.instance_id,
+        points.range_row,
+        points.range_column,
+        None if frame.vehicle_to_world is None else frame.vehicle_to_world.ravel(),
     ]
     return _batch(POINT, frame, [_one_list(values) for values in columns], rows=1)
 
@@ -152,7 +182,8 @@ def _label_rows(frame: Frame, by_camera: dict[str, CameraPoints]) -> pa.RecordBa
         LABEL,
         frame,
         [[getattr(label, name) for label in labels] for name in names]
-        + [[depth[part] for depth in depths] for part in range(3)],
+        + [[depth[part] for depth in depths] for part in range(3)]
+        + [[getattr(label, name) for label in labels] for name in ("tracking_difficulty", "lidar_object_id")],
     )
 
 

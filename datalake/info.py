@@ -26,7 +26,7 @@ def print_info(lake: Lake, console: Console) -> None:
         for heading in ("table", "rows", "bytes", "files"):
             table.add_column(heading, justify="left" if heading == "table" else "right")
         for name in lake.tables:
-            files = [commit.files[name] for commit in commits]
+            files = [commit.files[name] for commit in commits if name in commit.files]
             rows, size = sum(file.rows for file in files), sum(file.bytes for file in files)
             table.add_row(name, f"{rows:,}", f"{size:,}", f"{len(files):,}")
         console.print(table)

@@ -76,7 +76,8 @@ class Lake:
         if table not in TABLES:
             raise LakeError(f"no table {table!r}, there are: {', '.join(TABLES)}")
         file_format = ds.ParquetFileFormat()
-        commits = self.in_split(split)
+        # Of before there was the table, commits have none.
+        commits = [commit for commit in self.in_split(split) if table in commit.files]
         sizes = {commit.file_name(table): commit.files[table].bytes for commit in commits}
         filesystem = file_system(self.ranges, sizes)
         fragments = [

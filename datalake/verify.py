@@ -14,7 +14,7 @@ from datalake.commit import Commit, DataFile, LakeError
 from datalake.derived_table import DerivedCommit, list_derived_tables, read_derived_commits
 from datalake.lake import Lake, read_commits
 from datalake.ranges import RangeReader, open_parquet
-from datalake.schema import TABLES
+from datalake.schema import SEGMENT_TABLES, TABLES
 from datalake.sources.panoptic import PanopticError, check_panoptic, decode_panoptic
 from datalake.store import Store
 
@@ -91,7 +91,7 @@ def _structure(lake: Lake, commit: Commit, table: str) -> Iterator[str]:
             yield f"{where}: its schema is not that of table {table}: {problem}"
         if parquet.metadata.num_rows != commit.files[table].rows:
             yield f"{where}: {parquet.metadata.num_rows} rows, {commit.files[table].rows} committed"
-        if table != "quarantine" and parquet.num_row_groups != len(commit.chunks):
+        if table not in SEGMENT_TABLES and parquet.num_row_groups != len(commit.chunks):
             yield f"{where}: {parquet.num_row_groups} row groups, {len(commit.chunks)} committed"
         elif table in ("image", "depth") and _group_rows(parquet) != [len(chunk) for chunk in commit.chunks]:
             yield f"{where}: its row groups do not hold the images that the commit lists"
@@ -104,7 +104,10 @@ def _schema_problem(found: pa.Schema, expected: pa.Schema) -> str:
         if field.name not in names and not field.nullable:
             return f"column {field.name} is missing"
         if field.name in names and found.field(field.name) != field:
-            return f"column {found.field(field.name)} is expected to be {field}"
+            other, null = found.field(field.name), ("not null", "nullable")
+            return (
+                f"column {field.name} is {other.type} {null[other.nullable]}, not {field.type} {null[field.nullable]}"
+            )
     known = set(expected.names)
     for field in found:
         if field.name not in known and not field.nullable:

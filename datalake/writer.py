@@ -35,6 +35,8 @@ _ENCODINGS: dict[str, dict[str, str]] = {
         "v_1": _BYTE_STREAM_SPLIT,
         "u_2": _BYTE_STREAM_SPLIT,
         "v_2": _BYTE_STREAM_SPLIT,
+        "range_row": _DELTA,
+        "range_column": _DELTA,
     },
     "depth": {
         "u": _DELTA,
@@ -82,17 +84,18 @@ class SegmentWriter:
             self.discard()
 
     def append(self, rows: dict[str, pa.RecordBatch]) -> None:
-        """Add one frame's rows, by table name (every table but `quarantine`)."""
+        """Add one frame's rows, by table name (every table but those of the segment)."""
         self._pending.append(rows)
         images = sum(pending["image"].num_rows for pending in self._pending)
         if max(images, len(self._pending)) >= _CHUNK_ROWS:
             self._write_chunk()
 
-    def finish(self, quarantine: pa.RecordBatch) -> dict[str, DataFile]:
-        """Write what is left and the quarantine, close every file, and return what each holds, by table."""
+    def finish(self, quarantine: pa.RecordBatch, calibration: pa.RecordBatch | None = None) -> dict[str, DataFile]:
+        """Write what is left and the tables of the segment, close every file, and return what each holds, by table."""
         if self._pending:
             self._write_chunk()
         self._write("quarantine", [quarantine])
+        self._write("calibration", [] if calibration is None else [calibration])
         files = {}
         for table, sink in self._sinks.items():
             self._writers[table].close()

@@ -43,6 +43,7 @@ class CameraCalibration:
     width, height: of its images, in pixels
     intrinsic: float64 [9] (f_u, f_v, c_u, c_v, k1, k2, p1, p2, k3) in pixels, or None where it is missing or not finite
     camera_to_vehicle: float64 [4, 4], or None likewise
+    rolling_shutter_direction: number of the official enum `RollingShutterReadOutDirection`, or None
     """
 
     camera: str
@@ -50,6 +51,7 @@ class CameraCalibration:
     height: int
     intrinsic: NDArray[np.float64] | None
     camera_to_vehicle: NDArray[np.float64] | None
+    rolling_shutter_direction: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,23 @@ class LaserCalibration:
     inclination_rad: NDArray[np.float64]
     lowest_rad: float | None
     highest_rad: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """When an image was taken, and how fast the vehicle then was; None where the source does not say.
+
+    pose_time_s, trigger_time_s, readout_done_time_s: seconds since 1970, of the image's pose, of the trigger, and of
+    the end of the readout
+    shutter_s: how long the shutter was open
+    velocity: float64 [6], v_x, v_y, v_z in m/s and w_x, w_y, w_z in rad/s
+    """
+
+    pose_time_s: float | None = None
+    trigger_time_s: float | None = None
+    readout_done_time_s: float | None = None
+    shutter_s: float | None = None
+    velocity: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +106,7 @@ class CameraImage:
     vehicle_to_world: NDArray[np.float64] | None
     panoptic: bytes | None
     panoptic_divisor: int | None
+    exposure: Exposure = Exposure()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +122,7 @@ class Points:
     u, v: int16 [2, N], pixels, 0 where there is no projection
     semantic_class: int8 [N] (official `Segmentation.Type`; 0 = undefined), or None where nothing is labelled
     instance_id: int32 [N], or None where nothing is labelled
+    range_row, range_column: int16 [N], the cell of the laser's range image, or None where there is none
     """
 
     xyz_m: NDArray[np.float32]
@@ -115,6 +136,8 @@ class Points:
     v: NDArray[np.int16]
     semantic_class: NDArray[np.int8] | None
     instance_id: NDArray[np.int32] | None
+    range_row: NDArray[np.int16] | None = None
+    range_column: NDArray[np.int16] | None = None
 
     def __len__(self) -> int:
         return self.xyz_m.shape[1]
@@ -152,7 +175,7 @@ class Points:
                     for part, value in zip(parts, values, strict=True)
                 ]
                 columns[field.name] = np.concatenate(values) if labelled else None
-            else:
+            elif all(value is not None for value in values):
                 columns[field.name] = np.concatenate(values, axis=-1)
         return Points(**columns)
 
@@ -172,11 +195,16 @@ class Label2D:
     x1: float
     y1: float
     difficulty: int
+    tracking_difficulty: int | None = None
+    lidar_object_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Label3D:
-    """An object's box in the vehicle frame, in metres and radians; heading turns about z, 0 along x."""
+    """An object's box in the vehicle frame, in metres and radians; heading turns about z, 0 along x.
+
+    camera_synced_box: center x, y, z, length, width, height, heading at the exposure of the most visible camera
+    """
 
     object_id: str
     type: str
@@ -191,11 +219,24 @@ class Label3D:
     speed_y_mps: float
     lidar_points: int
     difficulty: int
+    tracking_difficulty: int | None = None
+    top_lidar_points: int | None = None
+    speed_z_mps: float | None = None
+    acceleration_x_mps2: float | None = None
+    acceleration_y_mps2: float | None = None
+    acceleration_z_mps2: float | None = None
+    most_visible_camera: str | None = None
+    camera_synced_box: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One moment of a segment. `faults` lists every part of the record that is not in the other fields."""
+    """One moment of a segment.
+
+    faults: every part of the source that is not in the other fields, as far as the lake has a place for it
+    vehicle_to_world: float64 [4, 4] at the frame's time, or None
+    camera_calibrations, laser_calibrations: of all sensors that the source knows
+    """
 
     segment: str
     timestamp_us: int
@@ -207,3 +248,6 @@ class Frame:
     labels_2d: tuple[Label2D, ...]
     labels_3d: tuple[Label3D, ...]
     faults: tuple[Fault, ...]
+    vehicle_to_world: NDArray[np.float64] | None = None
+    camera_calibrations: tuple[CameraCalibration, ...] = ()
+    laser_calibrations: tuple[LaserCalibration, ...] = ()

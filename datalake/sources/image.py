@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datalake.sources.frame import CAMERAS, CameraCalibration, CameraImage, Fault, FrameError, Points
+from datalake.sources.frame import CAMERAS, CameraCalibration, CameraImage, Exposure, Fault, FrameError, Points
 from datalake.sources.panoptic import PanopticError, check_panoptic
 
 _MAX_PIXELS = 64 << 20
+_UNKNOWN = Exposure()
 
 
 def check_image(
@@ -24,6 +25,7 @@ def check_image(
     panoptic: tuple[bytes, int] | None,
     faults: list[Fault],
     *,
+    exposure: Exposure = _UNKNOWN,
     calibrated: bool = True,
 ) -> CameraImage:
     """Return the image of one camera; what of it cannot be used is appended to `faults`.
@@ -62,6 +64,7 @@ def check_image(
         vehicle_to_world=vehicle_to_world,
         panoptic=png,
         panoptic_divisor=divisor,
+        exposure=exposure,
     )
 
 

@@ -13,6 +13,7 @@ from datalake.sources.frame import OBJECT_TYPES, Fault, FrameError, Label2D, Lab
 _MAX_COORDINATE = 1e9
 # The parts of a box by their names in the official label.proto: `length` lies along x, `width` along y.
 Box = Mapping[str, float | None]
+BOX_3D = ("center_x", "center_y", "center_z", "length", "width", "height", "heading")
 
 
 def check_label_2d(
@@ -23,11 +24,13 @@ def check_label_2d(
     difficulty: int,
     size: tuple[int, int] | None,
     faults: list[Fault],
+    **details: Any,
 ) -> Label2D | None:
     """Return the label of an object in an image of (width, height), or None and a fault where it is of no use.
 
     kind: index into `OBJECT_TYPES`
     box: center_x, center_y, length, width in pixels
+    details: the fields of `Label2D` that may be None
     """
     try:
         type_name, center_x, center_y, length, width = _check(
@@ -39,7 +42,7 @@ def check_label_2d(
         faults.append(Fault("label", "FrameError", text))
         return None
     return Label2D(
-        camera=camera, object_id=object_id, type=type_name, x0=x0, y0=y0, x1=x1, y1=y1, difficulty=difficulty
+        camera=camera, object_id=object_id, type=type_name, x0=x0, y0=y0, x1=x1, y1=y1, difficulty=difficulty, **details
     )
 
 
@@ -51,15 +54,16 @@ def check_label_3d(
     lidar_points: int,
     difficulty: int,
     faults: list[Fault],
+    **details: Any,
 ) -> Label3D | None:
     """Return the label of an object in the vehicle frame, or None and a fault where it is of no use.
 
     kind: index into `OBJECT_TYPES`
     box: center_x, center_y, center_z, length, width, height in metres, heading in radians
+    details: the fields of `Label3D` that may be None
     """
     try:
-        parts = ("center_x", "center_y", "center_z", "length", "width", "height", "heading")
-        type_name, x, y, z, length, width, height, heading = _check(object_id, kind, box, parts)
+        type_name, x, y, z, length, width, height, heading = _check(object_id, kind, box, BOX_3D)
     except FrameError as error:
         faults.append(Fault("label", "FrameError", f"3D label {object_id[:40]!r} is left out: {error}"))
         return None
@@ -77,7 +81,15 @@ def check_label_3d(
         speed_y_mps=speed_mps[1],
         lidar_points=lidar_points,
         difficulty=difficulty,
+        **details,
     )
+
+
+def synced_box(box: Box) -> tuple[float, ...] | None:
+    """Return a camera-synced box as `Label3D` has it, or None where a part is missing or not finite."""
+    values = [box[part] for part in BOX_3D]
+    known = tuple(value for value in values if value is not None and abs(value) <= _MAX_COORDINATE)
+    return known if len(known) == len(values) else None
 
 
 def _check(object_id: Any, kind: int, box: Box, parts: tuple[str, ...]) -> tuple[Any, ...]:

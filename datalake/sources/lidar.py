@@ -168,6 +168,8 @@ def _read_return(laser: Laser, number: int, image: NDArray[np.float32], rays: Ra
         v=v,
         semantic_class=semantic,
         instance_id=instance,
+        range_row=(cells // image.shape[1]).astype(np.int16),
+        range_column=(cells % image.shape[1]).astype(np.int16),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from datalake.attempt import Attempt
 from datalake.convert import frame_rows
-from datalake.schema import QUARANTINE, TABLES
+from datalake.schema import QUARANTINE, SEGMENT_TABLES, TABLES
 from datalake.sources.frame import CAMERAS
 from datalake.sources.waymo_v1.parse import parse_frame
 from datalake.store import Store
@@ -24,7 +24,7 @@ _ATTEMPT = "0123456789abcdef"
 _RECORD = Attempt("train", "segment_a", _ATTEMPT, tuple(TABLES), "_commits/train/segment_a.json")
 _ALL = frozenset(camera for camera in CAMERAS if camera)
 _NOTHING = pa.RecordBatch.from_pylist([], QUARANTINE)
-_SHARED = tuple(table for table in TABLES if table != "quarantine")
+_SHARED = tuple(table for table in TABLES if table not in SEGMENT_TABLES)
 
 
 def _rows(frame: Any) -> dict[str, pa.RecordBatch]:

@@ -65,6 +65,12 @@ def read_points(record: Any, vehicle_to_world: NDArray[np.float64] | None, fault
     return laser_points(lasers, vehicle_to_world, faults)
 
 
+def read_laser_calibrations(record: Any) -> tuple[LaserCalibration, ...]:
+    """Return the calibration of each laser that is known."""
+    messages = record.context.laser_calibrations
+    return tuple(_calibration(message) for message in messages if 0 < message.name < len(LASERS))
+
+
 def read_transform(transform: Any) -> NDArray[np.float64] | None:
     """Return a proto `Transform` as float64 [4, 4], or None where it is missing or not finite."""
     values = np.array(transform.transform, np.float64)

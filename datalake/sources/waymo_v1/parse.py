@@ -7,12 +7,24 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from datalake.sources.frame import CAMERAS, CameraCalibration, CameraImage, Fault, Frame, FrameError, Label2D, Label3D
+from datalake.sources.frame import (
+    CAMERAS,
+    CameraCalibration,
+    CameraImage,
+    Exposure,
+    Fault,
+    Frame,
+    FrameError,
+    Label2D,
+    Label3D,
+)
 from datalake.sources.image import check_image, image_sizes, projected_inside
-from datalake.sources.label import check_label_2d, check_label_3d
+from datalake.sources.label import BOX_3D, check_label_2d, check_label_3d, synced_box
 from datalake.sources.segment_name import check_segment_name
-from datalake.sources.waymo_v1.lidar import read_points, read_transform
+from datalake.sources.waymo_v1.lidar import read_laser_calibrations, read_points, read_transform
 from datalake.sources.waymo_v1.protos import dataset_pb2
+
+_VELOCITY = ("v_x", "v_y", "v_z", "w_x", "w_y", "w_z")
 
 
 def parse_frame(payload: bytes, cameras: frozenset[str]) -> Frame:
@@ -53,6 +65,9 @@ def parse_frame(payload: bytes, cameras: frozenset[str]) -> Frame:
         labels_2d=_read_labels_2d(record, cameras, sizes, faults),
         labels_3d=_read_labels_3d(record, faults),
         faults=tuple(faults),
+        vehicle_to_world=vehicle_to_world,
+        camera_calibrations=tuple(calibrations.values()),
+        laser_calibrations=read_laser_calibrations(record),
     )
 
 
@@ -69,6 +84,7 @@ def _read_camera_calibrations(record: Any) -> dict[str, CameraCalibration]:
             height=message.height,
             intrinsic=intrinsic if intrinsic.shape == (9,) and np.isfinite(intrinsic).all() else None,
             camera_to_vehicle=read_transform(message.extrinsic),
+            rolling_shutter_direction=message.rolling_shutter_direction,
         )
     return calibrations
 
@@ -97,7 +113,25 @@ def _read_images(
 def _read_image(message: Any, camera: str, calibration: CameraCalibration | None, faults: list[Fault]) -> CameraImage:
     label = message.camera_segmentation_label
     panoptic = (label.panoptic_label, label.panoptic_label_divisor) if label.panoptic_label else None
-    return check_image(camera, message.image, calibration, read_transform(message.pose), panoptic, faults)
+    pose = read_transform(message.pose)
+    return check_image(camera, message.image, calibration, pose, panoptic, faults, exposure=_read_exposure(message))
+
+
+def _read_exposure(message: Any) -> Exposure:
+    velocity = np.array([getattr(message.velocity, name) for name in _VELOCITY], np.float64)
+    return Exposure(
+        pose_time_s=_number(message, "pose_timestamp"),
+        trigger_time_s=_number(message, "camera_trigger_time"),
+        readout_done_time_s=_number(message, "camera_readout_done_time"),
+        shutter_s=_number(message, "shutter"),
+        velocity=velocity if message.HasField("velocity") and np.isfinite(velocity).all() else None,
+    )
+
+
+def _number(message: Any, name: str) -> float | None:
+    """Return a number of a message, or None where it is missing or not finite."""
+    value: float = getattr(message, name)
+    return value if message.HasField(name) and np.isfinite(value) else None
 
 
 def _read_labels_2d(
@@ -114,7 +148,17 @@ def _read_labels_2d(
         for label in group.labels:
             box = _box(label.box, ("center_x", "center_y", "length", "width"))
             level = label.detection_difficulty_level
-            checked = check_label_2d(camera, label.id, label.type, box, level, sizes.get(camera), faults)
+            checked = check_label_2d(
+                camera,
+                label.id,
+                label.type,
+                box,
+                level,
+                sizes.get(camera),
+                faults,
+                tracking_difficulty=label.tracking_difficulty_level,
+                lidar_object_id=_text(label.association.laser_object_id),
+            )
             if checked is not None:
                 labels.append(checked)
     return tuple(sorted(labels, key=lambda label: CAMERAS.index(label.camera)))
@@ -123,13 +167,34 @@ def _read_labels_2d(
 def _read_labels_3d(record: Any, faults: list[Fault]) -> tuple[Label3D, ...]:
     labels = []
     for label in record.laser_labels:
-        box = _box(label.box, ("center_x", "center_y", "center_z", "length", "width", "height", "heading"))
-        speed_mps = label.metadata.speed_x, label.metadata.speed_y
+        box, motion = _box(label.box, BOX_3D), label.metadata
+        speed_mps = motion.speed_x, motion.speed_y
         level, lidar_points = label.detection_difficulty_level, label.num_lidar_points_in_box
-        checked = check_label_3d(label.id, label.type, box, speed_mps, lidar_points, level, faults)
+        checked = check_label_3d(
+            label.id,
+            label.type,
+            box,
+            speed_mps,
+            lidar_points,
+            level,
+            faults,
+            tracking_difficulty=label.tracking_difficulty_level,
+            top_lidar_points=label.num_top_lidar_points_in_box,
+            speed_z_mps=motion.speed_z,
+            acceleration_x_mps2=motion.accel_x,
+            acceleration_y_mps2=motion.accel_y,
+            acceleration_z_mps2=motion.accel_z,
+            most_visible_camera=_text(label.most_visible_camera_name),
+            camera_synced_box=synced_box(_box(label.camera_synced_box, BOX_3D)),
+        )
         if checked is not None:
             labels.append(checked)
     return tuple(labels)
+
+
+def _text(value: Any) -> str | None:
+    """Return text, or None where there is none."""
+    return value if isinstance(value, str) and value else None
 
 
 def _box(message: Any, parts: tuple[str, ...]) -> dict[str, float | None]:

@@ -48,6 +48,15 @@ class Component:
 _RETURN_1 = ("range_image_return1.values", "range_image_return1.shape")
 _RETURN_2 = ("range_image_return2.values", "range_image_return2.shape")
 _INTRINSIC = tuple(f"intrinsic.{name}" for name in ("f_u", "f_v", "c_u", "c_v", "k1", "k2", "p1", "p2", "k3"))
+VELOCITY = tuple(f"velocity.{kind}_velocity.{axis}" for kind in ("linear", "angular") for axis in "xyz")
+# Of `Exposure`, where each field is.
+EXPOSURE = {
+    "pose_time_s": "pose_timestamp",
+    "trigger_time_s": "rolling_shutter_params.camera_trigger_time",
+    "readout_done_time_s": "rolling_shutter_params.camera_readout_done_time",
+    "shutter_s": "rolling_shutter_params.shutter",
+}
+_BOX_3D = (*(f"box.{part}.{axis}" for part in ("center", "size") for axis in "xyz"), "box.heading")
 # A frame has five cameras and five lasers; their rows are the large ones.
 _SENSORS = 5
 
@@ -60,7 +69,7 @@ COMPONENTS = {
             absence="no images",
             keys=("camera_name",),
             columns=("image",),
-            optional=("pose.transform",),
+            optional=("pose.transform", *VELOCITY, *EXPOSURE.values()),
             batch_rows=_SENSORS,
         ),
         Component(
@@ -69,6 +78,7 @@ COMPONENTS = {
             absence="no camera calibrations, and no depths",
             keys=("camera_name",),
             columns=(*_INTRINSIC, "extrinsic.transform", "width", "height"),
+            optional=("rolling_shutter_direction",),
             of_frame=False,
         ),
         Component(
@@ -77,7 +87,7 @@ COMPONENTS = {
             absence="no 2D labels",
             keys=("camera_name", "camera_object_id"),
             columns=("box.center.x", "box.center.y", "box.size.x", "box.size.y", "type"),
-            optional=("difficulty_level.detection",),
+            optional=("difficulty_level.detection", "difficulty_level.tracking"),
         ),
         Component(
             folder="camera_segmentation",
@@ -136,8 +146,28 @@ COMPONENTS = {
             tag="LiDARBoxComponent",
             absence="no 3D labels",
             keys=("laser_object_id",),
-            columns=(*(f"box.{part}.{axis}" for part in ("center", "size") for axis in "xyz"), "box.heading", "type"),
-            optional=("num_lidar_points_in_box", "speed.x", "speed.y", "difficulty_level.detection"),
+            columns=(*_BOX_3D, "type"),
+            optional=(
+                "num_lidar_points_in_box",
+                "num_top_lidar_points_in_box",
+                *(f"{kind}.{axis}" for kind in ("speed", "acceleration") for axis in "xyz"),
+                "difficulty_level.detection",
+                "difficulty_level.tracking",
+            ),
+        ),
+        Component(
+            folder="lidar_camera_synced_box",
+            tag="LiDARCameraSyncedBoxComponent",
+            absence="no camera-synced boxes",
+            keys=("laser_object_id",),
+            columns=("most_visible_camera_name", *(f"camera_synced_{name}" for name in _BOX_3D)),
+        ),
+        Component(
+            folder="camera_to_lidar_box_association",
+            tag="CameraToLiDARBoxAssociationComponent",
+            absence="no associations of 2D labels with 3D labels",
+            keys=("camera_name", "camera_object_id", "laser_object_id"),
+            columns=(),
         ),
         Component(
             folder="vehicle_pose",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from datalake.sources.frame import (
     CAMERAS,
     CameraCalibration,
     CameraImage,
+    Exposure,
     Fault,
     Frame,
     FrameError,
@@ -20,7 +20,8 @@ from datalake.sources.frame import (
     LaserCalibration,
 )
 from datalake.sources.image import check_image, image_sizes, projected_inside
-from datalake.sources.label import check_label_2d, check_label_3d
+from datalake.sources.label import check_label_2d, check_label_3d, synced_box
+from datalake.sources.waymo_v2.component import EXPOSURE, VELOCITY
 from datalake.sources.waymo_v2.component_file import Row
 from datalake.sources.waymo_v2.lidar import read_laser_calibrations, read_points, read_transform
 
@@ -82,9 +83,12 @@ def read_frame(
         **place,
         images=images,
         points=points,
-        labels_2d=_read_labels_2d(segment, rows.get("camera_box", []), cameras, sizes, faults),
-        labels_3d=_read_labels_3d(segment, rows.get("lidar_box", []), faults),
+        labels_2d=_read_labels_2d(segment, rows, cameras, sizes, faults),
+        labels_3d=_read_labels_3d(segment, rows, faults),
         faults=tuple(faults),
+        vehicle_to_world=vehicle_to_world,
+        camera_calibrations=tuple(segment.camera_calibrations.values()),
+        laser_calibrations=tuple(segment.laser_calibrations.values()),
     )
 
 
@@ -105,12 +109,23 @@ def _read_images(
                 read_transform(row.array("pose.transform")),
                 _panoptic(panoptics.get(camera)),
                 found,
+                exposure=_exposure(row),
                 calibrated="camera_calibration" in segment.uris,
             )
         except FrameError as error:
             found.append(Fault("image", "FrameError", f"image of {camera} is left out: {error}"))
     faults += [replace(fault, source=segment.uris.get("camera_image")) for fault in found]
     return tuple(images[camera] for camera in sorted(images, key=CAMERAS.index))
+
+
+def _exposure(row: Row) -> Exposure:
+    velocity = [row.value(name) for name in VELOCITY]
+    whole = all(value is not None and np.isfinite(value) for value in velocity)
+    times = {field: row.value(name) for field, name in EXPOSURE.items()}
+    return Exposure(
+        velocity=np.array(velocity, np.float64) if whole else None,
+        **{field: time if time is not None and np.isfinite(time) else None for field, time in times.items()},
+    )
 
 
 def _panoptic(row: Row | None) -> tuple[bytes, int] | None:
@@ -127,6 +142,7 @@ def _camera_calibration(camera: str, row: Row) -> CameraCalibration:
         height=row.value("height") or 0,
         intrinsic=intrinsic if np.isfinite(intrinsic).all() else None,
         camera_to_vehicle=read_transform(row.array("extrinsic.transform")),
+        rolling_shutter_direction=row.value("rolling_shutter_direction"),
     )
 
 
@@ -146,14 +162,18 @@ def _by_camera(rows: Sequence[Row], faults: list[Fault]) -> dict[str, Row]:
 
 def _read_labels_2d(
     segment: SegmentInfo,
-    rows: Sequence[Row],
+    rows: dict[str, list[Row]],
     cameras: frozenset[str],
     sizes: dict[str, tuple[int, int]],
     faults: list[Fault],
 ) -> tuple[Label2D, ...]:
     found: list[Fault] = []
     labels = []
-    for row in rows:
+    associated = {
+        (row.key("camera_name"), row.key("camera_object_id")): row.key("laser_object_id")
+        for row in rows.get("camera_to_lidar_box_association", [])
+    }
+    for row in rows.get("camera_box", []):
         number = row.key("camera_name") or 0
         camera = CAMERAS[number] if 0 < number < len(CAMERAS) else None
         if camera is None:
@@ -169,35 +189,59 @@ def _read_labels_2d(
         }
         level = row.value("difficulty_level.detection") or 0
         object_id = row.key("camera_object_id") or ""
-        label = check_label_2d(camera, object_id, row.value("type") or 0, box, level, sizes.get(camera), found)
+        label = check_label_2d(
+            camera,
+            object_id,
+            row.value("type") or 0,
+            box,
+            level,
+            sizes.get(camera),
+            found,
+            tracking_difficulty=row.value("difficulty_level.tracking"),
+            lidar_object_id=associated.get((number, object_id)),
+        )
         if label is not None:
             labels.append(label)
     faults += [replace(fault, source=segment.uris.get("camera_box")) for fault in found]
     return tuple(sorted(labels, key=lambda label: CAMERAS.index(label.camera)))
 
 
-def _read_labels_3d(segment: SegmentInfo, rows: Sequence[Row], faults: list[Fault]) -> tuple[Label3D, ...]:
+def _read_labels_3d(segment: SegmentInfo, rows: dict[str, list[Row]], faults: list[Fault]) -> tuple[Label3D, ...]:
     found: list[Fault] = []
     labels = []
-    for row in rows:
-        box: dict[str, Any] = {f"center_{axis}": row.value(f"box.center.{axis}") for axis in "xyz"}
-        box |= {
-            part: row.value(f"box.size.{axis}") for part, axis in zip(("length", "width", "height"), "xyz", strict=True)
-        }
-        box["heading"] = row.value("box.heading")
+    synced = {row.key("laser_object_id"): row for row in rows.get("lidar_camera_synced_box", [])}
+    for row in rows.get("lidar_box", []):
+        object_id = row.key("laser_object_id") or ""
+        seen = synced.get(object_id)
+        number = 0 if seen is None else seen.value("most_visible_camera_name") or 0
         label = check_label_3d(
-            row.key("laser_object_id") or "",
+            object_id,
             row.value("type") or 0,
-            box,
+            _box_3d(row, "box"),
             (row.value("speed.x") or 0.0, row.value("speed.y") or 0.0),
             row.value("num_lidar_points_in_box") or 0,
             row.value("difficulty_level.detection") or 0,
             found,
+            tracking_difficulty=row.value("difficulty_level.tracking"),
+            top_lidar_points=row.value("num_top_lidar_points_in_box"),
+            speed_z_mps=row.value("speed.z"),
+            acceleration_x_mps2=row.value("acceleration.x"),
+            acceleration_y_mps2=row.value("acceleration.y"),
+            acceleration_z_mps2=row.value("acceleration.z"),
+            most_visible_camera=CAMERAS[number] if 0 < number < len(CAMERAS) else None,
+            camera_synced_box=None if seen is None else synced_box(_box_3d(seen, "camera_synced_box")),
         )
         if label is not None:
             labels.append(label)
     faults += [replace(fault, source=segment.uris.get("lidar_box")) for fault in found]
     return tuple(labels)
+
+
+def _box_3d(row: Row, prefix: str) -> dict[str, float | None]:
+    sizes = zip(("length", "width", "height"), "xyz", strict=True)
+    box = {f"center_{axis}": row.value(f"{prefix}.center.{axis}") for axis in "xyz"}
+    box |= {part: row.value(f"{prefix}.size.{axis}") for part, axis in sizes}
+    return box | {"heading": row.value(f"{prefix}.heading")}
 
 
 def _fault(segment: SegmentInfo, component: str, stage: str, text: str) -> Fault:
