@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from datalake.attempt import begin_attempt, end_attempt
 from datalake.commit import Commit, LakeError, check_split_name, commit_name
-from datalake.convert import calibration_rows, frame_rows
+from datalake.convert import calibration_rows, frame_rows, map_rows
 from datalake.lake import now, write_commit
-from datalake.schema import CALIBRATION, QUARANTINE, TABLES, PointMode
+from datalake.schema import CALIBRATION, MAP, QUARANTINE, TABLES, PointMode
 from datalake.sources.formats import source_named
 from datalake.sources.frame import CAMERAS, Fault
 from datalake.sources.source import BadRecord, RecordRef, SegmentError, SegmentPlan, Source
@@ -92,13 +92,14 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
         missing=source.missing(plan),
     )
     quarantine = [_bad_row(plan.segment, bad) for bad in plan.bad]
+    sensors: dict[tuple[str, str], dict[str, Any]] = {}
+    features: dict[int, dict[str, Any]] = {}
     target = commit_name(config.split, plan.segment, plan.number)
     attempt = begin_attempt(store, config.split, plan.segment, tuple(TABLES), target)
     with SegmentWriter(store, attempt, source.cameras) as writer:
         try:
             _check_complete(plan, config)
-            calibration: dict[tuple[str, str], dict[str, Any]] = {}
-            affected = _write_frames(plan, source, config, writer, quarantine, calibration, report)
+            affected = _write_frames(plan, source, config, writer, quarantine, sensors, features, report)
             _check_quarantine(plan, config, affected, quarantine, report)
         except SegmentError as failure:
             writer.discard()
@@ -108,8 +109,11 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
             return report
         with report.timed("write"):
             files = writer.finish(
-                pa.RecordBatch.from_pylist(quarantine, QUARANTINE),
-                pa.RecordBatch.from_pylist([calibration[key] for key in sorted(calibration)], CALIBRATION),
+                {
+                    "quarantine": pa.RecordBatch.from_pylist(quarantine, QUARANTINE),
+                    "calibration": pa.RecordBatch.from_pylist([sensors[key] for key in sorted(sensors)], CALIBRATION),
+                    "map": pa.RecordBatch.from_pylist([features[key] for key in sorted(features)], MAP),
+                }
             )
         commit = Commit(
             split=config.split,
@@ -164,12 +168,14 @@ def _write_frames(
     config: BuildConfig,
     writer: SegmentWriter,
     quarantine: list[dict[str, Any]],
-    calibration: dict[tuple[str, str], dict[str, Any]],
+    sensors: dict[tuple[str, str], dict[str, Any]],
+    features: dict[int, dict[str, Any]],
     report: SegmentReport,
 ) -> int:
     """Write every frame of the plan, and return how many are not there, or not whole.
 
-    quarantine, calibration: take the rows of these tables; a sensor has the first calibration that a frame has of it
+    quarantine, sensors, features: take the rows of `quarantine`, `calibration` and `map`; of a sensor, or a feature of
+    the map, the first that a frame has counts
     """
     affected = 0
     for read in source.frames(plan, frozenset(config.cameras), report.timed):
@@ -182,7 +188,10 @@ def _write_frames(
             continue
         with report.timed("convert"):
             rows = frame_rows(read.frame, config.points, source.cameras)
-            calibration.update(calibration_rows(read.frame) | calibration)
+            for key, row in calibration_rows(read.frame).items():
+                sensors.setdefault(key, row)
+            for row in map_rows(read.frame):
+                features.setdefault(row["feature_id"], row)
         with report.timed("write"):
             writer.append(rows)
         report.frames += 1

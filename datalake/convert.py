@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datalake.commit import WAYMO_CAMERAS
-from datalake.schema import DEPTH, IMAGE, LABEL, LABEL_3D, POINT, QUANTUM_PER_M, PointMode
+from datalake.schema import DEPTH, IMAGE, KEYPOINT, LABEL, LABEL_3D, POINT, PROJECTED_LABEL, QUANTUM_PER_M, PointMode
 from datalake.sources.frame import Frame, Label2D, Points
 
 
@@ -44,8 +44,10 @@ def frame_rows(frame: Frame, mode: PointMode, cameras: Sequence[str] = WAYMO_CAM
         "image": _image_rows(frame),
         "point": _point_row(frame, mode),
         "label": _label_rows(frame, by_camera),
-        "label_3d": _label_3d_rows(frame),
+        "label_3d": _value_rows(LABEL_3D, frame, frame.labels_3d),
         "depth": _depth_rows(frame, by_camera),
+        "projected_label": _value_rows(PROJECTED_LABEL, frame, frame.projected_labels),
+        "keypoint": _value_rows(KEYPOINT, frame, frame.keypoints),
     }
 
 
@@ -69,6 +71,20 @@ def calibration_rows(frame: Frame) -> dict[tuple[str, str], dict[str, Any]]:
         }
     keys = {(kind, sensor): {"segment": frame.segment, "kind": kind, "sensor": sensor} for kind, sensor in rows}
     return {key: keys[key] | row for key, row in rows.items()}
+
+
+def map_rows(frame: Frame) -> list[dict[str, Any]]:
+    """Return the rows of `map` that the frame has."""
+    return [
+        {
+            "segment": frame.segment,
+            "feature_id": feature.feature_id,
+            "kind": feature.kind,
+            **dict(zip(("x_m", "y_m", "z_m"), feature.xyz_m.tolist(), strict=True)),
+            "message": feature.message,
+        }
+        for feature in frame.map_features
+    ]
 
 
 def camera_points(
@@ -187,12 +203,9 @@ def _label_rows(frame: Frame, by_camera: dict[str, CameraPoints]) -> pa.RecordBa
     )
 
 
-def _label_3d_rows(frame: Frame) -> pa.RecordBatch:
-    return _batch(
-        LABEL_3D,
-        frame,
-        [[getattr(label, name) for label in frame.labels_3d] for name in LABEL_3D.names[2:]],
-    )
+def _value_rows(schema: pa.Schema, frame: Frame, values: Sequence[Any]) -> pa.RecordBatch:
+    """Return a row a value, whose fields are called like the columns behind the keys."""
+    return _batch(schema, frame, [[getattr(value, name) for value in values] for name in schema.names[2:]])
 
 
 def _depth_rows(frame: Frame, by_camera: dict[str, CameraPoints]) -> pa.RecordBatch:

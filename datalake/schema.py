@@ -150,6 +150,52 @@ DEPTH = pa.schema(
     ]
 )
 
+# Boxes around the projection of 3D labels, as the source has them: not clipped to the image.
+PROJECTED_LABEL = pa.schema(
+    [
+        _SEGMENT,
+        _TIMESTAMP,
+        _CAMERA,
+        _required("lidar_object_id", pa.string()),  # `object_id` of label_3d
+        _required("type", pa.string()),
+        _required("x0", pa.float64()),  # pixels
+        _required("y0", pa.float64()),
+        _required("x1", pa.float64()),
+        _required("y1", pa.float64()),
+    ]
+)
+
+KEYPOINT = pa.schema(
+    [
+        _SEGMENT,
+        _TIMESTAMP,
+        pa.field("camera", pa.string()),  # null: a keypoint of an object in label_3d
+        _required("object_id", pa.string()),
+        _required("keypoint", pa.int8()),  # the official enum `KeypointType`
+        pa.field("u_px", pa.float64()),
+        pa.field("v_px", pa.float64()),
+        pa.field("occluded_2d", pa.bool_()),
+        pa.field("x_m", pa.float64()),  # in the vehicle frame
+        pa.field("y_m", pa.float64()),
+        pa.field("z_m", pa.float64()),
+        pa.field("occluded_3d", pa.bool_()),
+    ]
+)
+
+# The map around a segment; records of 1.x have it in one frame.
+MAP = pa.schema(
+    [
+        _SEGMENT,
+        _required("feature_id", pa.int64()),
+        _required("kind", pa.string()),  # lane, road_line, road_edge, stop_sign, crosswalk, speed_bump, driveway
+        # World frame, with the frame's map_pose_offset not added.
+        _required("x_m", _list(pa.float64())),
+        _required("y_m", _list(pa.float64())),
+        _required("z_m", _list(pa.float64())),
+        _required("message", pa.binary()),  # the official `MapFeature`, serialized: types, neighbors, speed limits
+    ]
+)
+
 QUARANTINE = pa.schema(
     [
         _SEGMENT,  # the segment that the record belongs to or, where it cannot be read, its neighbor in the file
@@ -190,9 +236,12 @@ TABLES: dict[str, pa.Schema] = {
     "depth": DEPTH,
     "quarantine": QUARANTINE,
     "calibration": CALIBRATION,
+    "projected_label": PROJECTED_LABEL,
+    "keypoint": KEYPOINT,
+    "map": MAP,
 }
 
 # What every commit has; tables and columns that came later are missing from commits of before.
-FIRST_TABLES = frozenset(TABLES) - {"calibration"}
+FIRST_TABLES = frozenset(TABLES) - {"calibration", "projected_label", "keypoint", "map"}
 # One row group a segment, not one for a few frames.
-SEGMENT_TABLES = ("quarantine", "calibration")
+SEGMENT_TABLES = ("quarantine", "calibration", "map")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from datalake.attempt import Attempt, end_attempt
 from datalake.commit import CAMERA_MARKS, WAYMO_CAMERAS, DataFile
-from datalake.schema import TABLES
+from datalake.schema import SEGMENT_TABLES, TABLES
 from datalake.store import Sink, Store
 
 # A row group ends at eight images, or eight frames without any: one image costs one small read, and a
@@ -90,12 +90,15 @@ class SegmentWriter:
         if max(images, len(self._pending)) >= _CHUNK_ROWS:
             self._write_chunk()
 
-    def finish(self, quarantine: pa.RecordBatch, calibration: pa.RecordBatch | None = None) -> dict[str, DataFile]:
-        """Write what is left and the tables of the segment, close every file, and return what each holds, by table."""
+    def finish(self, tables: dict[str, pa.RecordBatch]) -> dict[str, DataFile]:
+        """Write what is left and the tables of the segment, close every file, and return what each holds, by table.
+
+        tables: the rows of each in `SEGMENT_TABLES`; one that is not given is empty
+        """
         if self._pending:
             self._write_chunk()
-        self._write("quarantine", [quarantine])
-        self._write("calibration", [] if calibration is None else [calibration])
+        for table in SEGMENT_TABLES:
+            self._write(table, [tables[table]] if table in tables else [])
         files = {}
         for table, sink in self._sinks.items():
             self._writers[table].close()

@@ -230,6 +230,49 @@ class Label3D:
 
 
 @dataclass(frozen=True, slots=True)
+class ProjectedLabel:
+    """The box in one camera's image around a projected 3D label, in pixels, as its source has it."""
+
+    camera: str
+    lidar_object_id: str
+    type: str
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Keypoint:
+    """One keypoint of a person: in an image, in the vehicle frame in metres, or both.
+
+    camera: of the 2D label that it belongs to; None where it belongs to a 3D label
+    keypoint: number of the official enum `KeypointType`
+    """
+
+    camera: str | None
+    object_id: str
+    keypoint: int
+    u_px: float | None = None
+    v_px: float | None = None
+    occluded_2d: bool | None = None
+    x_m: float | None = None
+    y_m: float | None = None
+    z_m: float | None = None
+    occluded_3d: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MapFeature:
+    """A part of the map, as in the lake's table `map`: xyz_m float64 [3, n]."""
+
+    feature_id: int
+    kind: str
+    xyz_m: NDArray[np.float64]
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """One moment of a segment.
 
@@ -251,3 +294,6 @@ class Frame:
     vehicle_to_world: NDArray[np.float64] | None = None
     camera_calibrations: tuple[CameraCalibration, ...] = ()
     laser_calibrations: tuple[LaserCalibration, ...] = ()
+    projected_labels: tuple[ProjectedLabel, ...] = ()
+    keypoints: tuple[Keypoint, ...] = ()
+    map_features: tuple[MapFeature, ...] = ()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from datalake.sources.frame import OBJECT_TYPES, Fault, FrameError, Label2D, Label3D
+from datalake.sources.frame import OBJECT_TYPES, Fault, FrameError, Label2D, Label3D, ProjectedLabel
 
 # Pixels or metres; far below what a float32 can hold.
 _MAX_COORDINATE = 1e9
@@ -92,7 +92,25 @@ def synced_box(box: Box) -> tuple[float, ...] | None:
     return known if len(known) == len(values) else None
 
 
-def _check(object_id: Any, kind: int, box: Box, parts: tuple[str, ...]) -> tuple[Any, ...]:
+def projected_label(
+    camera: str, lidar_object_id: str, kind: int, box: Box, faults: list[Fault]
+) -> ProjectedLabel | None:
+    """Return the label of a projected object, or None and a fault where it is of no use.
+
+    box: as of a 2D label; it may have no area
+    """
+    try:
+        parts = ("center_x", "center_y", "length", "width")
+        type_name, center_x, center_y, length, width = _check(lidar_object_id, kind, box, parts, area=False)
+    except FrameError as error:
+        text = f"projected label {lidar_object_id[:40]!r} of {camera} is left out: {error}"
+        faults.append(Fault("label", "FrameError", text))
+        return None
+    x0, y0, x1, y1 = _clip(center_x, center_y, length, width, None)
+    return ProjectedLabel(camera=camera, lidar_object_id=lidar_object_id, type=type_name, x0=x0, y0=y0, x1=x1, y1=y1)
+
+
+def _check(object_id: Any, kind: int, box: Box, parts: tuple[str, ...], *, area: bool = True) -> tuple[Any, ...]:
     """Return the label's type and the parts of its box; raises FrameError unless it has all of them."""
     if not isinstance(object_id, str):
         raise FrameError("its id is not text")
@@ -104,7 +122,7 @@ def _check(object_id: Any, kind: int, box: Box, parts: tuple[str, ...]) -> tuple
         if value is None or not abs(value) <= _MAX_COORDINATE:
             raise FrameError(f"its box has no finite {part}")
     length, width = values["length"] or 0.0, values["width"] or 0.0
-    if not (length > 0 and width > 0):
+    if area and not (length > 0 and width > 0):
         raise FrameError(f"its box has no area ({length:g} x {width:g})")
     return OBJECT_TYPES[kind], *values.values()
 

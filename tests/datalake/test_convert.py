@@ -62,6 +62,8 @@ def test_frame_without_anything_has_one_empty_point_row() -> None:
         "label": 0,
         "label_3d": 0,
         "depth": 0,
+        "projected_label": 0,
+        "keypoint": 0,
     }
     assert rows["point"]["x_m"][0].as_py() == []
 

@@ -47,7 +47,7 @@ def _write(store: Store, frames: list[Any]) -> SegmentWriter:
     with SegmentWriter(store, _RECORD) as writer:
         for frame in frames:
             writer.append(_rows(frame))
-        writer.finish(_NOTHING)
+        writer.finish({"quarantine": _NOTHING})
     return writer
 
 
@@ -110,7 +110,7 @@ def test_finish_reports_rows_size_and_checksum_of_what_lies_there(tmp_path: Path
     store = Store(str(tmp_path))
     with SegmentWriter(store, _RECORD) as writer:
         writer.append(_rows(make_frame()))
-        files = writer.finish(_NOTHING)
+        files = writer.finish({"quarantine": _NOTHING})
     assert set(files) == set(TABLES)
     for table, file in files.items():
         data = store.read(f"train/{table}/segment_a-{_ATTEMPT}.parquet")
@@ -163,7 +163,7 @@ def test_files_that_are_kept_survive_an_error(tmp_path: Path) -> None:
     def fail() -> None:
         with SegmentWriter(store, _RECORD) as writer:
             writer.append(_rows(make_frame()))
-            writer.finish(_NOTHING)
+            writer.finish({"quarantine": _NOTHING})
             writer.keep()
             raise RuntimeError("the commit's answer was lost")
 

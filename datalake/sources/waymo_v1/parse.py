@@ -21,6 +21,7 @@ from datalake.sources.frame import (
 from datalake.sources.image import check_image, image_sizes, projected_inside
 from datalake.sources.label import BOX_3D, check_label_2d, check_label_3d, synced_box
 from datalake.sources.segment_name import check_segment_name
+from datalake.sources.waymo_v1.details import read_keypoints, read_map, read_projected_labels
 from datalake.sources.waymo_v1.lidar import read_laser_calibrations, read_points, read_transform
 from datalake.sources.waymo_v1.protos import dataset_pb2
 
@@ -64,6 +65,9 @@ def parse_frame(payload: bytes, cameras: frozenset[str]) -> Frame:
         points=projected_inside(read_points(record, vehicle_to_world, faults), sizes, faults),
         labels_2d=_read_labels_2d(record, cameras, sizes, faults),
         labels_3d=_read_labels_3d(record, faults),
+        projected_labels=read_projected_labels(record, cameras, faults),
+        keypoints=read_keypoints(record, cameras),
+        map_features=read_map(record),
         faults=tuple(faults),
         vehicle_to_world=vehicle_to_world,
         camera_calibrations=tuple(calibrations.values()),

@@ -56,6 +56,16 @@ EXPOSURE = {
     "readout_done_time_s": "rolling_shutter_params.camera_readout_done_time",
     "shutter_s": "rolling_shutter_params.shutter",
 }
+# Of `Keypoint`, where each field is.
+KEYPOINT_FIELDS = {
+    "u_px": "keypoint_2d.location_px.x",
+    "v_px": "keypoint_2d.location_px.y",
+    "occluded_2d": "keypoint_2d.visibility.is_occluded",
+    "x_m": "keypoint_3d.location_m.x",
+    "y_m": "keypoint_3d.location_m.y",
+    "z_m": "keypoint_3d.location_m.z",
+    "occluded_3d": "keypoint_3d.visibility.is_occluded",
+}
 _BOX_3D = (*(f"box.{part}.{axis}" for part in ("center", "size") for axis in "xyz"), "box.heading")
 # A frame has five cameras and five lasers; their rows are the large ones.
 _SENSORS = 5
@@ -168,6 +178,29 @@ COMPONENTS = {
             absence="no associations of 2D labels with 3D labels",
             keys=("camera_name", "camera_object_id", "laser_object_id"),
             columns=(),
+        ),
+        Component(
+            folder="projected_lidar_box",
+            tag="ProjectedLiDARBoxComponent",
+            absence="no projected boxes",
+            keys=("camera_name", "laser_object_id"),
+            columns=("box.center.x", "box.center.y", "box.size.x", "box.size.y", "type"),
+        ),
+        Component(
+            folder="camera_hkp",
+            tag="CameraHumanKeypointsComponent",
+            absence="no keypoints of 2D labels",
+            keys=("camera_name", "camera_object_id"),
+            columns=("camera_keypoints[*].type",),
+            optional=tuple(f"camera_keypoints[*].{name}" for name in KEYPOINT_FIELDS.values()),
+        ),
+        Component(
+            folder="lidar_hkp",
+            tag="LiDARHumanKeypointsComponent",
+            absence="no keypoints of 3D labels",
+            keys=("laser_object_id",),
+            columns=("lidar_keypoints[*].type",),
+            optional=tuple(f"lidar_keypoints[*].{name}" for name in KEYPOINT_FIELDS.values()),
         ),
         Component(
             folder="vehicle_pose",

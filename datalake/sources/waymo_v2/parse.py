@@ -23,6 +23,7 @@ from datalake.sources.image import check_image, image_sizes, projected_inside
 from datalake.sources.label import check_label_2d, check_label_3d, synced_box
 from datalake.sources.waymo_v2.component import EXPOSURE, VELOCITY
 from datalake.sources.waymo_v2.component_file import Row
+from datalake.sources.waymo_v2.details import box_2d, read_keypoints, read_projected_labels
 from datalake.sources.waymo_v2.lidar import read_laser_calibrations, read_points, read_transform
 
 _INTRINSIC = ("f_u", "f_v", "c_u", "c_v", "k1", "k2", "p1", "p2", "k3")
@@ -80,11 +81,15 @@ def read_frame(
     return Frame(
         segment=segment.name,
         timestamp_us=timestamp_us,
-        **place,
+        location=place["location"],
+        time_of_day=place["time_of_day"],
+        weather=place["weather"],
         images=images,
         points=points,
         labels_2d=_read_labels_2d(segment, rows, cameras, sizes, faults),
         labels_3d=_read_labels_3d(segment, rows, faults),
+        projected_labels=read_projected_labels(rows.get("projected_lidar_box", []), cameras, faults),
+        keypoints=read_keypoints(rows.get("camera_hkp", []), rows.get("lidar_hkp", []), cameras),
         faults=tuple(faults),
         vehicle_to_world=vehicle_to_world,
         camera_calibrations=tuple(segment.camera_calibrations.values()),
@@ -180,20 +185,13 @@ def _read_labels_2d(
             found.append(Fault("label", "FrameError", f"a 2D label belongs to the unknown camera {number}"))
         if camera is None or camera not in cameras:
             continue
-        # Of a 2D box, x lies along the image's width: what the records call `length`.
-        box = {
-            "center_x": row.value("box.center.x"),
-            "center_y": row.value("box.center.y"),
-            "length": row.value("box.size.x"),
-            "width": row.value("box.size.y"),
-        }
         level = row.value("difficulty_level.detection") or 0
         object_id = row.key("camera_object_id") or ""
         label = check_label_2d(
             camera,
             object_id,
             row.value("type") or 0,
-            box,
+            box_2d(row),
             level,
             sizes.get(camera),
             found,
@@ -219,11 +217,11 @@ def _read_labels_3d(segment: SegmentInfo, rows: dict[str, list[Row]], faults: li
             row.value("type") or 0,
             _box_3d(row, "box"),
             (row.value("speed.x") or 0.0, row.value("speed.y") or 0.0),
-            row.value("num_lidar_points_in_box") or 0,
+            _count(row.value("num_lidar_points_in_box")) or 0,
             row.value("difficulty_level.detection") or 0,
             found,
             tracking_difficulty=row.value("difficulty_level.tracking"),
-            top_lidar_points=row.value("num_top_lidar_points_in_box"),
+            top_lidar_points=_count(row.value("num_top_lidar_points_in_box")),
             speed_z_mps=row.value("speed.z"),
             acceleration_x_mps2=row.value("acceleration.x"),
             acceleration_y_mps2=row.value("acceleration.y"),
@@ -235,6 +233,11 @@ def _read_labels_3d(segment: SegmentInfo, rows: dict[str, list[Row]], faults: li
             labels.append(label)
     faults += [replace(fault, source=segment.uris.get("lidar_box")) for fault in found]
     return tuple(labels)
+
+
+def _count(value: int | None) -> int | None:
+    """Return a number of points, or None where it is missing or none that there can be."""
+    return value if value is not None and 0 <= value < 1 << 31 else None
 
 
 def _box_3d(row: Row, prefix: str) -> dict[str, float | None]:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waymo_open_dataset.protos.map_pb2 import MapFeature
 
 from datalake.sources.waymo_v1.protos import dataset_pb2
 from datalake.sources.waymo_v1.tfrecord import RecordFile, Slot
-from tests.lakes import Built, build_files
+from tests.frames import make_frame
+from tests.lakes import Built, build_files, build_frames
 
 _CAMERAS = (None, "FRONT", "FRONT_LEFT", "FRONT_RIGHT", "SIDE_LEFT", "SIDE_RIGHT")
 _LASERS = (None, "TOP", "FRONT", "SIDE_LEFT", "SIDE_RIGHT", "REAR")
@@ -102,3 +104,52 @@ def test_calibrations_of_all_sensors_are_kept(built: Built, record: Any) -> None
         assert row["inclination_rad"] == list(laser.beam_inclinations)
         bounds = (row["lowest_inclination_rad"], row["highest_inclination_rad"])
         assert bounds == (laser.beam_inclination_min, laser.beam_inclination_max)
+
+
+def test_projected_boxes_are_kept_as_they_are(built: Built, record: Any) -> None:
+    expected = {}
+    for group in record.projected_lidar_labels:
+        camera = _CAMERAS[group.name]
+        for label in group.labels:
+            box, object_id = label.box, label.id.removesuffix(f"_{camera}")
+            expected[camera, object_id] = (box.center_x, box.center_y, box.length, box.width)
+    rows = {(row["camera"], row["lidar_object_id"]): row for row in built.rows("projected_label")}
+    assert rows.keys() == expected.keys()
+    for key, row in rows.items():
+        center = (row["x0"] + row["x1"]) / 2, (row["y0"] + row["y1"]) / 2
+        assert (*center, row["x1"] - row["x0"], row["y1"] - row["y0"]) == pytest.approx(expected[key], rel=1e-12)
+    assert {object_id for _, object_id in rows} <= {row["object_id"] for row in built.rows("label_3d")}
+
+
+def test_keypoints_of_images_and_lidar_are_kept(built: Built, record: Any) -> None:
+    found: dict[tuple[str | None, str], list[tuple[Any, ...]]] = {}
+    for row in built.rows("keypoint"):
+        place = (row["u_px"], row["v_px"]) if row["camera"] else (row["x_m"], row["y_m"], row["z_m"])
+        found.setdefault((row["camera"], row["object_id"]), []).append((row["keypoint"], *place))
+    expected: dict[tuple[str | None, str], list[tuple[Any, ...]]] = {}
+    for group in record.camera_labels:
+        for label in group.labels:
+            for point in label.camera_keypoints.keypoint:
+                pixel = point.keypoint_2d.location_px
+                expected.setdefault((_CAMERAS[group.name], label.id), []).append((point.type, pixel.x, pixel.y))
+    for label in record.laser_labels:
+        for point in label.laser_keypoints.keypoint:
+            place = point.keypoint_3d.location_m
+            expected.setdefault((None, label.id), []).append((point.type, place.x, place.y, place.z))
+    assert found == expected
+    assert {camera is None for camera, _ in found} == {True, False}
+
+
+def test_the_map_of_the_first_frame_is_kept_once(tmp_path: Path) -> None:
+    frames = [make_frame(0), make_frame(1)]
+    for frame in frames:
+        lane = frame.map_features.add(id=7).lane
+        lane.speed_limit_mph = 25
+        for x in (1.0, 2.0):
+            lane.polyline.add(x=x, y=3.0, z=4.0)
+        frame.map_features.add(id=8).stop_sign.position.x = 5.0
+    lane_row, sign_row = build_frames(tmp_path, frames).rows("map")
+    assert (lane_row["feature_id"], lane_row["kind"]) == (7, "lane")
+    assert (lane_row["x_m"], lane_row["y_m"], lane_row["z_m"]) == ([1.0, 2.0], [3.0, 3.0], [4.0, 4.0])
+    assert MapFeature.FromString(lane_row["message"]).lane.speed_limit_mph == 25
+    assert (sign_row["kind"], sign_row["x_m"]) == ("stop_sign", [5.0])

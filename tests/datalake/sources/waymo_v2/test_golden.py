@@ -41,7 +41,9 @@ def official(components: Path) -> dict[str, NDArray[Any]]:
         return {name: arrays[name] for name in arrays.files}
 
 
-@pytest.mark.parametrize("table", ["image", "point", "label", "label_3d", "depth", "calibration"])
+@pytest.mark.parametrize(
+    "table", ["image", "point", "label", "label_3d", "depth", "calibration", "projected_label", "keypoint"]
+)
 def test_both_versions_of_a_frame_give_the_same_rows(built: Built, twin: Built, table: str) -> None:
     assert built.rows(table) == twin.rows(table)
     assert built.rows(table)
