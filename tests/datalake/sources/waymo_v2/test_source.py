@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -189,3 +190,11 @@ def test_rows_far_out_of_order_fail_the_segment_with_a_remedy(small: Path, monke
 def test_times_of_frames_are_those_of_the_rows(small: Path, build: Build) -> None:
     first = pq.read_table(only_file(small, "vehicle_pose"))[TIME][0].as_py()
     assert build(small).timestamps == [first, first + STEP_US, first + 2 * STEP_US]
+
+
+def test_components_in_an_object_store_give_the_same_rows(small: Path, s3_lake: str, build: Build) -> None:
+    fs, path = fsspec.core.url_to_fs(f"{s3_lake}-source")
+    fs.put(f"{small}/", f"{path}/", recursive=True)
+    remote = build_files(s3_lake, list_sources([f"{s3_lake}-source"]))
+    assert remote.rows("point") == build(small).rows("point")
+    assert remote.rows("image") == build(small).rows("image")
