@@ -49,7 +49,7 @@ $(PEERS)/.done: benchmarks/peers.txt $(STAMP)
 # all are run.
 bench: $(STAMP) $(PEERS)/.done
 	@failed=0; $(BIN)/python -m pytest -m slow || failed=1; \
-	for name in build_speed loader_speed object_store remote_demo kills mutations sparse_convolution step_time anchor_recall busy_cores trunks real_segment classroom scale linear cluster planted_faults module_walk; do \
+	for name in build_speed waymo_versions loader_speed object_store remote_demo kills mutations sparse_convolution step_time anchor_recall busy_cores trunks real_segment classroom scale linear cluster planted_faults module_walk; do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name || failed=1; done; exit $$failed
 
 clean:

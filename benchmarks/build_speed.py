@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import pyarrow as pa
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -33,11 +32,14 @@ from datalake.attempt import begin_attempt
 from datalake.build import ALL_CAMERAS, BuildConfig, SegmentReport, build_segment
 from datalake.convert import frame_rows
 from datalake.lake import prepare_lake
-from datalake.plan import SegmentPlan, index_source, plan_segments
-from datalake.schema import QUARANTINE, TABLES, PointMode
+from datalake.plan import plan_segments
+from datalake.schema import TABLES, PointMode
+from datalake.sources.formats import index_source
+from datalake.sources.source import SegmentPlan
 from datalake.sources.waymo_v1.matrix import decode_float_matrix, decode_int_matrix
 from datalake.sources.waymo_v1.parse import parse_frame
 from datalake.sources.waymo_v1.protos import dataset_pb2
+from datalake.sources.waymo_v1.source import slot_of
 from datalake.sources.waymo_v1.tfrecord import RecordFile
 from datalake.store import Store
 from datalake.writer import SegmentWriter
@@ -78,7 +80,7 @@ def build(plan: SegmentPlan, lake: Path, mode: PointMode = "quantised") -> Segme
 def floor_ms(path: Path, plan: SegmentPlan) -> float:
     """Return the milliseconds per frame of parse, inflate and Parquet encoding alone."""
     with RecordFile(str(path)) as file:
-        payloads = [file.read(ref.slot) for ref in plan.records]
+        payloads = [file.read(slot_of(ref)) for ref in plan.records]
     rows = [frame_rows(parse_frame(payload, frozenset(ALL_CAMERAS)), "quantised") for payload in payloads]
     begun = time.perf_counter()
     for payload in payloads:
@@ -92,7 +94,7 @@ def floor_ms(path: Path, plan: SegmentPlan) -> float:
     with SegmentWriter(store, begin_attempt(store, "train", plan.segment, tuple(TABLES), "")) as writer:
         for frame in rows:
             writer.append(frame)
-        writer.finish(pa.RecordBatch.from_pylist([], QUARANTINE))
+        writer.finish({})
     return (time.perf_counter() - begun) / len(payloads) * 1e3
 
 

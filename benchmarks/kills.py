@@ -26,6 +26,7 @@ from rich.progress import track
 from rich.table import Table
 
 from datalake.lake import open_lake
+from datalake.schema import TABLES
 from datalake.synthetic import DriveConfig, write_drives
 from datalake.verify import verify
 from tests.support.kills import await_lake, contents, files_in, finish, kill_once, start
@@ -58,7 +59,7 @@ def build_together(sources: str, lake: Path, expected: dict[tuple[str, str], str
     problems = [problem for _, found in verify(opened) for problem in found]
     if contents(opened) != expected:
         problems.append("two builders: the lake's content differs from that of one")
-    if files_in(lake) != 6 * len(opened.commits):
+    if files_in(lake) != len(TABLES) * len(opened.commits):
         problems.append("two builders: the loser left files behind")
     return problems
 

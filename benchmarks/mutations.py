@@ -33,7 +33,8 @@ from rich.table import Table
 from datalake.build import BuildConfig, build_segment
 from datalake.commit import LakeError
 from datalake.lake import open_lake, prepare_lake, publish_snapshot
-from datalake.plan import index_source, plan_segments
+from datalake.plan import plan_segments
+from datalake.sources.formats import index_source
 from datalake.sources.waymo_v1.protos import dataset_pb2
 from datalake.sources.waymo_v1.tfrecord import RecordFile, Slot, frame_record
 from datalake.store import Store

@@ -26,7 +26,8 @@ from rich.console import Console
 
 from datalake.build import BuildConfig, build_segment
 from datalake.lake import open_lake, prepare_lake, publish_snapshot
-from datalake.plan import index_source, plan_segments
+from datalake.plan import plan_segments
+from datalake.sources.formats import index_source
 from datalake.sources.waymo_v1.protos import dataset_pb2
 from datalake.sources.waymo_v1.tfrecord import RecordFile, Slot, write_records
 from datalake.store import Store

@@ -10,9 +10,8 @@ import hashlib
 from datalake.build import ALL_CAMERAS, BuildConfig, SegmentReport
 from datalake.commit import Commit, DataFile, SourceFile
 from datalake.lake import now, write_commit
-from datalake.plan import RecordRef, SegmentPlan, SourceIndex
 from datalake.schema import TABLES
-from datalake.sources.waymo_v1.tfrecord import Slot
+from datalake.sources.source import RecordRef, SegmentPlan, SourceIndex
 from datalake.store import Store
 
 _RECORD_BYTES = 5_000_000
@@ -34,8 +33,9 @@ def index_tiny(uri: str) -> SourceIndex:
     """Return the index of a source with one segment, from its URL alone; in place of `index_source`."""
     _, frames, name = uri.rsplit("/", 2)
     segment = name.removeprefix("segment-").removesuffix(".tfrecord")
-    slots = [Slot(index, index * _RECORD_BYTES, _RECORD_BYTES - 16) for index in range(int(frames))]
-    records = [RecordRef(uri, slot, slot.index * _STEP_US) for slot in slots]
+    records = [
+        RecordRef(uri, index, index * _RECORD_BYTES, _RECORD_BYTES, index * _STEP_US) for index in range(int(frames))
+    ]
     return SourceIndex(uri, int(frames) * _RECORD_BYTES, "1.0", {segment: records}, {})
 
 

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import torch
 
 from benchmarks.build_speed import build, plan_of
@@ -30,10 +29,12 @@ from datalake.chunk import SampleOptions
 from datalake.convert import frame_rows
 from datalake.lake import Lake, open_lake, prepare_lake, publish_snapshot
 from datalake.loader import LoaderConfig, SampleStream
-from datalake.plan import index_source, plan_segments
-from datalake.schema import QUARANTINE, TABLES
-from datalake.sources.waymo_v1.frame import Frame
+from datalake.plan import plan_segments
+from datalake.schema import TABLES
+from datalake.sources.formats import index_source
+from datalake.sources.frame import Frame
 from datalake.sources.waymo_v1.parse import parse_frame
+from datalake.sources.waymo_v1.source import slot_of
 from datalake.sources.waymo_v1.tfrecord import RecordFile
 from datalake.store import Store
 from datalake.writer import SegmentWriter
@@ -118,7 +119,7 @@ def measure(frames: int) -> UnitCosts:
         write_fullsize_segment(str(source), frames)
         plan = plan_of(source)
         with RecordFile(str(source)) as file:
-            payloads = [file.read(ref.slot) for ref in plan.records]
+            payloads = [file.read(slot_of(ref)) for ref in plan.records]
         parsed = [parse_frame(payload, frozenset(ALL_CAMERAS)) for payload in payloads]
         report = build(plan, folder / "lake")
         stages = _stages(payloads, parsed, folder)
@@ -177,7 +178,7 @@ def _stages(payloads: list[bytes], parsed: list[Frame], folder: Path) -> dict[st
         with SegmentWriter(store, begin_attempt(store, "train", "segment", tuple(TABLES), "")) as writer:
             for frame in rows:
                 writer.append(frame)
-            writer.finish(pa.RecordBatch.from_pylist([], QUARANTINE))
+            writer.finish({})
 
     return {
         "parse": cpu_s(lambda: [parse_frame(payload, frozenset(ALL_CAMERAS)) for payload in payloads], rounds=2),

@@ -17,8 +17,8 @@ from typing import Any
 
 from datalake.commit import ATTEMPT, LakeError, check_schema_version, check_split_name, data_file_name, load_json
 from datalake.schema import SCHEMA_VERSION
-from datalake.sources.waymo_v1.frame import FrameError
-from datalake.sources.waymo_v1.segment_name import check_segment_name
+from datalake.sources.frame import FrameError
+from datalake.sources.segment_name import check_segment_name
 from datalake.store import Store
 
 _FOLDER = "_attempts"

@@ -6,7 +6,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,13 +14,12 @@ import pyarrow as pa
 
 from datalake.attempt import begin_attempt, end_attempt
 from datalake.commit import Commit, LakeError, check_split_name, commit_name
-from datalake.convert import frame_rows
+from datalake.convert import calibration_rows, frame_rows, map_rows
 from datalake.lake import now, write_commit
-from datalake.plan import BadRecord, RecordRef, SegmentPlan
-from datalake.schema import QUARANTINE, TABLES, PointMode
-from datalake.sources.waymo_v1.frame import CAMERAS, Fault, Frame, FrameError
-from datalake.sources.waymo_v1.parse import parse_frame
-from datalake.sources.waymo_v1.tfrecord import RecordError, RecordFile
+from datalake.schema import CALIBRATION, MAP, QUARANTINE, TABLES, PointMode
+from datalake.sources.formats import source_named
+from datalake.sources.frame import CAMERAS, Fault
+from datalake.sources.source import BadRecord, RecordRef, SegmentError, SegmentPlan, Source
 from datalake.store import Store
 from datalake.writer import SegmentWriter
 
@@ -48,6 +47,7 @@ class SegmentReport:
     reason: why it failed, in one line
     incomplete: whether a source of it ends inside a record
     superseding: whether it was in the lake before, in another form
+    missing: what its files lack that others of their format have
     seconds: time per stage (read, parse, convert, write, commit)
     """
 
@@ -56,6 +56,7 @@ class SegmentReport:
     reason: str = ""
     incomplete: bool = False
     superseding: bool = False
+    missing: list[str] = field(default_factory=list)
     frames: int = 0
     points: int = 0
     bytes_in: int = 0
@@ -73,10 +74,6 @@ class SegmentReport:
             self.seconds[stage] += time.perf_counter() - start
 
 
-class _SegmentFailedError(Exception):
-    """The segment must not be committed; the message is the reason."""
-
-
 def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> SegmentReport:
     """Build one segment and commit it; whatever happens, the lake has all of it or none.
 
@@ -84,30 +81,40 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
     the lake cannot be read or written: another attempt may succeed.
     """
     check_split_name(config.split)
-    if unknown := sorted(set(config.cameras) - set(ALL_CAMERAS)):
-        raise LakeError(f"no camera {', '.join(unknown)}, there are: {', '.join(ALL_CAMERAS)}")
+    source = source_named(plan.format)
+    if unknown := sorted(set(config.cameras) - set(source.cameras)):
+        raise LakeError(f"no camera {', '.join(unknown)}, there are: {', '.join(source.cameras)}")
     store = Store(lake_url)
     report = SegmentReport(
         plan.segment,
         incomplete=any(source.cut_off_at is not None for source in plan.sources),
         superseding=bool(plan.supersedes),
+        missing=source.missing(plan),
     )
     quarantine = [_bad_row(plan.segment, bad) for bad in plan.bad]
+    sensors: dict[tuple[str, str], dict[str, Any]] = {}
+    features: dict[int, dict[str, Any]] = {}
     target = commit_name(config.split, plan.segment, plan.number)
     attempt = begin_attempt(store, config.split, plan.segment, tuple(TABLES), target)
-    with SegmentWriter(store, attempt) as writer:
+    with SegmentWriter(store, attempt, source.cameras) as writer:
         try:
             _check_complete(plan, config)
-            _write_frames(plan, config, writer, quarantine, report)
-            _check_quarantine(plan, config, quarantine, report)
-        except _SegmentFailedError as failure:
+            affected = _write_frames(plan, source, config, writer, quarantine, sensors, features, report)
+            _check_quarantine(plan, config, affected, quarantine, report)
+        except SegmentError as failure:
             writer.discard()
             name = f"_failed/{config.split}/{plan.segment}.json"
             store.write(name, json.dumps({"reason": str(failure), "quarantine": quarantine}, indent=1).encode())
             report.reason = f"{failure}; every bad record is listed in {store.url}/{name}"
             return report
         with report.timed("write"):
-            files = writer.finish(pa.RecordBatch.from_pylist(quarantine, QUARANTINE))
+            files = writer.finish(
+                {
+                    "quarantine": pa.RecordBatch.from_pylist(quarantine, QUARANTINE),
+                    "calibration": pa.RecordBatch.from_pylist([sensors[key] for key in sorted(sensors)], CALIBRATION),
+                    "map": pa.RecordBatch.from_pylist([features[key] for key in sorted(features)], MAP),
+                }
+            )
         commit = Commit(
             split=config.split,
             segment=plan.segment,
@@ -123,6 +130,8 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
             files=files,
             number=plan.number,
             supersedes=plan.supersedes,
+            format=source.name,
+            camera_names=source.cameras,
         )
         with report.timed("commit"):
             try:
@@ -147,7 +156,7 @@ def _check_complete(plan: SegmentPlan, config: BuildConfig) -> None:
         return
     for source in plan.sources:
         if source.cut_off_at is not None:
-            raise _SegmentFailedError(
+            raise SegmentError(
                 f"{source.uri} ends inside the record that begins at byte {source.cut_off_at}, as a download does that"
                 " broke off; fetch it again, or build of what is there with --allow-truncated"
             )
@@ -155,70 +164,55 @@ def _check_complete(plan: SegmentPlan, config: BuildConfig) -> None:
 
 def _write_frames(
     plan: SegmentPlan,
+    source: Source,
     config: BuildConfig,
     writer: SegmentWriter,
     quarantine: list[dict[str, Any]],
+    sensors: dict[tuple[str, str], dict[str, Any]],
+    features: dict[int, dict[str, Any]],
     report: SegmentReport,
-) -> None:
-    cameras = frozenset(config.cameras)
-    seen: set[int] = set()
-    files: dict[str, RecordFile] = {}
-    sizes = {source.uri: source.bytes for source in plan.sources}
-    with ExitStack() as stack:
-        for ref in plan.records:
-            report.bytes_in += ref.slot.end - ref.slot.offset
-            if ref.source not in files:
-                files[ref.source] = file = stack.enter_context(RecordFile(ref.source))
-                if file.size != sizes[ref.source]:
-                    raise _SegmentFailedError(
-                        f"{ref.source} has {file.size} bytes, and had {sizes[ref.source]} when it was indexed:"
-                        " somebody is writing it; run the same command again when it is complete"
-                    )
-            try:
-                with report.timed("read"):
-                    payload = files[ref.source].read(ref.slot)
-                with report.timed("parse"):
-                    frame = parse_frame(payload, cameras)
-                    _check_identity(frame, plan, ref, seen)
-            except (RecordError, FrameError) as error:
-                stage = "framing" if isinstance(error, RecordError) else "frame"
-                quarantine.append(_row(plan.segment, ref, "record", Fault(stage, type(error).__name__, str(error))))
-                continue
-            seen.add(frame.timestamp_us)
-            quarantine += [_row(plan.segment, ref, "part", fault) for fault in frame.faults]
-            with report.timed("convert"):
-                rows = frame_rows(frame, config.points)
-            with report.timed("write"):
-                writer.append(rows)
-            report.frames += 1
-            report.points += len(frame.points)
+) -> int:
+    """Write every frame of the plan, and return how many are not there, or not whole.
 
-
-def _check_identity(frame: Frame, plan: SegmentPlan, ref: RecordRef, seen: set[int]) -> None:
-    """Raise FrameError unless the frame is the one that was planned, and the only one of its time."""
-    if (frame.segment, frame.timestamp_us) != (plan.segment, ref.timestamp_us):
-        raise FrameError(
-            f"frame is {frame.segment} at {frame.timestamp_us}, but its first bytes say"
-            f" {plan.segment} at {ref.timestamp_us}"
-        )
-    if frame.timestamp_us in seen:
-        raise FrameError(f"a frame with timestamp_us {frame.timestamp_us} is in this segment already; kept the first")
+    quarantine, sensors, features: take the rows of `quarantine`, `calibration` and `map`; of a sensor, or a feature of
+    the map, the first that a frame has counts
+    """
+    affected = 0
+    for read in source.frames(plan, frozenset(config.cameras), report.timed):
+        report.bytes_in += read.bytes
+        faults = read.faults if read.frame is None else read.frame.faults
+        scope = "record" if read.frame is None else "part"
+        quarantine += [_row(plan.segment, read.ref, scope, fault) for fault in faults]
+        affected += bool(faults)
+        if read.frame is None:
+            continue
+        with report.timed("convert"):
+            rows = frame_rows(read.frame, config.points, source.cameras)
+            for key, row in calibration_rows(read.frame).items():
+                sensors.setdefault(key, row)
+            for row in map_rows(read.frame):
+                features.setdefault(row["feature_id"], row)
+        with report.timed("write"):
+            writer.append(rows)
+        report.frames += 1
+        report.points += len(read.frame.points)
+    return affected
 
 
 def _check_quarantine(
-    plan: SegmentPlan, config: BuildConfig, quarantine: list[dict[str, Any]], report: SegmentReport
+    plan: SegmentPlan, config: BuildConfig, affected: int, quarantine: list[dict[str, Any]], report: SegmentReport
 ) -> None:
-    affected = {(row["source"], row["record_index"]) for row in quarantine}
+    affected += len(plan.bad)
     records = len(plan.records) + len(plan.bad)
     # A gap may have held many records: it counts for as many of the segment's average size as it is long.
-    size = sum(ref.slot.end - ref.slot.offset for ref in plan.records) / len(plan.records)
-    hidden = sum(max(0, round(bad.length / size) - 1) for bad in plan.bad)
+    size = sum(ref.length for ref in plan.records) / len(plan.records)
+    hidden = sum(max(0, round(bad.length / size) - 1) for bad in plan.bad if bad.length)
     report.quarantined = len(quarantine)
     if report.frames == 0:
-        raise _SegmentFailedError(f"none of its {records} records is a usable frame ({quarantine[0]['message']})")
-    if len(affected) + hidden > config.max_quarantined * (records + hidden):
-        raise _SegmentFailedError(
-            f"{len(affected) + hidden} of {records + hidden} records are quarantined in whole or in part, more than the"
+        raise SegmentError(f"none of its {records} records is a usable frame ({quarantine[0]['message']})")
+    if affected + hidden > config.max_quarantined * (records + hidden):
+        raise SegmentError(
+            f"{affected + hidden} of {records + hidden} records are quarantined in whole or in part, more than the"
             f" share of {config.max_quarantined:g} allowed (first: {quarantine[0]['message']});"
             " raise --max-quarantined to accept"
         )
@@ -242,10 +236,10 @@ def _bad_row(segment: str, bad: BadRecord) -> dict[str, Any]:
 def _row(segment: str, ref: RecordRef, scope: str, fault: Fault) -> dict[str, Any]:
     return {
         "segment": segment,
-        "source": ref.source,
-        "record_index": ref.slot.index,
-        "byte_offset": ref.slot.offset,
-        "byte_length": ref.slot.end - ref.slot.offset,
+        "source": fault.source or ref.source,
+        "record_index": ref.index,
+        "byte_offset": ref.offset,
+        "byte_length": ref.length,
         # The first bytes of a damaged frame may claim anything, also what no int64 holds.
         "timestamp_us": ref.timestamp_us if 0 <= ref.timestamp_us < 1 << 63 else None,
         "scope": scope,

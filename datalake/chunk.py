@@ -20,8 +20,8 @@ from datalake.commit import Commit, LakeError
 from datalake.lake import Lake
 from datalake.ranges import RangeReader, RangeTable, open_parquet
 from datalake.sample import Lidar, Objects, Panoptic, Sample, SampleKey, naming
-from datalake.sources.waymo_v1.frame import OBJECT_TYPES
-from datalake.sources.waymo_v1.panoptic import PanopticError, decode_panoptic
+from datalake.sources.frame import OBJECT_TYPES
+from datalake.sources.panoptic import PanopticError, decode_panoptic
 from datalake.store import Range
 
 _COLUMNS = {

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
 
 from datalake.errors import UserError
-from datalake.schema import SCHEMA_VERSION, TABLES, PointMode
-from datalake.sources.waymo_v1.frame import FrameError
-from datalake.sources.waymo_v1.segment_name import check_segment_name
+from datalake.schema import FIRST_TABLES, SCHEMA_VERSION, TABLES, PointMode
+from datalake.sources.frame import CAMERAS, FrameError
+from datalake.sources.segment_name import check_segment_name
+
+Part = TypeVar("Part")
 
 _SPLIT_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 ATTEMPT = re.compile(r"[0-9a-f]{16}")
-_COMMIT_DEFAULTS: dict[str, Any] = {"number": 0, "supersedes": ()}
+# Of lakes from before there were several.
+DEFAULT_FORMAT = "waymo_v1"
+WAYMO_CAMERAS = tuple(camera for camera in CAMERAS if camera)
+# A camera in `Commit.chunks`: the character at its place in `Commit.camera_names`.
+CAMERA_MARKS = "123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_COMMIT_DEFAULTS: dict[str, Any] = {
+    "number": 0,
+    "supersedes": (),
+    "format": DEFAULT_FORMAT,
+    "camera_names": WAYMO_CAMERAS,
+}
 _SOURCE_DEFAULTS: dict[str, Any] = {"checksum": "", "cut_off_at": None}
 
 
@@ -33,7 +46,7 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One TFRecord file that a segment was built from.
+    """One file that a segment was built from.
 
     version: the store's etag where it has one, else the time of modification
     records: how many of its records belong to the segment
@@ -55,9 +68,10 @@ class Commit:
 
     number: the place of this commit among those of its segment, of which a new snapshot shows the last
     supersedes: the names of the commits before it
-    chunks: for each row group that the tables share, the camera number of each row of `image`, 0 for one that a reader
-        has left out: "1212" is two
-    frames of FRONT and FRONT_LEFT
+    chunks: for each row group that the tables share, the camera of each row of `image`, 0 for one that a reader has
+        left out: "1212" is two frames of the first two in `camera_names`
+    format: the name of the `Source` that read the files
+    camera_names: all cameras that this source knows
     """
 
     split: str
@@ -74,6 +88,8 @@ class Commit:
     files: dict[str, DataFile]
     number: int = 0
     supersedes: tuple[str, ...] = ()
+    format: str = DEFAULT_FORMAT
+    camera_names: tuple[str, ...] = WAYMO_CAMERAS
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -85,6 +101,11 @@ class Commit:
     def is_complete(self) -> bool:
         """Whether every source ended where a record ends."""
         return all(source.cut_off_at is None for source in self.sources)
+
+    def marks(self, cameras: Collection[str]) -> frozenset[str]:
+        """Return the characters that stand for these cameras in `chunks`."""
+        pairs = zip(self.camera_names, CAMERA_MARKS, strict=False)
+        return frozenset(mark for camera, mark in pairs if camera in cameras)
 
     def file_name(self, table: str) -> str:
         """Return the name of the segment's file of `table`, relative to the lake."""
@@ -103,18 +124,22 @@ class Commit:
     def from_json(values: dict[str, Any], where: str) -> Commit:
         """Return the commit in `values`; raises LakeError naming `where` on another schema version or shape.
 
+        What a later version has added is left out: fields, and tables.
         Every part that becomes a file name is checked, so that no commit can point out of its lake.
         """
         check_schema_version(values, where)
         try:
             commit = Commit(
                 **{
-                    **values,
+                    **{field.name: values[field.name] for field in fields(Commit) if field.name in values},
                     "cameras": tuple(values["cameras"]),
                     "chunks": tuple(values["chunks"]),
                     "supersedes": tuple(values.get("supersedes", ())),
-                    "sources": tuple(SourceFile(**source) for source in values["sources"]),
-                    "files": {table: DataFile(**file) for table, file in values["files"].items()},
+                    "camera_names": tuple(values.get("camera_names", WAYMO_CAMERAS)),
+                    "sources": tuple(_known(SourceFile, source) for source in values["sources"]),
+                    "files": {
+                        table: _known(DataFile, file) for table, file in values["files"].items() if table in TABLES
+                    },
                 }
             )
             check_split_name(commit.split)
@@ -125,9 +150,15 @@ class Commit:
             is_numbered &= all(earlier.fullmatch(name) for name in commit.supersedes)
         except (KeyError, TypeError, AttributeError, FrameError, LakeError) as error:
             raise LakeError(f"{where}: not a commit of this lake: {error}") from error
-        if not is_attempt or not is_numbered or set(commit.files) != set(TABLES):
+        if not is_attempt or not is_numbered or not set(commit.files) >= FIRST_TABLES:
             raise LakeError(f"{where}: not a commit of this lake: bad attempt, number or tables")
         return commit
+
+
+def _known(kind: Callable[..., Part], values: dict[str, Any]) -> Part:
+    """Return a part of a commit, without the fields that a later version has added."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in values.items() if name in names})
 
 
 def check_schema_version(values: dict[str, Any], where: str) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datalake.schema import DEPTH, IMAGE, LABEL, LABEL_3D, POINT, QUANTUM_PER_M, PointMode
-from datalake.sources.waymo_v1.frame import CAMERAS, Frame, Label2D, Points
+from datalake.commit import WAYMO_CAMERAS
+from datalake.schema import DEPTH, IMAGE, KEYPOINT, LABEL, LABEL_3D, POINT, PROJECTED_LABEL, QUANTUM_PER_M, PointMode
+from datalake.sources.frame import Frame, Label2D, Points
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,13 @@ class CameraPoints:
     depth_m: NDArray[np.float32]
 
 
-def frame_rows(frame: Frame, mode: PointMode) -> dict[str, pa.RecordBatch]:
-    """Return the frame's rows by table name; depths are taken from the positions before any rounding."""
+def frame_rows(frame: Frame, mode: PointMode, cameras: Sequence[str] = WAYMO_CAMERAS) -> dict[str, pa.RecordBatch]:
+    """Return the frame's rows by table name; depths are taken from the positions before any rounding.
+
+    cameras: all that the frame's source knows
+    """
     by_camera = {
-        image.camera: camera_points(frame.points, image.camera, image.camera_to_vehicle)
+        image.camera: camera_points(frame.points, image.camera, image.camera_to_vehicle, cameras)
         for image in frame.images
         if image.camera_to_vehicle is not None
     }
@@ -40,18 +44,58 @@ def frame_rows(frame: Frame, mode: PointMode) -> dict[str, pa.RecordBatch]:
         "image": _image_rows(frame),
         "point": _point_row(frame, mode),
         "label": _label_rows(frame, by_camera),
-        "label_3d": _label_3d_rows(frame),
+        "label_3d": _value_rows(LABEL_3D, frame, frame.labels_3d),
         "depth": _depth_rows(frame, by_camera),
+        "projected_label": _value_rows(PROJECTED_LABEL, frame, frame.projected_labels),
+        "keypoint": _value_rows(KEYPOINT, frame, frame.keypoints),
     }
 
 
-def camera_points(points: Points, camera: str, camera_to_vehicle: NDArray[np.float64]) -> CameraPoints:
+def calibration_rows(frame: Frame) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the rows of `calibration` that the frame's source has, by kind and sensor."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for camera in frame.camera_calibrations:
+        rows["camera", camera.camera] = {
+            "sensor_to_vehicle": _flat(camera.camera_to_vehicle),
+            "width": camera.width,
+            "height": camera.height,
+            "intrinsic": _flat(camera.intrinsic),
+            "rolling_shutter_direction": camera.rolling_shutter_direction,
+        }
+    for laser in frame.laser_calibrations:
+        rows["laser", laser.laser] = {
+            "sensor_to_vehicle": _flat(laser.laser_to_vehicle),
+            "inclination_rad": laser.inclination_rad.tolist(),
+            "lowest_inclination_rad": laser.lowest_rad,
+            "highest_inclination_rad": laser.highest_rad,
+        }
+    keys = {(kind, sensor): {"segment": frame.segment, "kind": kind, "sensor": sensor} for kind, sensor in rows}
+    return {key: keys[key] | row for key, row in rows.items()}
+
+
+def map_rows(frame: Frame) -> list[dict[str, Any]]:
+    """Return the rows of `map` that the frame has."""
+    return [
+        {
+            "segment": frame.segment,
+            "feature_id": feature.feature_id,
+            "kind": feature.kind,
+            **dict(zip(("x_m", "y_m", "z_m"), feature.xyz_m.tolist(), strict=True)),
+            "message": feature.message,
+        }
+        for feature in frame.map_features
+    ]
+
+
+def camera_points(
+    points: Points, camera: str, camera_to_vehicle: NDArray[np.float64], cameras: Sequence[str] = WAYMO_CAMERAS
+) -> CameraPoints:
     """Return the points seen by `camera`, in either of their two projection slots, with their depth.
 
     Depth is the Euclidean distance from the camera's center in metres, both returns: it equals the official
     depth image (`third_party/camera/ops`, `range_image_utils.build_camera_depth_image`) within 1e-5 m.
     """
-    number = CAMERAS.index(camera)
+    number = cameras.index(camera) + 1
     first = points.camera[0] == number
     index = np.flatnonzero(first | (points.camera[1] == number))
     slot = np.where(first[index], 0, 1)
@@ -92,6 +136,11 @@ def _image_rows(frame: Frame) -> pa.RecordBatch:
             [frame.weather] * len(images),
             [image.panoptic for image in images],
             [image.panoptic_divisor for image in images],
+            [_flat(image.exposure.velocity) for image in images],
+            [image.exposure.pose_time_s for image in images],
+            [image.exposure.trigger_time_s for image in images],
+            [image.exposure.readout_done_time_s for image in images],
+            [image.exposure.shutter_s for image in images],
         ],
     )
 
@@ -117,6 +166,9 @@ def _point_row(frame: Frame, mode: PointMode) -> pa.RecordBatch:
         *(column[slot] for slot in (0, 1) for column in (points.camera, points.u, points.v)),
         points.semantic_class,
         points.instance_id,
+        points.range_row,
+        points.range_column,
+        None if frame.vehicle_to_world is None else frame.vehicle_to_world.ravel(),
     ]
     return _batch(POINT, frame, [_one_list(values) for values in columns], rows=1)
 
@@ -146,16 +198,14 @@ def _label_rows(frame: Frame, by_camera: dict[str, CameraPoints]) -> pa.RecordBa
         LABEL,
         frame,
         [[getattr(label, name) for label in labels] for name in names]
-        + [[depth[part] for depth in depths] for part in range(3)],
+        + [[depth[part] for depth in depths] for part in range(3)]
+        + [[getattr(label, name) for label in labels] for name in ("tracking_difficulty", "lidar_object_id")],
     )
 
 
-def _label_3d_rows(frame: Frame) -> pa.RecordBatch:
-    return _batch(
-        LABEL_3D,
-        frame,
-        [[getattr(label, name) for label in frame.labels_3d] for name in LABEL_3D.names[2:]],
-    )
+def _value_rows(schema: pa.Schema, frame: Frame, values: Sequence[Any]) -> pa.RecordBatch:
+    """Return a row a value, whose fields are called like the columns behind the keys."""
+    return _batch(schema, frame, [[getattr(value, name) for value in values] for name in schema.names[2:]])
 
 
 def _depth_rows(frame: Frame, by_camera: dict[str, CameraPoints]) -> pa.RecordBatch:

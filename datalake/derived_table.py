@@ -38,8 +38,8 @@ from datalake.commit import (
 from datalake.lake import Lake, now
 from datalake.ranges import file_system, open_parquet
 from datalake.schema import SCHEMA_VERSION
-from datalake.sources.waymo_v1.frame import FrameError
-from datalake.sources.waymo_v1.segment_name import check_segment_name
+from datalake.sources.frame import FrameError
+from datalake.sources.segment_name import check_segment_name
 from datalake.store import Store
 
 _PREFIX = "teacher_"

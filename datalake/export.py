@@ -23,7 +23,7 @@ import pyarrow.dataset as ds
 
 from datalake.commit import Commit, LakeError
 from datalake.lake import Lake
-from datalake.sources.waymo_v1.frame import OBJECT_TYPES
+from datalake.sources.frame import OBJECT_TYPES
 from datalake.store import Store
 
 Format = Literal["coco", "yolo"]

@@ -15,10 +15,12 @@ from typing import Any
 from datalake.build import BuildConfig, SegmentReport, build_segment
 from datalake.commit import Commit, check_split_name, commit_name
 from datalake.lake import list_commits, newest_commits, prepare_lake, publish_snapshot, read_commits
-from datalake.plan import SegmentPlan, SourceIndex, index_source, plan_segments
+from datalake.plan import plan_segments
 from datalake.ray_tasks import run_on_ray
 from datalake.revision import file_name, is_built, obstacle
 from datalake.source_list import list_sources
+from datalake.sources.formats import index_source
+from datalake.sources.source import SegmentPlan, SourceIndex
 from datalake.store import Store
 from datalake.vacuum import GRACE_S, vacuum
 

@@ -32,12 +32,14 @@ def print_info(lake: Lake, console: Console, where: str | None = None) -> None:
         for heading in ("table", "rows", "bytes", "files"):
             table.add_column(heading, justify="left" if heading == "table" else "right")
         for name in lake.tables:
-            files = [commit.files[name] for commit in commits]
+            files = [commit.files[name] for commit in commits if name in commit.files]
             rows, size = sum(file.rows for file in files), sum(file.bytes for file in files)
             table.add_row(name, f"{rows:,}", f"{size:,}", f"{len(files):,}")
         console.print(table)
         frames, points = sum(commit.frames for commit in commits), sum(commit.points for commit in commits)
-        console.print(f"{len(commits):,} segments, {frames:,} frames, {points:,} points", highlight=False)
+        formats = ", ".join(sorted({commit.format for commit in commits}))
+        counts = f"{len(commits):,} segments, {frames:,} frames, {points:,} points"
+        console.print(f"{counts}, built from {formats}", highlight=False)
         if incomplete := [commit.segment for commit in commits if not commit.is_complete]:
             told = f"{len(incomplete):,} of them of sources that end inside a record (first: {incomplete[0]})"
             console.print(told, highlight=False)

@@ -28,7 +28,7 @@ from datalake.cache import RangeCache
 from datalake.commit import Commit, LakeError, check_schema_version, load_json
 from datalake.ranges import RangeReader, file_system
 from datalake.schema import POINT_MODES, SCHEMA_VERSION, TABLES, PointMode
-from datalake.sources.waymo_v1.frame import CAMERAS
+from datalake.sources.frame import CAMERAS
 from datalake.store import Store, is_temporary
 from datalake.where import Where, parse_where
 
@@ -120,7 +120,8 @@ class Lake:
         if table not in TABLES:
             raise LakeError(f"no table {table!r}, there are: {', '.join(TABLES)}")
         file_format = ds.ParquetFileFormat()
-        commits = self.in_split(split)
+        # Of before there was the table, commits have none.
+        commits = [commit for commit in self.in_split(split) if table in commit.files]
         sizes = {commit.file_name(table): commit.files[table].bytes for commit in commits}
         filesystem = file_system(self.ranges, sizes)
         fragments = [

@@ -27,12 +27,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datalake.children import die_with_parent
 from datalake.chunk import Chunk, SampleOptions, SegmentFiles
-from datalake.commit import LakeError
+from datalake.commit import Commit, LakeError
 from datalake.lake import Lake
 from datalake.order import epoch_order, share
 from datalake.packed_batch import PackedBatch
 from datalake.sample import Sample
-from datalake.sources.waymo_v1.frame import CAMERAS, LASERS
+from datalake.sources.frame import LASERS
 
 # What is read from a disk, and decoded for each thread, before it is asked for, to keep the threads busy.
 _CHUNKS_AHEAD = 2
@@ -96,9 +96,7 @@ class SampleStream(IterableDataset[Sample]):
         self.lake, self.config, self.rank, self.world_size = lake, config, rank, world_size
         self.start, self.epochs = start, epochs
         self._commits = lake.in_split(config.split)
-        self._segment, self._group, self._rows, self._sizes = _index(
-            [commit.chunks for commit in self._commits], config.cameras
-        )
+        self._segment, self._group, self._rows, self._sizes = _index(self._commits, config.cameras)
         total = len(self._rows)
         self.epoch_samples = total // config.global_batch * config.global_batch if config.shuffle else total
         if unknown := sorted(set(config.lasers) - set(LASERS[1:])):
@@ -261,18 +259,16 @@ class SampleStream(IterableDataset[Sample]):
 
 
 def _index(
-    chunks: list[tuple[str, ...]], cameras: tuple[str, ...]
+    commits: tuple[Commit, ...], cameras: tuple[str, ...]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
     """Return segment, row group and row [N] of every image of `cameras`, and the images per chunk [C]."""
-    unknown = sorted(set(cameras) - set(CAMERAS[1:]))
-    if unknown:
-        raise LakeError(
-            f"unknown cameras: {', '.join(map(str, unknown))}; there are {', '.join(map(str, CAMERAS[1:]))}"
-        )
-    wanted = {str(CAMERAS.index(camera)) for camera in cameras}
+    known = list(dict.fromkeys(camera for commit in commits for camera in commit.camera_names))
+    if unknown := sorted(set(cameras) - set(known)):
+        raise LakeError(f"unknown cameras: {', '.join(unknown)}; there are {', '.join(known)}")
     places, sizes = [], []
-    for segment, groups in enumerate(chunks):
-        for group, row_cameras in enumerate(groups):
+    for segment, commit in enumerate(commits):
+        wanted = commit.marks(cameras)
+        for group, row_cameras in enumerate(commit.chunks):
             rows = [row for row, camera in enumerate(row_cameras) if camera in wanted]
             places += [(segment, group, row) for row in rows]
             sizes.append(len(rows))

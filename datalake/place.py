@@ -27,3 +27,11 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
     except ValueError as error:
         raise LakeError(f"{url}: {' '.join(str(error).split())}; use a local path, s3://, gs:// or https://") from error
     return fs, path
+
+
+def file_version(info: dict[str, object]) -> str:
+    """Return what tells one content of a file from another: the store's etag, else the time of modification."""
+    for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created"):
+        if info.get(key) is not None:
+            return str(info[key])
+    return ""

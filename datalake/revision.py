@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datalake.commit import Commit, SourceFile
-from datalake.plan import SegmentPlan
+from datalake.sources.source import SegmentPlan
 
 
 def is_built(plan: SegmentPlan, commit: Commit) -> bool:

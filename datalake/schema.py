@@ -48,6 +48,13 @@ IMAGE = pa.schema(
         pa.field("weather", pa.string()),
         pa.field("panoptic", pa.binary()),  # uint16 PNG: class * panoptic_divisor + instance
         pa.field("panoptic_divisor", pa.int32()),
+        # Of the vehicle at the time of the pose, in the world: v_x, v_y, v_z in m/s, w_x, w_y, w_z in rad/s.
+        pa.field("velocity", _list(pa.float64())),
+        # Seconds since 1970: of the pose; when the camera was triggered; when its last row was read.
+        pa.field("pose_time_s", pa.float64()),
+        pa.field("trigger_time_s", pa.float64()),
+        pa.field("readout_done_time_s", pa.float64()),
+        pa.field("shutter_s", pa.float64()),  # how long the shutter was open
     ]
 )
 
@@ -73,6 +80,10 @@ POINT = pa.schema(
         _required("v_2", _list(pa.int16())),
         pa.field("semantic_class", _list(pa.int8())),
         pa.field("instance_id", _list(pa.int32())),
+        # The cell of the laser's range image.
+        pa.field("range_row", _list(pa.int16())),
+        pa.field("range_column", _list(pa.int16())),
+        pa.field("vehicle_to_world", _list(pa.float64())),  # 4 x 4, row-major, at the frame's time
     ]
 )
 
@@ -93,6 +104,8 @@ LABEL = pa.schema(
         pa.field("depth_m", pa.float32()),
         pa.field("depth_median_m", pa.float32()),
         _required("depth_points", pa.int32()),
+        pa.field("tracking_difficulty", pa.int8()),  # 0 not given, 1, 2
+        pa.field("lidar_object_id", pa.string()),  # the same object in label_3d
     ]
 )
 
@@ -113,6 +126,15 @@ LABEL_3D = pa.schema(
         _required("speed_y_mps", pa.float64()),
         _required("lidar_points", pa.int32()),
         _required("difficulty", pa.int8()),
+        pa.field("tracking_difficulty", pa.int8()),
+        pa.field("top_lidar_points", pa.int32()),
+        pa.field("speed_z_mps", pa.float64()),
+        pa.field("acceleration_x_mps2", pa.float64()),
+        pa.field("acceleration_y_mps2", pa.float64()),
+        pa.field("acceleration_z_mps2", pa.float64()),
+        pa.field("most_visible_camera", pa.string()),
+        # The box as that camera sees it, moved to the time of its exposure: center, length, width, height, heading.
+        pa.field("camera_synced_box", _list(pa.float64())),
     ]
 )
 
@@ -125,6 +147,52 @@ DEPTH = pa.schema(
         _required("v", _list(pa.int16())),
         _required("depth_m", _list(pa.float32())),  # distance from the camera's center
         _required("point", _list(pa.int32())),  # index into the frame's point row
+    ]
+)
+
+# Boxes around the projection of 3D labels, as the source has them: not clipped to the image.
+PROJECTED_LABEL = pa.schema(
+    [
+        _SEGMENT,
+        _TIMESTAMP,
+        _CAMERA,
+        _required("lidar_object_id", pa.string()),  # `object_id` of label_3d
+        _required("type", pa.string()),
+        _required("x0", pa.float64()),  # pixels
+        _required("y0", pa.float64()),
+        _required("x1", pa.float64()),
+        _required("y1", pa.float64()),
+    ]
+)
+
+KEYPOINT = pa.schema(
+    [
+        _SEGMENT,
+        _TIMESTAMP,
+        pa.field("camera", pa.string()),  # null: a keypoint of an object in label_3d
+        _required("object_id", pa.string()),
+        _required("keypoint", pa.int8()),  # the official enum `KeypointType`
+        pa.field("u_px", pa.float64()),
+        pa.field("v_px", pa.float64()),
+        pa.field("occluded_2d", pa.bool_()),
+        pa.field("x_m", pa.float64()),  # in the vehicle frame
+        pa.field("y_m", pa.float64()),
+        pa.field("z_m", pa.float64()),
+        pa.field("occluded_3d", pa.bool_()),
+    ]
+)
+
+# The map around a segment; records of 1.x have it in one frame.
+MAP = pa.schema(
+    [
+        _SEGMENT,
+        _required("feature_id", pa.int64()),
+        _required("kind", pa.string()),  # lane, road_line, road_edge, stop_sign, crosswalk, speed_bump, driveway
+        # World frame, with the frame's map_pose_offset not added.
+        _required("x_m", _list(pa.float64())),
+        _required("y_m", _list(pa.float64())),
+        _required("z_m", _list(pa.float64())),
+        _required("message", pa.binary()),  # the official `MapFeature`, serialized: types, neighbors, speed limits
     ]
 )
 
@@ -143,6 +211,23 @@ QUARANTINE = pa.schema(
     ]
 )
 
+CALIBRATION = pa.schema(
+    [
+        _SEGMENT,
+        _required("kind", pa.string()),  # `camera`, `laser`
+        _required("sensor", pa.string()),
+        pa.field("sensor_to_vehicle", _list(pa.float64())),  # 4 x 4, row-major
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("intrinsic", _list(pa.float64())),  # as in `image`
+        pa.field("rolling_shutter_direction", pa.int8()),  # the official enum
+        # Of each beam, ascending; empty where beams are uniform between the lowest and the highest.
+        pa.field("inclination_rad", _list(pa.float64())),
+        pa.field("lowest_inclination_rad", pa.float64()),
+        pa.field("highest_inclination_rad", pa.float64()),
+    ]
+)
+
 TABLES: dict[str, pa.Schema] = {
     "image": IMAGE,
     "point": POINT,
@@ -150,4 +235,13 @@ TABLES: dict[str, pa.Schema] = {
     "label_3d": LABEL_3D,
     "depth": DEPTH,
     "quarantine": QUARANTINE,
+    "calibration": CALIBRATION,
+    "projected_label": PROJECTED_LABEL,
+    "keypoint": KEYPOINT,
+    "map": MAP,
 }
+
+# What every commit has; tables and columns that came later are missing from commits of before.
+FIRST_TABLES = frozenset(TABLES) - {"calibration", "projected_label", "keypoint", "map"}
+# One row group a segment, not one for a few frames.
+SEGMENT_TABLES = ("quarantine", "calibration", "map")

@@ -17,7 +17,7 @@ from PIL import Image
 from datalake.commit import Commit, LakeError
 from datalake.lake import Lake
 from datalake.layers import ImageLayers, LayersOf
-from datalake.sources.waymo_v1.frame import CAMERAS
+from datalake.sources.frame import CAMERAS
 from datalake.store import Store
 
 TYPE_COLORS = {"VEHICLE": "#ffb000", "PEDESTRIAN": "#fe6100", "CYCLIST": "#dc267f", "SIGN": "#648fff"}

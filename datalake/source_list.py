@@ -13,6 +13,7 @@ from datalake.commit import LakeError
 from datalake.errors import UserError
 from datalake.place import file_system
 from datalake.retry import Retry, one_line
+from datalake.sources.formats import files_in_folder
 
 _MARKS = "*?["
 _BYTE_ORDER_MARKS = (
@@ -22,6 +23,8 @@ _BYTE_ORDER_MARKS = (
 )
 # A comment behind a path has white space before it: '#' may be part of a name.
 _COMMENT = re.compile(r"\s#.*")
+# What names of files have, and those of folders have not: a request less for each.
+_FILES = (".tfrecord", ".parquet")
 # What a store's client has not repeated itself is asked again so often.
 _LISTING = Retry(attempts=3)
 
@@ -30,8 +33,9 @@ def list_sources(patterns: Sequence[str], refused: dict[str, str] | None = None)
     """Return the URLs that `patterns` name, each file once, sorted.
 
     A pattern is a URL, chained ones of fsspec (`tar://*.tfrecord::/data/all.tar`) included, a glob on any fsspec store,
-    or a `.txt` file with one URL or glob a line, perhaps in quotes ('#' starts a comment). Of a file on a disk that is
-    named twice, by '..' or by a symbolic link, the first name is taken.
+    or a `.txt` file with one URL or glob a line, perhaps in quotes ('#' starts a comment). A folder of components of
+    Waymo 2.x stands for its files. Of a file on a disk that is named twice, by '..' or by a symbolic link, the first
+    name is taken.
 
     refused: takes, for each pattern or file that cannot be used, why not, in one line; without it that is raised
 
@@ -49,7 +53,7 @@ def list_sources(patterns: Sequence[str], refused: dict[str, str] | None = None)
             continue
         for name in names:
             try:
-                found = list(_matches(name))
+                found = [file for match in _matches(name) for file in _unfolded(match)]
             except (UserError, OSError) as error:
                 if refused is None:
                     raise
@@ -100,6 +104,17 @@ def _matches(pattern: str) -> Iterator[str]:
             url = Path(shortened if os.path.realpath(plain) == os.path.realpath(shortened) else plain).as_posix()
             url = f"file://{url}"
         yield url
+
+
+def _unfolded(url: str) -> list[str]:
+    """Return the files that a folder stands for, as those of Waymo 2.x do; anything else as it is."""
+    # A web server is asked for a page that lists a folder, and answers with a file as a whole.
+    if "::" in url or url.startswith(("http://", "https://")) or any(part in url for part in _FILES):
+        return [url]
+    fs, path = file_system(url)
+    if not _LISTING.call(lambda: fs.isdir(path), lambda: f"look at {url}"):
+        return [url]
+    return _LISTING.call(lambda: files_in_folder(url), lambda: f"list {url}") or [url]
 
 
 def _glob(fs: Any, path: str) -> list[str]:

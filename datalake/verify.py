@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -13,8 +14,8 @@ from datalake.commit import Commit, DataFile, LakeError
 from datalake.derived_table import DerivedCommit, list_derived_tables, read_derived_commits
 from datalake.lake import Lake, read_commits
 from datalake.ranges import RangeReader, open_parquet
-from datalake.schema import TABLES
-from datalake.sources.waymo_v1.panoptic import PanopticError, check_panoptic, decode_panoptic
+from datalake.schema import SEGMENT_TABLES, TABLES
+from datalake.sources.panoptic import PanopticError, check_panoptic, decode_panoptic
 from datalake.store import Store
 
 
@@ -86,14 +87,32 @@ def _structure(lake: Lake, commit: Commit, table: str) -> Iterator[str]:
     path = commit.file_name(table)
     where = f"{lake.store.url}/{path}"
     with open_parquet(RangeReader(lake.store, None), path, commit.files[table].bytes) as parquet:
-        if parquet.schema_arrow != TABLES[table]:
-            yield f"{where}: its schema is not that of table {table}"
+        if problem := _schema_problem(parquet.schema_arrow, TABLES[table]):
+            yield f"{where}: its schema is not that of table {table}: {problem}"
         if parquet.metadata.num_rows != commit.files[table].rows:
             yield f"{where}: {parquet.metadata.num_rows} rows, {commit.files[table].rows} committed"
-        if table != "quarantine" and parquet.num_row_groups != len(commit.chunks):
+        if table not in SEGMENT_TABLES and parquet.num_row_groups != len(commit.chunks):
             yield f"{where}: {parquet.num_row_groups} row groups, {len(commit.chunks)} committed"
         elif table in ("image", "depth") and _group_rows(parquet) != [len(chunk) for chunk in commit.chunks]:
             yield f"{where}: its row groups do not hold the images that the commit lists"
+
+
+def _schema_problem(found: pa.Schema, expected: pa.Schema) -> str:
+    """Return how a schema differs; columns that may be null came and will come by and by, and need not be there."""
+    names = set(found.names)
+    for field in expected:
+        if field.name not in names and not field.nullable:
+            return f"column {field.name} is missing"
+        if field.name in names and found.field(field.name) != field:
+            other, null = found.field(field.name), ("not null", "nullable")
+            return (
+                f"column {field.name} is {other.type} {null[other.nullable]}, not {field.type} {null[field.nullable]}"
+            )
+    known = set(expected.names)
+    for field in found:
+        if field.name not in known and not field.nullable:
+            return f"column {field.name} is not known"
+    return ""
 
 
 def _undecodable(lake: Lake, commit: Commit) -> Iterator[str]:

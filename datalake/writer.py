@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -9,9 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datalake.attempt import Attempt, end_attempt
-from datalake.commit import DataFile
-from datalake.schema import TABLES
-from datalake.sources.waymo_v1.frame import CAMERAS
+from datalake.commit import CAMERA_MARKS, WAYMO_CAMERAS, DataFile
+from datalake.schema import SEGMENT_TABLES, TABLES
 from datalake.store import Sink, Store
 
 # A row group ends at eight images, or eight frames without any: one image costs one small read, and a
@@ -35,6 +35,8 @@ _ENCODINGS: dict[str, dict[str, str]] = {
         "v_1": _BYTE_STREAM_SPLIT,
         "u_2": _BYTE_STREAM_SPLIT,
         "v_2": _BYTE_STREAM_SPLIT,
+        "range_row": _DELTA,
+        "range_column": _DELTA,
     },
     "depth": {
         "u": _DELTA,
@@ -54,7 +56,9 @@ class SegmentWriter:
     exception inside the `with` block gives them up.
     """
 
-    def __init__(self, store: Store, attempt: Attempt) -> None:
+    def __init__(self, store: Store, attempt: Attempt, cameras: Sequence[str] = WAYMO_CAMERAS) -> None:
+        """cameras: the names of all that images may have, in the order that the commit will have them."""
+        self._marks = dict(zip(cameras, CAMERA_MARKS, strict=False))
         self._store = store
         self._attempt = attempt
         self._sinks: dict[str, Sink] = {}
@@ -80,17 +84,21 @@ class SegmentWriter:
             self.discard()
 
     def append(self, rows: dict[str, pa.RecordBatch]) -> None:
-        """Add one frame's rows, by table name (every table but `quarantine`)."""
+        """Add one frame's rows, by table name (every table but those of the segment)."""
         self._pending.append(rows)
         images = sum(pending["image"].num_rows for pending in self._pending)
         if max(images, len(self._pending)) >= _CHUNK_ROWS:
             self._write_chunk()
 
-    def finish(self, quarantine: pa.RecordBatch) -> dict[str, DataFile]:
-        """Write what is left and the quarantine, close every file, and return what each holds, by table."""
+    def finish(self, tables: dict[str, pa.RecordBatch]) -> dict[str, DataFile]:
+        """Write what is left and the tables of the segment, close every file, and return what each holds, by table.
+
+        tables: the rows of each in `SEGMENT_TABLES`; one that is not given is empty
+        """
         if self._pending:
             self._write_chunk()
-        self._write("quarantine", [quarantine])
+        for table in SEGMENT_TABLES:
+            self._write(table, [tables[table]] if table in tables else [])
         files = {}
         for table, sink in self._sinks.items():
             self._writers[table].close()
@@ -134,7 +142,7 @@ class SegmentWriter:
 
     def _write_chunk(self) -> None:
         images: Any = pa.concat_arrays([rows["image"].column("camera") for rows in self._pending])
-        self.chunks.append("".join(str(CAMERAS.index(camera)) for camera in images.to_pylist()))
+        self.chunks.append("".join(self._marks[camera] for camera in images.to_pylist()))
         for table in self._pending[0]:
             self._write(table, [rows[table] for rows in self._pending])
         self._pending.clear()

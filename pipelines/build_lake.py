@@ -1,4 +1,4 @@
-"""Build a lake from Waymo TFRecords: `python pipelines/build_lake.py --source GLOB --lake URL`.
+"""Build a lake from Waymo 1.x or 2.x: `python pipelines/build_lake.py --source GLOB --lake URL`.
 
 Runs by itself on this machine's cores, or unchanged as `ray job submit --working-dir . -- python
 pipelines/build_lake.py …` on a cluster. With `--local` it needs no Ray: its tasks run in processes of this machine. Run
@@ -34,9 +34,9 @@ _NAMED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class BuildLakeConfig:
-    """Build a lake of Parquet tables from Waymo perception TFRecords."""
+    """Build a lake of Parquet tables from Waymo perception 1.x (TFRecords) or 2.x (Parquet components)."""
 
-    # TFRecord files: URLs, quoted globs, or .txt files with one of either a line. Any fsspec store.
+    # TFRecord files, or folders with components of 2.x: URLs, quoted globs, or .txt files with one of these a line.
     source: tuple[str, ...]
     # Where the lake is, or is to be: a local path, s3:// or gs://.
     lake: str
@@ -83,9 +83,21 @@ def run(config: BuildLakeConfig, console: Console) -> int:
             run=run_in_processes if config.local else run_on_ray,
         )
     console.print(summary(report, time.monotonic() - started))
+    for line in missing(report):
+        console.print(f"[yellow]without[/] {escape(line)}", soft_wrap=True, highlight=False)
     for line in failures(report):
         console.print(f"[red]failed[/] {escape(line)}", soft_wrap=True, highlight=False)
     return 1 if report.failures else 0
+
+
+def missing(report: BuildReport) -> list[str]:
+    """Return a line for each thing that the sources of some committed segments lack, with what that means."""
+    segments: dict[str, list[str]] = defaultdict(list)
+    for built in report.segments:
+        if built.outcome == "committed":
+            for lack in built.missing:
+                segments[lack].append(built.segment)
+    return [f"{lack} ({len(names):,} segments, first: {min(names)})" for lack, names in sorted(segments.items())]
 
 
 def failures(report: BuildReport) -> list[str]:

@@ -28,7 +28,7 @@ from datalake.derived_table import DerivedCommit, DerivedTable, Origin, open_der
 from datalake.lake import Lake
 from datalake.sample import Sample, SampleKey
 from datalake.schema import IMAGE
-from datalake.sources.waymo_v1.frame import LASERS
+from datalake.sources.frame import LASERS
 from teachers.card import Kind, TeacherCard, TeacherError
 from teachers.load import needs_points
 from teachers.target import SparseTarget, Target

@@ -7,7 +7,7 @@ from types import MappingProxyType
 IGNORED = 255
 
 # The classes that a mask teacher predicts. The names are those of the lake's types
-# (`datalake.sources.waymo_v1.frame.OBJECT_TYPES`); its fourth, SIGN, is no class of masks: COCO has stop signs only.
+# (`datalake.sources.frame.OBJECT_TYPES`); its fourth, SIGN, is no class of masks: COCO has stop signs only.
 MASK_CLASSES = ("BACKGROUND", "VEHICLE", "PEDESTRIAN", "CYCLIST")
 
 # The classes that ClassroomNet keeps of COCO, by torchvision's detection label (COCO's own category id, 1 … 90).

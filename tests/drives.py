@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datalake.build import BuildConfig, build_segment
 from datalake.lake import Lake, open_lake, prepare_lake, publish_snapshot
-from datalake.plan import index_source, plan_segments
+from datalake.plan import plan_segments
+from datalake.sources.formats import index_source
 from datalake.store import Store
 
 DRIVE_CAMERAS = ("FRONT", "FRONT_LEFT")

@@ -9,7 +9,9 @@ from typing import Any
 
 from datalake.build import BuildConfig, SegmentReport, build_segment
 from datalake.lake import Lake, open_lake, prepare_lake, publish_snapshot
-from datalake.plan import SegmentPlan, index_source, plan_segments
+from datalake.plan import plan_segments
+from datalake.sources.formats import index_source
+from datalake.sources.source import SegmentPlan
 from datalake.store import Store
 from tests.frames import write_frames
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from datalake.sample import Lidar, Sample
-from datalake.sources.waymo_v1.frame import LASERS
+from datalake.sources.frame import LASERS
 from teachers.classes import IGNORED, LIDAR_CLASSES, lidar_truth_table
 from teachers.spvnas.network import SPVCNN
 from teachers.spvnas.scan import Scan, ScanError

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datalake.sources.waymo_v1.frame import LASERS, Points
+from datalake.sources.frame import LASERS, Points
 
 # KITTI's lidar sits 1.73 m above the road and is the origin of its coordinates (Geiger et al. 2013); Waymo's vehicle
 # frame has its origin on the road.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datalake.sample import Lidar, Sample
-from datalake.sources.waymo_v1.frame import LASERS, Points
+from datalake.sources.frame import LASERS, Points
 from teachers.card import ChannelStatistics, TeacherCard, TeacherError, read_card, read_weights
 from teachers.classes import lidar_truth_table
 from teachers.confusion import Confusion

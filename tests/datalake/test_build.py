@@ -271,6 +271,10 @@ def test_real_frame_without_lidar_is_whole(tmp_path: Path, real_data: Path) -> N
         "label_3d": 75,
         "depth": 5,
         "quarantine": 0,
+        "calibration": 10,
+        "projected_label": 62,
+        "keypoint": 0,
+        "map": 0,
     }
     assert all(row["panoptic"] and row["panoptic_divisor"] for row in built.rows("image"))
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from datalake.convert import CameraPoints, camera_points, frame_rows, label_depth
 from datalake.schema import QUANTUM_PER_M, TABLES, PointMode
-from datalake.sources.waymo_v1.frame import CAMERAS, Frame, Label2D, Points
+from datalake.sources.frame import CAMERAS, Frame, Label2D, Points
 from datalake.sources.waymo_v1.parse import parse_frame
 from tests.frames import make_frame
 
@@ -62,6 +62,8 @@ def test_frame_without_anything_has_one_empty_point_row() -> None:
         "label": 0,
         "label_3d": 0,
         "depth": 0,
+        "projected_label": 0,
+        "keypoint": 0,
     }
     assert rows["point"]["x_m"][0].as_py() == []
 

@@ -15,7 +15,7 @@ from datalake.build import BuildConfig, SegmentReport, build_segment
 from datalake.commit import LakeError
 from datalake.fanout import BuildReport, Progress, build_lake
 from datalake.lake import open_lake
-from datalake.plan import SegmentPlan
+from datalake.sources.source import SegmentPlan
 from datalake.sources.waymo_v1.protos import dataset_pb2
 from datalake.sources.waymo_v1.tfrecord import RecordFile, Slot, write_records
 from datalake.task import attempt

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from datalake.schema import QUANTUM_PER_M, TABLES
-from datalake.sources.waymo_v1.frame import LASERS
+from datalake.sources.frame import LASERS
 from tests.lakes import Built, build_files
 
 _ROUNDING_M = 0.5 / QUANTUM_PER_M
@@ -150,3 +150,11 @@ def test_label_point_counts_are_equal(official: Official) -> None:
 
 def test_every_official_label_is_the_only_one_of_its_name(official: Official) -> None:
     assert set(official.labels) == set(official.expected["label_id"])
+
+
+def test_every_point_has_its_cell_of_the_range_image(official: Official) -> None:
+    if "TOP_r1_rowcol" not in official.expected:
+        pytest.skip("the official result of this file has no cells")
+    for name, index, mine in official.returns():
+        cells = official.column("range_row", "range_column")[mine]
+        assert (cells == official.expected[f"{name}_r{index}_rowcol"]).all()

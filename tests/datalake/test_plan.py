@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from datalake.commit import LakeError
-from datalake.plan import index_source, plan_segments
+from datalake.plan import plan_segments
 from datalake.source_list import list_sources
+from datalake.sources.formats import index_source
+from datalake.sources.waymo_v1.source import slot_of
 from datalake.sources.waymo_v1.tfrecord import RecordFile, frame_record, write_records
 from tests.frames import START_US, STEP_US, make_frame, make_frames, write_frames
 from tests.lakes import plan_files, write_bytes
@@ -51,7 +53,7 @@ def test_record_reference_points_at_its_record(tmp_path: Path) -> None:
     source = write_frames(tmp_path / "file", frames)
     (plan,) = plan_files([source])
     with RecordFile(source) as file:
-        assert [file.read(ref.slot) for ref in plan.records] == [frame.SerializeToString() for frame in frames]
+        assert [file.read(slot_of(ref)) for ref in plan.records] == [frame.SerializeToString() for frame in frames]
 
 
 def test_index_knows_size_and_version_of_its_source(tmp_path: Path) -> None:
@@ -72,7 +74,7 @@ def test_unreadable_start_belongs_to_the_segment_behind_it(tmp_path: Path) -> No
     source = write_bytes(tmp_path / "file", b"noise" + record)
     (plan,) = plan_files([source])
     assert [(bad.index, bad.offset, bad.length, bad.error_type) for bad in plan.bad] == [(0, 0, 5, "RecordError")]
-    assert [(ref.slot.index, ref.slot.offset) for ref in plan.records] == [(1, 5)]
+    assert [(ref.index, ref.offset) for ref in plan.records] == [(1, 5)]
 
 
 def test_flipped_bit_in_a_name_founds_no_segment(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from datalake.build import BuildConfig
 from datalake.commit import LakeError
 from datalake.fanout import build_lake
-from datalake.plan import index_source
 from datalake.process_tasks import run_in_processes
 from datalake.retry import Retry
 from datalake.source_list import list_sources
+from datalake.sources.formats import index_source
 from tests.frames import make_frames, write_frames
 from tests.lakes import write_bytes
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from datalake.lake import Lake
+from datalake.schema import TABLES
 from datalake.verify import verify
 from tests.frames import HEIGHT, START_US, WIDTH, jpeg, make_frame, panoptic_png
 from tests.lakes import build_frames
@@ -79,3 +81,33 @@ def test_images_and_panoptic_labels_that_do_not_decode_are_found_where_they_are_
     image, panoptic = problems(lake, decode=True)
     assert f"the JPEG of FRONT at {START_US} does not decode" in image
     assert f"the panoptic label of SIDE_LEFT at {START_US} cannot be used: it names class 29, of 0 to 28" in panoptic
+
+
+def test_a_lake_without_a_nullable_column_that_came_later_is_whole(
+    own_lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TABLES, "label", TABLES["label"].append(pa.field("later", pa.float32())))
+    assert problems(own_lake) == []
+    assert own_lake.scan("label").to_table()["later"].null_count == own_lake.scan("label").count_rows()
+
+
+def test_a_column_of_a_later_version_is_accepted(own_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = TABLES["image"].get_field_index("weather")
+    monkeypatch.setitem(TABLES, "image", TABLES["image"].remove(place))
+    assert problems(own_lake) == []
+
+
+def test_a_lake_without_a_required_column_is_told(own_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    required = pa.field("later", pa.float32(), nullable=False)
+    monkeypatch.setitem(TABLES, "label", TABLES["label"].append(required))
+    found = problems(own_lake)
+    assert len(found) == len(own_lake.commits)
+    assert found[0].endswith("its schema is not that of table label: column later is missing")
+
+
+def test_a_column_of_another_type_is_told(own_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = TABLES["image"].get_field_index("weather")
+    monkeypatch.setitem(TABLES, "image", TABLES["image"].set(place, pa.field("weather", pa.int8())))
+    found = problems(own_lake)
+    assert len(found) == len(own_lake.commits)
+    assert "column weather is string nullable, not int8 nullable" in found[0]

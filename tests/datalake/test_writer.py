@@ -13,8 +13,8 @@ import pytest
 
 from datalake.attempt import Attempt
 from datalake.convert import frame_rows
-from datalake.schema import QUARANTINE, TABLES
-from datalake.sources.waymo_v1.frame import CAMERAS
+from datalake.schema import QUARANTINE, SEGMENT_TABLES, TABLES
+from datalake.sources.frame import CAMERAS
 from datalake.sources.waymo_v1.parse import parse_frame
 from datalake.store import Store
 from datalake.writer import SegmentWriter
@@ -24,7 +24,7 @@ _ATTEMPT = "0123456789abcdef"
 _RECORD = Attempt("train", "segment_a", _ATTEMPT, tuple(TABLES), "_commits/train/segment_a.json")
 _ALL = frozenset(camera for camera in CAMERAS if camera)
 _NOTHING = pa.RecordBatch.from_pylist([], QUARANTINE)
-_SHARED = tuple(table for table in TABLES if table != "quarantine")
+_SHARED = tuple(table for table in TABLES if table not in SEGMENT_TABLES)
 
 
 def _rows(frame: Any) -> dict[str, pa.RecordBatch]:
@@ -47,7 +47,7 @@ def _write(store: Store, frames: list[Any]) -> SegmentWriter:
     with SegmentWriter(store, _RECORD) as writer:
         for frame in frames:
             writer.append(_rows(frame))
-        writer.finish(_NOTHING)
+        writer.finish({"quarantine": _NOTHING})
     return writer
 
 
@@ -110,7 +110,7 @@ def test_finish_reports_rows_size_and_checksum_of_what_lies_there(tmp_path: Path
     store = Store(str(tmp_path))
     with SegmentWriter(store, _RECORD) as writer:
         writer.append(_rows(make_frame()))
-        files = writer.finish(_NOTHING)
+        files = writer.finish({"quarantine": _NOTHING})
     assert set(files) == set(TABLES)
     for table, file in files.items():
         data = store.read(f"train/{table}/segment_a-{_ATTEMPT}.parquet")
@@ -163,7 +163,7 @@ def test_files_that_are_kept_survive_an_error(tmp_path: Path) -> None:
     def fail() -> None:
         with SegmentWriter(store, _RECORD) as writer:
             writer.append(_rows(make_frame()))
-            writer.finish(_NOTHING)
+            writer.finish({"quarantine": _NOTHING})
             writer.keep()
             raise RuntimeError("the commit's answer was lost")
 

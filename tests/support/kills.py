@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datalake.lake import Lake, list_commits, open_lake
+from datalake.schema import TABLES
 from datalake.store import Store
 from datalake.vacuum import unreferenced, vacuum
 from datalake.verify import verify
@@ -80,7 +81,7 @@ def kill_once(sources: str, lake: Path, target: str, after_s: float, expected: d
     else:
         finish(process)
     commits = len(names_in(lake))
-    before = files_in(lake) - 6 * commits
+    before = files_in(lake) - len(TABLES) * commits
     if target == "driver":
         finish(start(sources, lake))
     opened = open_lake(str(lake))
@@ -88,7 +89,7 @@ def kill_once(sources: str, lake: Path, target: str, after_s: float, expected: d
     if contents(opened) != expected:
         problems.append("the lake's content differs from that of the uninterrupted build")
     vacuum(opened.store, "train", grace_s=0)
-    if unreferenced(opened.store, "train", grace_s=0) or files_in(lake) != 6 * len(opened.commits):
+    if unreferenced(opened.store, "train", grace_s=0) or files_in(lake) != len(TABLES) * len(opened.commits):
         problems.append("files are left over after a vacuum without grace")
     return Outcome(target, round(after_s, 2), killed, commits, before, problems)
 

@@ -10,8 +10,9 @@ import torch
 from datalake.build import BuildConfig, build_segment
 from datalake.lake import open_lake, prepare_lake, publish_snapshot
 from datalake.loader import LoaderConfig, SampleStream
-from datalake.plan import index_source, plan_segments
+from datalake.plan import plan_segments
 from datalake.sample import Sample
+from datalake.sources.formats import index_source
 from datalake.store import Store
 from datalake.synthetic import DriveConfig, write_drives
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights, MaskRCNN_ResNet50_FPN_Weights
 
-from datalake.sources.waymo_v1.frame import OBJECT_TYPES
+from datalake.sources.frame import OBJECT_TYPES
 from datalake.sources.waymo_v1.protos import camera_segmentation_pb2, segmentation_pb2
 from teachers.classes import (
     CAMERA_CLASSES,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
+from datalake.sources.lidar import LidarError
 from datalake.sources.waymo_v1.wire import WireError, read_varint
 
 # The largest honest matrix is TOP's pixel pose: 64 x 2650 x 6 float32, 4 MB. Nothing beyond this is inflated.
@@ -22,7 +23,7 @@ _MAX_DIMS = 8
 _DATA_TAG, _SHAPE_TAG, _PACKED_DIMS_TAG, _DIM_TAG = 0x0A, 0x12, 0x0A, 0x08
 
 
-class MatrixError(ValueError):
+class MatrixError(LidarError):
     """The bytes are not a compressed matrix, or not the one they declare."""
 
 

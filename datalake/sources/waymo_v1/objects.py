@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datalake.sample import SampleKey
-from datalake.sources.waymo_v1.frame import CAMERAS
+from datalake.sources.frame import CAMERAS
 from datalake.sources.waymo_v1.protos import metrics_pb2
 
 

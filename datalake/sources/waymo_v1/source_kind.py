@@ -6,7 +6,7 @@ from datalake.sources.waymo_v1.wire import Field, WireError, read_fields
 
 # The beginning of a file -> what it is, and what to do.
 _MAGIC = (
-    (b"PAR1", "it is Parquet, as components of Waymo 2.x are; name the TFRecords of Waymo perception 1.x"),
+    (b"PAR1", "it is Parquet; name the folder that has the components of Waymo 2.x, whose files end in .parquet"),
     (b"PK\x03\x04", "it is a zip archive; unpack it and name the TFRecords in it"),
     (b"version https://git-lfs", "it is a pointer of Git LFS; fetch what it stands for with `git lfs pull`"),
     (b"<!doctype", "it is a web page, perhaps of a login; download the file itself"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from datalake.sources.waymo_v1.frame import LASERS, Points
+from datalake.sources.frame import LASERS, Points
 from teachers.spvnas.scan import Scan, ScanError, waymo_points
 from teachers.spvnas.voxels import voxelize
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datalake.sources.waymo_v1.frame import Fault, Points
-from datalake.sources.waymo_v1.lidar import MAX_RANGE_M, read_points, read_transform
+from datalake.sources.frame import Fault, Points
+from datalake.sources.lidar import MAX_RANGE_M
+from datalake.sources.waymo_v1.lidar import read_points, read_transform
 from tests.frames import (
     COLUMNS,
     FRONT,

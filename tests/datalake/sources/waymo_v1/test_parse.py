@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datalake.sources.waymo_v1.frame import Frame, FrameError
-from datalake.sources.waymo_v1.panoptic import PANOPTIC_CLASSES
+from datalake.sources.frame import Frame, FrameError
+from datalake.sources.panoptic import PANOPTIC_CLASSES
+from datalake.sources.segment_name import check_segment_name
 from datalake.sources.waymo_v1.parse import parse_frame
 from datalake.sources.waymo_v1.protos import camera_segmentation_pb2
-from datalake.sources.waymo_v1.segment_name import check_segment_name
 from tests.frames import (
     FRONT,
     HEIGHT,

@@ -16,7 +16,7 @@ import pytest
 from waymo_open_dataset.protos import end_to_end_driving_data_pb2, scenario_pb2
 
 from datalake.commit import LakeError
-from datalake.plan import index_source
+from datalake.sources.formats import index_source
 from datalake.sources.waymo_v1.tfrecord import CompressedFileError, RecordFile, frame_record
 from tests.frames import make_frame, make_frames
 from tests.lakes import build_files, write_bytes
@@ -78,7 +78,7 @@ def _zip() -> bytes:
         ),
         pytest.param(frame_record(_e2e_frame()), "it holds frames of Waymo's end-to-end driving dataset", id="E2E"),
         pytest.param(frame_record(_scenario()), "it holds scenarios of Waymo's motion dataset", id="Scenario"),
-        pytest.param(_parquet(), "it is Parquet, as components of Waymo 2.x are", id="Parquet"),
+        pytest.param(_parquet(), "it is Parquet; name the folder that has the components", id="Parquet"),
         pytest.param(_tar(), "it is a tar archive; unpack it", id="tar"),
         pytest.param(_zip(), "it is a zip archive; unpack it", id="zip"),
         pytest.param(b"<!DOCTYPE html><html>Sign in</html>", "it is a web page", id="web page"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from datalake.sources.waymo_v1.frame import FrameError
+from datalake.sources.frame import FrameError
 
 # One path component, nothing hidden, nothing a shell or a store reads its way.
 _SEGMENT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")

@@ -1,4 +1,4 @@
-"""What a Waymo frame holds, as plain numpy values.
+"""What a frame holds, whatever source it comes from, as plain numpy values.
 
 Frames of reference. Vehicle: x forward, y left, z up, metres, origin on the ground. Camera: x forward along the
 optical axis, y left, z up. World: the segment's global frame. `a_to_b` maps coordinates in a to coordinates in b.
@@ -19,19 +19,71 @@ OBJECT_TYPES = (None, "VEHICLE", "PEDESTRIAN", "SIGN", "CYCLIST")
 
 
 class FrameError(ValueError):
-    """The record as a whole cannot become a frame."""
+    """What a source holds of a frame cannot become one, or a part of it cannot."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A part of a record that could not be kept, and why; the rest of the record goes on.
+    """A part of a frame that could not be kept, and why; the rest of the frame goes on.
 
     stage: where it was found: `record`, `frame`, `image`, `lidar`, `label`
+    source: the file that it was found in, where a frame comes from several
     """
 
     stage: str
     error_type: str
     message: str
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CameraCalibration:
+    """How one camera looks at the scene.
+
+    width, height: of its images, in pixels
+    intrinsic: float64 [9] (f_u, f_v, c_u, c_v, k1, k2, p1, p2, k3) in pixels, or None where it is missing or not finite
+    camera_to_vehicle: float64 [4, 4], or None likewise
+    rolling_shutter_direction: number of the official enum `RollingShutterReadOutDirection`, or None
+    """
+
+    camera: str
+    width: int
+    height: int
+    intrinsic: NDArray[np.float64] | None
+    camera_to_vehicle: NDArray[np.float64] | None
+    rolling_shutter_direction: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LaserCalibration:
+    """How one laser is mounted, and where its beams go.
+
+    laser_to_vehicle: float64 [4, 4], or None where it is missing or not finite
+    inclination_rad: float64 [H], of each beam, ascending; empty where beams are uniform between lowest and highest
+    """
+
+    laser: str
+    laser_to_vehicle: NDArray[np.float64] | None
+    inclination_rad: NDArray[np.float64]
+    lowest_rad: float | None
+    highest_rad: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """When an image was taken, and how fast the vehicle then was; None where the source does not say.
+
+    pose_time_s, trigger_time_s, readout_done_time_s: seconds since 1970, of the image's pose, of the trigger, and of
+    the end of the readout
+    shutter_s: how long the shutter was open
+    velocity: float64 [6], v_x, v_y, v_z in m/s and w_x, w_y, w_z in rad/s
+    """
+
+    pose_time_s: float | None = None
+    trigger_time_s: float | None = None
+    readout_done_time_s: float | None = None
+    shutter_s: float | None = None
+    velocity: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +106,7 @@ class CameraImage:
     vehicle_to_world: NDArray[np.float64] | None
     panoptic: bytes | None
     panoptic_divisor: int | None
+    exposure: Exposure = Exposure()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +122,7 @@ class Points:
     u, v: int16 [2, N], pixels, 0 where there is no projection
     semantic_class: int8 [N] (official `Segmentation.Type`; 0 = undefined), or None where nothing is labelled
     instance_id: int32 [N], or None where nothing is labelled
+    range_row, range_column: int16 [N], the cell of the laser's range image, or None where there is none
     """
 
     xyz_m: NDArray[np.float32]
@@ -82,6 +136,8 @@ class Points:
     v: NDArray[np.int16]
     semantic_class: NDArray[np.int8] | None
     instance_id: NDArray[np.int32] | None
+    range_row: NDArray[np.int16] | None = None
+    range_column: NDArray[np.int16] | None = None
 
     def __len__(self) -> int:
         return self.xyz_m.shape[1]
@@ -119,7 +175,7 @@ class Points:
                     for part, value in zip(parts, values, strict=True)
                 ]
                 columns[field.name] = np.concatenate(values) if labelled else None
-            else:
+            elif all(value is not None for value in values):
                 columns[field.name] = np.concatenate(values, axis=-1)
         return Points(**columns)
 
@@ -139,11 +195,16 @@ class Label2D:
     x1: float
     y1: float
     difficulty: int
+    tracking_difficulty: int | None = None
+    lidar_object_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Label3D:
-    """An object's box in the vehicle frame, in metres and radians; heading turns about z, 0 along x."""
+    """An object's box in the vehicle frame, in metres and radians; heading turns about z, 0 along x.
+
+    camera_synced_box: center x, y, z, length, width, height, heading at the exposure of the most visible camera
+    """
 
     object_id: str
     type: str
@@ -158,11 +219,67 @@ class Label3D:
     speed_y_mps: float
     lidar_points: int
     difficulty: int
+    tracking_difficulty: int | None = None
+    top_lidar_points: int | None = None
+    speed_z_mps: float | None = None
+    acceleration_x_mps2: float | None = None
+    acceleration_y_mps2: float | None = None
+    acceleration_z_mps2: float | None = None
+    most_visible_camera: str | None = None
+    camera_synced_box: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectedLabel:
+    """The box in one camera's image around a projected 3D label, in pixels, as its source has it."""
+
+    camera: str
+    lidar_object_id: str
+    type: str
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Keypoint:
+    """One keypoint of a person: in an image, in the vehicle frame in metres, or both.
+
+    camera: of the 2D label that it belongs to; None where it belongs to a 3D label
+    keypoint: number of the official enum `KeypointType`
+    """
+
+    camera: str | None
+    object_id: str
+    keypoint: int
+    u_px: float | None = None
+    v_px: float | None = None
+    occluded_2d: bool | None = None
+    x_m: float | None = None
+    y_m: float | None = None
+    z_m: float | None = None
+    occluded_3d: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MapFeature:
+    """A part of the map, as in the lake's table `map`: xyz_m float64 [3, n]."""
+
+    feature_id: int
+    kind: str
+    xyz_m: NDArray[np.float64]
+    message: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One moment of a segment. `faults` lists every part of the record that is not in the other fields."""
+    """One moment of a segment.
+
+    faults: every part of the source that is not in the other fields, as far as the lake has a place for it
+    vehicle_to_world: float64 [4, 4] at the frame's time, or None
+    camera_calibrations, laser_calibrations: of all sensors that the source knows
+    """
 
     segment: str
     timestamp_us: int
@@ -174,3 +291,9 @@ class Frame:
     labels_2d: tuple[Label2D, ...]
     labels_3d: tuple[Label3D, ...]
     faults: tuple[Fault, ...]
+    vehicle_to_world: NDArray[np.float64] | None = None
+    camera_calibrations: tuple[CameraCalibration, ...] = ()
+    laser_calibrations: tuple[LaserCalibration, ...] = ()
+    projected_labels: tuple[ProjectedLabel, ...] = ()
+    keypoints: tuple[Keypoint, ...] = ()
+    map_features: tuple[MapFeature, ...] = ()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from datalake.sources.waymo_v1.range_image import beam_inclinations, compensate_motion, laser_rays
+from datalake.sources.range_image import beam_inclinations, compensate_motion, laser_rays
 from tests.frames import MAP_ORIGIN_M, transform
 from tests.reference import slow_point
 

@@ -1,0 +1,1 @@
+"""Tests of `datalake.sources.waymo_v2`."""
