@@ -25,10 +25,9 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from datalake.cache import RangeCache
-from datalake.commit import Commit, LakeError, check_schema_version, load_json
+from datalake.commit import CAMERA_MARKS, Commit, LakeError, check_schema_version, load_json
 from datalake.ranges import RangeReader, file_system
 from datalake.schema import POINT_MODES, SCHEMA_VERSION, TABLES, PointMode
-from datalake.sources.frame import CAMERAS
 from datalake.store import Store, is_temporary
 from datalake.where import Where, parse_where
 
@@ -149,8 +148,7 @@ def _masks(lake: Lake, commits: Sequence[Commit], split: str | None, where: Wher
     """Return for each of the split's commits bool [R]: for which of its rows of `image` the condition holds."""
     sizes = [len(_kept(commit)) for commit in commits]
     if where.columns <= {"segment", "camera"}:
-        numbers = np.frombuffer("".join(chunk for commit in commits for chunk in commit.chunks).encode(), np.uint8)
-        cameras = pa.DictionaryArray.from_arrays(numbers - ord("0"), ["", *CAMERAS[1:]]).cast(pa.string())
+        cameras = pa.array(np.concatenate([_cameras(commit) for commit in commits]), pa.string())
         segments = np.repeat(np.array([commit.segment for commit in commits], object), sizes)
         rows = ds.dataset(pa.table({"segment": pa.array(segments, pa.string()), "camera": cameras}))
     else:
@@ -158,6 +156,15 @@ def _masks(lake: Lake, commits: Sequence[Commit], split: str | None, where: Wher
     found = rows.to_table(columns={"holds": where.expression}).column("holds").fill_null(False).to_numpy()
     # What was left out before stays so.
     return [mask & _kept(commit) for mask, commit in zip(np.split(found, np.cumsum(sizes)[:-1]), commits, strict=True)]
+
+
+def _cameras(commit: Commit) -> NDArray[np.object_]:
+    """Return the camera of each of the commit's rows of `image`, "" for one that is left out."""
+    names = np.full(128, "", object)
+    for camera, mark in zip(commit.camera_names, CAMERA_MARKS, strict=False):
+        names[ord(mark)] = camera
+    found: NDArray[np.object_] = names[np.frombuffer("".join(commit.chunks).encode(), np.uint8)]
+    return found
 
 
 def _kept(commit: Commit) -> NDArray[np.bool_]:
