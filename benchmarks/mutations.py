@@ -415,10 +415,10 @@ _MATRIX: dict[str, _Mutate] = {
 }
 _PROJECTION: dict[str, _Mutate] = {
     "projection out of its image": _on_projection(_project_out),
-    "projections ten times too far": _on_projection(lambda r, stored, cell: stored * [1, 10, 10, 1, 10, 10]),
+    "projections ten times too far": _on_projection(lambda _, stored, __: stored * [1, 10, 10, 1, 10, 10]),
     "projection into an unknown camera": _on_projection(_project_elsewhere),
     "projections of another shape": _on_projection(_reshape_projections),
-    "projections missing": _on_projection(lambda r, stored, cell: None),
+    "projections missing": _on_projection(lambda *_: None),
 }
 _PANOPTIC: dict[str, _Mutate] = {
     "panoptic flipped": _on_panoptic(_flip_panoptic),
