@@ -78,7 +78,7 @@ def list_attempts(store: Store, split: str) -> list[tuple[Attempt, float]]:
         except FileNotFoundError:
             continue  # it has ended meanwhile
         if attempt.name != name:
-            raise LakeError(f"{where}: is the record of attempt {attempt.name}, under another name")
+            raise LakeError(f"{where}: is the record of attempt {attempt.name!r}, under another name")
         found.append((attempt, age_s))
     return found
 
