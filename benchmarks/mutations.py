@@ -241,6 +241,17 @@ def _flip_inflated(random_: random.Random, compressed: bytes) -> bytes:
     return zlib.compress(_flip_bits(raw, random_, start, min(len(raw), start + 12)), 1)
 
 
+def _flip_compressed(random_: random.Random, compressed: bytes) -> bytes:
+    """Return bytes that do not say the same: a few bits of a stream, such as the rest of its last byte, say nothing."""
+    while True:
+        changed = _flip_bits(compressed, random_, 0, len(compressed))
+        try:
+            if zlib.decompress(changed) != zlib.decompress(compressed):
+                return changed
+        except zlib.error:
+            return changed
+
+
 def _bomb(random_: random.Random, compressed: bytes) -> bytes:
     del compressed
     declared = random_.choice((b"\x0a\x04", b"\x0a\x80\x80\x80\x10", b"\x0a\xff\xff\xff\xff\x07", b"\x0a\x00"))
@@ -408,7 +419,7 @@ def _reshape_projections(random_: random.Random, stored: Any, cell: tuple[int, i
 
 
 _MATRIX: dict[str, _Mutate] = {
-    "zlib flipped": _on_matrix(lambda r, data: _flip_bits(data, r, 0, len(data))),
+    "zlib flipped": _on_matrix(_flip_compressed),
     "zlib cut off": _on_matrix(lambda r, data: data[: r.randrange(len(data))]),
     "matrix header or shape flipped": _on_matrix(_flip_inflated),
     "decompression bomb": _on_matrix(_bomb),

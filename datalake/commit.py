@@ -125,7 +125,7 @@ class Commit:
             is_numbered &= all(earlier.fullmatch(name) for name in commit.supersedes)
             commit._check_values()
         except (KeyError, TypeError, AttributeError, FrameError, LakeError) as error:
-            raise LakeError(f"{where}: not a commit of this lake: {error}") from error
+            raise LakeError(f"{where}: not a commit of this lake: {' '.join(str(error).split())}") from error
         if not is_attempt or not is_numbered or set(commit.files) != set(TABLES):
             raise LakeError(f"{where}: not a commit of this lake: bad attempt, number or tables")
         return commit

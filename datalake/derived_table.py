@@ -108,7 +108,7 @@ class DerivedCommit:
             check_data_file(commit.file)
             is_attempt = ATTEMPT.fullmatch(commit.attempt)
         except (KeyError, TypeError, AttributeError, FrameError, LakeError) as error:
-            raise LakeError(f"{where}: not a commit of a derived table: {error}") from error
+            raise LakeError(f"{where}: not a commit of a derived table: {' '.join(str(error).split())}") from error
         if not is_attempt:
             raise LakeError(f"{where}: not a commit of a derived table: bad attempt")
         return commit

@@ -89,3 +89,8 @@ def test_a_commit_with_a_value_of_another_kind_is_refused(field: str, value: Any
         value = {table: {**file, "rows": "2"} for table, file in values["files"].items()}
     with pytest.raises(LakeError, match=r"^here: not a commit of this lake: "):
         Commit.from_json({**values, field: value}, "here")
+
+
+def test_a_commit_with_a_field_of_two_lines_is_refused_in_one() -> None:
+    values = json.loads(TARGETS["commit"].seeds()[0])
+    TARGETS["commit"].check(json.dumps({**values, "two\nlines": 1}).encode())
