@@ -138,7 +138,7 @@ def _changed(random_: random.Random, data: bytes) -> bytes:
 
 def _search_with_atheris(config: Fuzz) -> None:
     """Fuzz until the time is over or something is found; ends the process."""
-    import atheris
+    import atheris  # type: ignore[import-untyped]
 
     with atheris.instrument_imports(include=["datalake", "teachers.card"]):
         target = importlib.import_module("benchmarks.fuzz_targets").TARGETS[config.target]

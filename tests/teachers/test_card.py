@@ -87,7 +87,10 @@ def test_damaged_weights_do_not_load(tmp_path: Path) -> None:
         (lambda values: values.update(color="red"), "unknown fields color"),
         (lambda values: values["data"].update(frames=3), "data: unknown fields frames"),
         (lambda values: values.pop("kind"), "fields are missing: kind"),
-        (lambda values: values.update(kind="vague"), "kind: expected one of regression, classification, got: 'vague'"),
+        (
+            lambda values: values.update(kind="vague"),
+            "kind: expected one of regression, classification, detector, got: 'vague'",
+        ),
         (lambda values: values.update(card_version=2), "card version 2 found"),
         (lambda values: values.update(channels=11), "expected statistics of 11 channels, got: 12"),
         (lambda values: values.update(channels="twelve"), "card.json: invalid literal"),
