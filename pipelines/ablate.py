@@ -226,8 +226,11 @@ def work(job: Job) -> dict[str, float]:
     plan = prepare_training(job.config, silent, lambda *_: None)
     with run_lock(job.config.out):
         trained = train_worker(plan, Distributed(device=device_of(job.config.device)))
+    _, checkpoint = read_student(job.config.out)
+    beside = (value.numel() for name, value in checkpoint.objective.items() if name.startswith("methods."))
     metrics = {
         **_evaluated(job),
+        "training/method_parameters": float(sum(beside)),
         "training/seconds": trained.seconds,
         "training/steps": float(trained.steps),
         "training/images": float(trained.steps * job.config.batch),

@@ -56,13 +56,19 @@ RANGES: dict[str, dict[str, Range]] = {
         "min_score": _SHARE,
         "detections": _COUNT,
     },
+    "FGFIConfig": {"weight": _NOT_NEGATIVE, "psi": _SHARE, "min_score": _SHARE},
     "FitNetConfig": {"weight": _NOT_NEGATIVE},
+    "LGDConfig": {"weight": _NOT_NEGATIVE, "detection_weight": _NOT_NEGATIVE, "start": _SHARE},
     "ImitationConfig": {
         "regression": _NOT_NEGATIVE,
         "classification": _NOT_NEGATIVE,
         "foreground_factor": _NOT_NEGATIVE,
         "final_factor": _SHARE,
     },
+    "KDConfig": {"weight": _NOT_NEGATIVE, "temperature": _POSITIVE, "depth": _NOT_NEGATIVE},
+    "PKDConfig": {"weight": _NOT_NEGATIVE},
+    "CrossKDConfig": {"classification": _NOT_NEGATIVE, "box": _NOT_NEGATIVE, "temperature": _POSITIVE},
+    "ReviewKDConfig": {"weight": _NOT_NEGATIVE},
     # Of images, and of scans.
     "Augmentation": {"mirror": _SHARE, "light": _SHARE, "turn_rad": Range(0, math.pi), "scale": Range(0, 0.9)},
     "OptimizerConfig": {
@@ -72,7 +78,12 @@ RANGES: dict[str, dict[str, Range]] = {
         "max_gradient_norm": _POSITIVE,
     },
     # A rate that rises until the end would never be reached.
-    "LoopConfig": {"steps": _COUNT, "warmup": Range(0, 0.9), "checkpoint_every": _COUNT},
+    "LoopConfig": {
+        "steps": _COUNT,
+        "warmup": Range(0, 0.9),
+        "checkpoint_every": _COUNT,
+        "diagnose_every": _COUNT_OR_NONE,
+    },
     "TrainTeachersConfig": {
         "snapshot": _COUNT_OR_NONE,
         "image_size": _SIDE,

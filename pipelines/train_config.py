@@ -17,10 +17,16 @@ from pipelines.paths import absolute
 from student.augmentation import Augmentation
 from student.config import StudentConfig, StudentError
 from student.distillation.controls import Targets
+from student.distillation.crosskd import CrossKD, CrossKDConfig
+from student.distillation.fgfi import FGFI, FGFIConfig
 from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.imitation import Imitation, ImitationConfig
+from student.distillation.kd import KD, KDConfig
+from student.distillation.lgd import LGD, LGDConfig
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
+from student.distillation.pkd import PKD, PKDConfig
+from student.distillation.reviewkd import ReviewKD, ReviewKDConfig
 from teachers.loading import CachedTargets, is_detector, parse_cached, parse_teachers, read_cards
 from training.fingerprint import Plain, flatten
 from training.loop import LoopConfig
@@ -30,7 +36,7 @@ from training.precision import uses_bfloat16
 if TYPE_CHECKING:
     from pipelines.train_setup import TrainPlan
 
-Method = Literal["imitation", "fitnet", "none"]
+Method = Literal["imitation", "fitnet", "kd", "pkd", "crosskd", "fgfi", "reviewkd", "lgd", "none"]
 Anchors = Literal["fitted", "paper"]
 # The students that `--preset` names.
 PRESETS: dict[str, Callable[[], StudentConfig]] = {"classroom": StudentConfig, "paper": StudentConfig.paper}
@@ -48,6 +54,7 @@ _IRRELEVANT = {
     "teachers_in",
     "teacher_gpus",
     "loop.checkpoint_every",
+    "loop.diagnose_every",
     # The training finds these out; the objective's fingerprint has them.
     "student.branches",
     "student.anchors.sizes",
@@ -58,11 +65,11 @@ _IRRELEVANT = {
 class MethodEntry(NamedTuple):
     """A distillation method of the command line.
 
-    learns_from: the teachers that it needs: some that answer with maps, or detectors
+    learns_from: what it needs: teachers that answer with maps, or detectors, or the labels alone
     build: makes it of what was found out before the training
     """
 
-    learns_from: Literal["maps", "detectors"]
+    learns_from: Literal["maps", "detectors", "labels"]
     build: Callable[[TrainPlan], DistillationMethod]
 
 
@@ -70,6 +77,12 @@ class MethodEntry(NamedTuple):
 DISTILLATION_METHODS: dict[str, MethodEntry] = {
     "imitation": MethodEntry("maps", lambda plan: Imitation(plan.config.imitation, plan.class_weights)),
     "fitnet": MethodEntry("detectors", lambda plan: FitNet(plan.config.fitnet, plan.student, plan.detectors)),
+    "kd": MethodEntry("detectors", lambda plan: KD(plan.config.kd)),
+    "pkd": MethodEntry("detectors", lambda plan: PKD(plan.config.pkd, plan.student, plan.detectors)),
+    "crosskd": MethodEntry("detectors", lambda plan: CrossKD(plan.config.crosskd, plan.student, plan.detectors)),
+    "fgfi": MethodEntry("detectors", lambda plan: FGFI(plan.config.fgfi, plan.student, plan.detectors)),
+    "reviewkd": MethodEntry("detectors", lambda plan: ReviewKD(plan.config.reviewkd, plan.student, plan.detectors)),
+    "lgd": MethodEntry("labels", lambda plan: LGD(plan.config.lgd, plan.student, plan.config.weights)),
 }
 
 
@@ -141,6 +154,18 @@ class TrainConfig:
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     # How much FitNet counts.
     fitnet: FitNetConfig = field(default_factory=FitNetConfig)
+    # How much knowledge distillation of classes counts.
+    kd: KDConfig = field(default_factory=KDConfig)
+    # How much PKD counts.
+    pkd: PKDConfig = field(default_factory=PKDConfig)
+    # How much CrossKD counts.
+    crosskd: CrossKDConfig = field(default_factory=CrossKDConfig)
+    # How much FGFI counts, and where.
+    fgfi: FGFIConfig = field(default_factory=FGFIConfig)
+    # How much ReviewKD counts.
+    reviewkd: ReviewKDConfig = field(default_factory=ReviewKDConfig)
+    # How LGD counts, which needs no teacher.
+    lgd: LGDConfig = field(default_factory=LGDConfig)
     # What happens to the images.
     augmentation: Augmentation = field(default_factory=Augmentation)
     # The optimizer and its learning rate.

@@ -26,6 +26,13 @@ class Matches:
     label: Tensor
 
 
+def images_at_once(objects: Tensor, boxes: Tensor) -> list[slice]:
+    """Return parts of the images of objects [B, M, 4] whose overlaps with boxes [..., N, 4] are computed at a time."""
+    alone = boxes.device.type == "cpu"
+    images = 1 if alone else max(1, _MOST_PAIRS // max(1, objects.shape[1] * boxes.shape[-2]))
+    return [slice(first, first + images) for first in range(0, len(objects), images)]
+
+
 @torch.no_grad()
 def match_boxes(
     objects: Tensor, valid: Tensor, boxes: Tensor, *, high: float, low: float, every_object: bool = False
@@ -39,14 +46,12 @@ def match_boxes(
     As torchvision's Matcher, but that a box without any overlap never becomes an object's: of an object outside the
     image every anchor is "the closest".
     """
-    alone = boxes.device.type == "cpu"
-    images = 1 if alone else max(1, _MOST_PAIRS // max(1, objects.shape[1] * boxes.shape[-2]))
     parts = [
         match_at_once(
             objects[some], valid[some], boxes if boxes.ndim == 2 else boxes[some], high=high, low=low,
             every_object=every_object,
         )
-        for some in (slice(first, first + images) for first in range(0, len(objects), images))
+        for some in images_at_once(objects, boxes)
     ]  # fmt: skip
     return Matches(torch.cat([part.index for part in parts]), torch.cat([part.label for part in parts]))
 

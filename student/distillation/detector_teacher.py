@@ -12,7 +12,7 @@ from torch import Tensor
 from student.config import StudentConfig
 from student.detector import Student
 from student.export import weights_file
-from student.roi_heads import RoIPredictions
+from student.roi_heads import Found, RoIPredictions
 from student.rpn import Proposals
 
 
@@ -31,7 +31,7 @@ class DetectorTeacherOutput:
         self.detector, self.pyramid, self.image_size = detector, pyramid, image_size
 
     def with_pyramid(self, pyramid: tuple[Tensor, ...]) -> DetectorTeacherOutput:
-        """Return what the teacher would make of other features of the same shapes."""
+        """Return what the teacher would make of other features, or of those of some of the images."""
         return DetectorTeacherOutput(self.detector, pyramid, self.image_size)
 
     @cached_property
@@ -42,6 +42,12 @@ class DetectorTeacherOutput:
             objectness, deltas = rpn(self.pyramid)
             anchors = rpn.anchors(self.pyramid, self.image_size)
             return rpn.propose(objectness, deltas, anchors, self.pyramid, self.image_size)
+
+    @cached_property
+    def detections(self) -> Found:
+        """What the teacher finds in all of the images, without depths; computed once."""
+        with torch.no_grad():
+            return self.detector.heads.find(self.pyramid, self.proposals, self.image_size)
 
     @torch.no_grad()
     def predict(self, boxes: Tensor) -> RoIPredictions:

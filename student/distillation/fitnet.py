@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from student.config import StudentConfig
 from student.detector import DetectorOutput, Student
+from student.distillation.adapters import PyramidAdapters
 from student.distillation.batch import DetectionBatch
 from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.method import DistillationMethod
@@ -51,12 +52,7 @@ class FitNet(DistillationMethod):
     def __init__(self, config: FitNetConfig, student: StudentConfig, detectors: Mapping[str, DetectorTeacher]) -> None:
         super().__init__()
         self.config = config
-        self.adapters = nn.ModuleDict(
-            {
-                name: nn.ModuleList(nn.Conv2d(student.width, teacher.config.width, 1) for _ in range(student.levels))
-                for name, teacher in detectors.items()
-            }
-        )
+        self.adapters = PyramidAdapters(student, detectors)
         self.log_variances = nn.ModuleDict()
         if config.variance_weighted:
             for name in detectors:
@@ -69,18 +65,16 @@ class FitNet(DistillationMethod):
         del student, progress
         losses = {}
         for name, teacher in batch.detectors.items():
-            levels = list(zip(output.features.pyramid, teacher.pyramid, strict=True))
-            # Small differences of large numbers: autocast would round them away.
-            with torch.autocast(levels[0][0].device.type, enabled=False):
+            pyramid = output.features.pyramid
+            levels = zip(pyramid, self.adapters.adapt(name, pyramid), teacher.pyramid, strict=True)
+            with torch.autocast(pyramid[0].device.type, enabled=False):
                 errors = [self._error(name, number, *level) for number, level in enumerate(levels)]
-                losses[f"fitnet/{name}"] = Loss(torch.stack(errors).mean(), self.config.weight)
+            losses[f"fitnet/{name}"] = Loss(torch.stack(errors).mean(), self.config.weight)
         return losses
 
-    def _error(self, name: str, level: int, features: Tensor, truth: Tensor) -> Tensor:
-        """Return the loss of features float32 [B, C, h, w] of a level whose teacher has [B, D, h, w]."""
-        adapters = self.adapters[name]
-        assert isinstance(adapters, nn.ModuleList)
-        error = (adapters[level](features) - truth).square()
+    def _error(self, name: str, level: int, features: Tensor, adapted: Tensor, truth: Tensor) -> Tensor:
+        """Return the loss of features float32 [B, C, h, w] of a level, adapted to the teacher's [B, D, h, w]."""
+        error = (adapted - truth).square()
         if not self.config.variance_weighted:
             return error.mean()
         predictors = self.log_variances[name]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from student.report.charts import arms as arms_chart
@@ -70,10 +71,19 @@ def gains(results: Results, fraction: float, figure: str) -> dict[str, dict[int,
     }
 
 
+def paired(differences: Mapping[int, float]) -> str:
+    """Return the mean of paired differences, by seed, with its standard error where there are several."""
+    values = list(differences.values())
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):+.3f}"
+    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}" if len(values) > 1 else mean
+
+
 def table(results: Results, fraction: float, shown: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of one share of labels: an arm a row."""
     numbers = sorted({seed for seeds in results[fraction].values() for seed in seeds})
-    header = ["arm", "labelled visits", "rate", *shown, f"AP50 above none, seeds {' '.join(map(str, numbers))}"]
+    header = ["arm", "labelled visits", "rate", *shown, "AP50 above none", f"seeds {' '.join(map(str, numbers))}"]
     above, rows = gains(results, fraction, "AP50"), []
     for arm, seeds in results[fraction].items():
         first = next(iter(seeds.values()))
@@ -84,6 +94,7 @@ def table(results: Results, fraction: float, shown: Sequence[str]) -> tuple[list
                 f"{first['training/labelled_images']:,.0f}",
                 f"{first['training/learning_rate']:g}",
                 *(cells.get(figure, "-") if _is_distilled(arm, figure) else "not distilled" for figure in shown),
+                paired(above[arm]) if arm in above else "",
                 " ".join(f"{above[arm][seed]:+.3f}" if seed in above[arm] else "-" for seed in numbers)
                 if arm in above
                 else "",
@@ -95,7 +106,8 @@ def table(results: Results, fraction: float, shown: Sequence[str]) -> tuple[list
 def _is_distilled(arm: str, figure: str) -> bool:
     """Return whether a metric is of detection, or of the imitation of a teacher of the arm's students."""
     teacher = teacher_of(figure)
-    return teacher is None or arm in (CLASSROOM, SHUFFLED, teacher)
+    methods = arm.partition("-")[0].split("+")
+    return teacher is None or arm in (CLASSROOM, SHUFFLED, teacher) or "imitation" in methods
 
 
 def title(results: Results, fraction: float) -> str:
@@ -135,5 +147,11 @@ def fill_page(page: Page, results: Results) -> None:
                 page.image(
                     arms_chart(points, NONE, figure, figure), f"{figure}: every seed, mean and standard deviation"
                 )
+        above = {arm: tuple(each.values()) for arm, each in gains(results, fraction, "AP50").items() if each}
+        if above:
+            page.image(
+                arms_chart(above, NONE, "AP50 above none, of the same seed", "difference of AP50"),
+                "AP50 above that of none: every seed, mean and standard deviation",
+            )
         header, rows = table(results, fraction, shown_metrics(results))
         page.table(rows, header)

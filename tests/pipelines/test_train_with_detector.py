@@ -19,7 +19,7 @@ from datalake.synthetic import DriveConfig, write_drives
 from pipelines.detector_teachers import read_detector
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.train import main, run, train_worker
-from pipelines.train_config import TrainConfig
+from pipelines.train_config import DISTILLATION_METHODS, TrainConfig
 from pipelines.train_setup import prepare_training
 from student.checkpoint import read_student
 from student.detector import Student
@@ -81,9 +81,9 @@ def alone(folder: Path, out: str) -> TrainConfig:
 
 
 def beside(folder: Path, out: str) -> TrainConfig:
-    """Return a training from a detector and a map teacher together."""
+    """Return a training from a detector and a map teacher together, by all methods that there are."""
     teachers = (f"big={folder / 'big'}", f"points={folder / 'lidar'}")
-    return settings(folder, out, *teachers, distill=("imitation", "fitnet"))
+    return settings(folder, out, *teachers, distill=tuple(DISTILLATION_METHODS))
 
 
 def log(out: Path) -> list[dict[str, float]]:
@@ -128,9 +128,20 @@ def test_a_detector_alone_teaches_a_student_that_has_no_branch_for_it(folder: Pa
     } == student.state_dict().keys()
 
 
-def test_beside_a_map_teacher_both_methods_teach(whole: Path) -> None:
+def test_beside_a_map_teacher_all_methods_teach(whole: Path) -> None:
     assert [spec.name for spec in read_student(str(whole))[0].config.branches] == ["points"]
-    assert {"loss/imitation/points", "loss/fitnet/big"} <= set(log(whole)[0])
+    taught = {"imitation/points", "fitnet/big", "fgfi/big", "reviewkd/big"}
+    assert {f"loss/{name}" for name in taught} <= set(log(whole)[0])
+
+
+def test_every_method_that_learns_from_detectors_trains_on_images_with_and_without_labels(folder: Path) -> None:
+    names = tuple(name for name, entry in DISTILLATION_METHODS.items() if entry.learns_from == "detectors")
+    assert run(settings(folder, "every", f"big={folder / 'big'}", distill=names, loop=loop(1)), QUIET) == 0
+    (line,) = log(folder / "every")
+    for name in names:
+        losses = [value for key, value in line.items() if key.startswith(f"loss/{name}/big")]
+        assert losses, name
+        assert min(losses) > 0, name
 
 
 def test_a_stopped_run_ends_as_an_uninterrupted_one(folder: Path, whole: Path) -> None:

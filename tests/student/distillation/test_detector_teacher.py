@@ -122,6 +122,22 @@ def test_its_proposals_are_those_that_it_detects_from() -> None:
     assert heard.detectors["big"].proposals is proposals
 
 
+def test_its_detections_are_what_it_finds_in_the_images_or_in_some_of_them() -> None:
+    heard = step(objective({"big": teacher()}))
+    output = heard.detectors["big"]
+    expected = build(WIDE, 5).eval().predict(heard.images).detections
+    some = output.with_pyramid(tuple(level[2:] for level in output.pyramid)).detections
+    for image, found in enumerate(expected):
+        valid = output.detections.valid[image]
+        assert int(valid.sum()) == len(found.boxes) > 0
+        assert torch.equal(output.detections.boxes[image][valid], found.boxes)
+        assert torch.equal(output.detections.classes[image][valid], found.classes)
+        if image >= 2:
+            assert torch.allclose(some.boxes[image - 2][some.valid[image - 2]], found.boxes, atol=1e-3)
+    assert output.detections is output.detections
+    assert not output.detections.scores.requires_grad
+
+
 def test_its_heads_answer_for_given_boxes_of_the_first_images() -> None:
     heard = step(objective({"big": teacher()}))
     boxes = torch.tensor([[4.0, 4.0, 30.0, 20.0], [40.0, 8.0, 90.0, 60.0], [0.0, 0.0, 8.0, 8.0]])
@@ -147,6 +163,9 @@ def test_shuffled_features_are_those_of_the_next_image_and_so_is_all_that_follow
     logits, expected = (output.predict(boxes).logits for output in (heard.detectors["big"], real))
     assert torch.allclose(logits, expected.roll(-1, 0), atol=1e-5)
     assert not torch.allclose(logits, expected, atol=1e-3)
+    found, expected = (output.detections.boxes for output in (heard.detectors["big"], real))
+    assert torch.allclose(found, expected.roll(-1, 0), atol=1e-3)
+    assert not torch.allclose(found, expected, atol=1.0)
 
 
 def test_random_features_are_as_large_as_real_ones_and_have_nothing_of_the_images() -> None:

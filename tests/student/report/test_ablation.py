@@ -26,8 +26,13 @@ def test_a_seed_that_only_one_arm_has_keeps_its_place_among_the_gains() -> None:
     results: Results = {1.0: {"none": {1: metrics(0.25)}, "classroom": {0: metrics(0.5), 1: metrics(0.5)}}}
     assert gains(results, 1.0, "AP50") == {"classroom": {1: 0.25}}
     text = markdown(results)
-    assert "AP50 above none, seeds 0 1 |" in text
-    assert text.rstrip().endswith("| - +0.250 |")
+    assert "| AP50 above none | seeds 0 1 |" in text
+    assert text.rstrip().endswith("| +0.250 | - +0.250 |")
+
+
+def test_the_gain_is_a_mean_of_pairs_with_its_standard_error() -> None:
+    # Differences of .125 and .25: mean .1875, deviation .0884, divided by the root of 2.
+    assert markdown(RESULTS).rstrip().endswith("| +0.188 ± 0.062 | +0.125 +0.250 |")
 
 
 def test_a_line_is_mean_and_sample_deviation() -> None:
@@ -39,7 +44,7 @@ def test_a_line_is_mean_and_sample_deviation() -> None:
 def test_the_table_shows_arms_that_lose_and_their_labelled_visits() -> None:
     text = markdown({1.0: {**RESULTS[1.0], "masks": {0: metrics(0.125)}}})
     assert "| masks | 1,234 | 0.5 | 0.125 |" in text
-    assert text.rstrip().endswith("| -0.125 - |")
+    assert text.rstrip().endswith("| -0.125 | -0.125 - |")
 
 
 def test_a_mean_over_some_of_the_seeds_says_so() -> None:
@@ -49,8 +54,11 @@ def test_a_mean_over_some_of_the_seeds_says_so() -> None:
 
 def test_how_an_undistilled_teacher_is_imitated_is_no_figure() -> None:
     distilled = {**metrics(0.5), "imitation/masks/mIoU": 0.25, "imitation/points/R2": 0.75}
-    text = markdown({1.0: {arm: {0: distilled} for arm in ("none", "classroom", "masks")}})
-    none, pool, masks = text.rstrip().splitlines()[-3:]
+    arms = ("none", "classroom", "masks", "fgfi", "imitation+fgfi", "imitation-shuffled")
+    text = markdown({1.0: {arm: {0: distilled} for arm in arms}})
+    none, pool, masks, fgfi, both, shuffled = text.rstrip().splitlines()[-6:]
+    assert "| not distilled | not distilled |" in fgfi
+    assert all("| 0.250 | 0.750 |" in row for row in (both, shuffled))
     assert "| not distilled | not distilled |" in none
     assert "| 0.250 | 0.750 |" in pool
     assert "| 0.250 | not distilled |" in masks
