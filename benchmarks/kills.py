@@ -1,11 +1,11 @@
-"""Builds that are killed with SIGKILL at a random moment, and then run again: is the lake the same every time?
+"""Builds that get SIGKILL or SIGTERM at a random moment, and then run again: is the lake the same every time?
 
     python -m benchmarks.kills --builds 50
 
-Half of the builds lose their driver, half a worker. A build that lost its driver is run again; one that lost a
-worker has to finish by itself. Then every file's checksum must equal that of a build that was never interrupted,
-`verify` must find nothing, and after a vacuum without grace no file may be left over. At the end two builders
-work on one lake at once, and each segment must be committed once.
+Half of the builds lose their driver, half a worker, to one signal or the other. A build that lost its driver is run
+again; one that lost a worker has to finish by itself. No process of it may run 20 s later. Then every file's checksum
+must equal that of a build that was never interrupted, `verify` must find nothing, and after a vacuum without grace no
+file may be left over. At the end two builders work on one lake at once, and each segment must be committed once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -26,10 +27,10 @@ from rich.progress import track
 from rich.table import Table
 
 from datalake.lake import open_lake
-from datalake.schema import TABLES
 from datalake.synthetic import DriveConfig, write_drives
-from datalake.verify import verify
-from tests.support.kills import await_lake, contents, files_in, finish, kill_once, start
+from tests.support.kills import await_lake, build_together, contents, finish, kill_once, start
+
+_KINDS = [(target, number) for number in (signal.SIGKILL, signal.SIGTERM) for target in ("driver", "worker")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class Kills:
     segments: int = 6
     frames: int = 20
     seed: int = 0
+    # Build in processes of this machine, without Ray.
+    local: bool = False
     out: Path = Path("out/bench/kills.json")
 
 
@@ -50,50 +53,39 @@ def write_sources(folder: Path, segments: int, frames: int) -> str:
     return f"{folder}/*.tfrecord"
 
 
-def build_together(sources: str, lake: Path, expected: dict[tuple[str, str], str]) -> list[str]:
-    """Run two builders on one lake at once; return what is wrong with the result."""
-    builders = [start(sources, lake), start(sources, lake)]
-    for builder in builders:
-        finish(builder)
-    opened = open_lake(str(lake))
-    problems = [problem for _, found in verify(opened) for problem in found]
-    if contents(opened) != expected:
-        problems.append("two builders: the lake's content differs from that of one")
-    if files_in(lake) != len(TABLES) * len(opened.commits):
-        problems.append("two builders: the loser left files behind")
-    return problems
-
-
 def run(config: Kills, console: Console) -> int:
     """Run the study, print its table, and return exit status 0 only if every lake came out equal."""
     chance = random.Random(config.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         sources = write_sources(root / "drives", config.segments, config.frames)
-        process = start(sources, root / "whole")
+        builder = start(sources, root / "whole", local=config.local)
         await_lake(root / "whole")
         begun = time.monotonic()
-        finish(process)
+        finish(builder)
         whole_s = time.monotonic() - begun
         expected = contents(open_lake(str(root / "whole")))
         console.print(f"an uninterrupted build takes {whole_s:.1f} s from its first object on")
         outcomes = []
         for number in track(range(config.builds), "kills", console=console):
-            target = "driver" if number % 2 == 0 else "worker"
-            lake = root / f"lake-{number}"
-            outcomes.append(kill_once(sources, lake, target, chance.uniform(0, 1) * whole_s, expected))
+            target, signal_ = _KINDS[number % len(_KINDS)]
+            lake, after_s = root / f"lake-{number}", chance.uniform(0, 1) * whole_s
+            outcomes.append(kill_once(sources, lake, target, after_s, expected, number=signal_, local=config.local))
             shutil.rmtree(lake)
-        together = build_together(sources, root / "together", expected)
+        together = build_together(sources, root / "together", expected, local=config.local)
 
-    table = Table("target", "builds", "hit while running", "with commits before", "with files left", "unequal after")
-    for target in ("driver", "worker"):
-        of = [outcome for outcome in outcomes if outcome.target == target]
+    columns = ("builds", "hit while running", "with commits before", "with files left", "processes left")
+    table = Table("target", "signal", *columns, "with problems")
+    for target, signal_ in _KINDS:
+        of = [outcome for outcome in outcomes if (outcome.target, outcome.signal) == (target, signal_.name)]
         table.add_row(
             target,
+            signal_.name,
             str(len(of)),
             str(sum(outcome.killed for outcome in of)),
             str(sum(outcome.committed_before > 0 for outcome in of)),
             str(sum(outcome.left_behind > 0 for outcome in of)),
+            str(sum(outcome.children_left for outcome in of)),
             str(sum(bool(outcome.problems) for outcome in of)),
         )
     console.print(table)

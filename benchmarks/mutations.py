@@ -3,13 +3,15 @@
     python -m benchmarks.mutations --count 1000 --seed 0
 
 Each file has ten records, some of them mutated: in their framing (bits, bytes and stretches of the file) or in
-their content (fields, compressed matrices, images, with the checksums made right again). After its build every
-intact frame must be in the lake, whole; every mutated record must be in the lake, with or without part faults, or
-accounted for in the quarantine of its segment, or in the reason for which its file was refused.
+their content (fields, compressed matrices, images, labels, panoptic labels, projections, with the checksums made right
+again). After its build every intact frame must be in the lake, whole; every mutated record must be in the lake, with or
+without part faults, or accounted for in the quarantine of its segment, or in the reason for which its file was refused.
+A panoptic label whose pixels name an unknown class is told by `verify --decode` alone.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import signal
@@ -27,6 +29,7 @@ from typing import Any
 import numpy as np
 import tyro
 from google.protobuf.message import DecodeError
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -38,14 +41,15 @@ from datalake.sources.formats import index_source
 from datalake.sources.waymo_v1.protos import dataset_pb2
 from datalake.sources.waymo_v1.tfrecord import RecordFile, Slot, frame_record
 from datalake.store import Store
-from tests.frames import make_frame
+from datalake.verify import verify
+from tests.frames import HEIGHT, WIDTH, int_matrix, jpeg, make_frame, panoptic_png, read_int_matrix
 
 _REAL_DATA = Path(__file__).parents[2] / "shared/data"
 _RECORDS_PER_FILE = 10
 _SEGMENTS = ("segment_a", "segment_b")
 _START_US = 1_600_000_000_000_000
-_LAST_OF_GROUP = ("bytes zeroed", "JPEG cut off", "decompression bomb")
-_OUTCOMES = ("kept whole", "kept with part faults", "quarantined", "failed")
+_LAST_OF_GROUP = ("bytes zeroed", "JPEG cut off", "label of an unknown camera", "panoptic class unknown")
+_OUTCOMES = ("kept whole", "kept with part faults", "told by verify", "quarantined", "failed")
 
 # What a mutation does: the record's new bytes in the file, given a payload.
 _Mutate = Callable[[random.Random, bytes], bytes]
@@ -238,6 +242,17 @@ def _flip_inflated(random_: random.Random, compressed: bytes) -> bytes:
     return zlib.compress(_flip_bits(raw, random_, start, min(len(raw), start + 12)), 1)
 
 
+def _flip_compressed(random_: random.Random, compressed: bytes) -> bytes:
+    """Return bytes that do not say the same: a few bits of a stream, such as the rest of its last byte, say nothing."""
+    while True:
+        changed = _flip_bits(compressed, random_, 0, len(compressed))
+        try:
+            if zlib.decompress(changed) != zlib.decompress(compressed):
+                return changed
+        except zlib.error:
+            return changed
+
+
 def _bomb(random_: random.Random, compressed: bytes) -> bytes:
     del compressed
     declared = random_.choice((b"\x0a\x04", b"\x0a\x80\x80\x80\x10", b"\x0a\xff\xff\xff\xff\x07", b"\x0a\x00"))
@@ -278,11 +293,160 @@ def _same_time(random_: random.Random, payload: bytes) -> bytes:
     return frame_record(payload) * 2
 
 
+# --- Mutations of labels, panoptic labels and projections. ---
+
+
+def _on_box(change: Callable[[random.Random, Any], None]) -> _Mutate:
+    """Return a mutation that changes one label, of a camera or in 3D."""
+
+    def spoil(random_: random.Random, frame: Any) -> None:
+        labels = [label for group in frame.camera_labels for label in group.labels]
+        change(random_, random_.choice([*labels, *frame.laser_labels]))
+
+    return _parsed(spoil)
+
+
+def _move_out(random_: random.Random, frame: Any) -> None:
+    """Move one 2D box beyond any edge of its image."""
+    group = random_.choice([group for group in frame.camera_labels if group.labels])
+    box = random_.choice(group.labels).box
+    box.center_x, box.center_y = random_.choice(((-1e4, 1.0), (1e4, 1.0), (1.0, -1e4), (1.0, 1e5)))
+    box.length, box.width = 10.0, 10.0
+
+
+def _reach_out(random_: random.Random, frame: Any) -> None:
+    """Make one 2D box larger than its image, which keeps what is inside."""
+    group = random_.choice([group for group in frame.camera_labels if group.labels])
+    box = random_.choice(group.labels).box
+    box.length, box.width = random_.choice(((1e5, 1.0 + box.width), (1.0 + box.length, 1e5), (1e5, 1e5)))
+
+
+def _flatten(random_: random.Random, label: Any) -> None:
+    setattr(label.box, random_.choice(("length", "width")), random_.choice((0.0, -1.0, -1e30)))
+
+
+def _unlimit(random_: random.Random, label: Any) -> None:
+    name = random_.choice(("center_x", "center_y", "length", "width"))
+    setattr(label.box, name, random_.choice((float("nan"), float("inf"), -float("inf"), 1e30)))
+
+
+def _misname_camera(random_: random.Random, frame: Any) -> None:
+    group = random_.choice([group for group in frame.camera_labels if group.labels])
+    # Unknown values of an enumeration come as raw fields, as another version of the format would write them.
+    raw = group.SerializeToString().replace(
+        b"\x08" + bytes([group.name]), b"\x08" + bytes([random_.choice((9, 77))]), 1
+    )
+    group.ParseFromString(raw)
+
+
+def _retype(random_: random.Random, label: Any) -> None:
+    label.type = 0
+    del random_
+
+
+def _on_panoptic(change: Callable[[random.Random, Any], None]) -> _Mutate:
+    """Return a mutation that changes one panoptic label of a frame that has some."""
+
+    def spoil(random_: random.Random, frame: Any) -> None:
+        change(random_, random_.choice([each for each in _panoptic_labels(frame) if each.panoptic_label]))
+
+    return _parsed(spoil)
+
+
+def _panoptic_labels(frame: Any) -> list[Any]:
+    return [image.camera_segmentation_label for image in frame.images if image.HasField("camera_segmentation_label")]
+
+
+def _flip_panoptic(random_: random.Random, label: Any) -> None:
+    label.panoptic_label = _flip_bits(label.panoptic_label, random_, 0, len(label.panoptic_label))
+
+
+def _cut_panoptic(random_: random.Random, label: Any) -> None:
+    # Of no bytes it would be no label at all.
+    label.panoptic_label = label.panoptic_label[: random_.randrange(1, len(label.panoptic_label))]
+
+
+def _exchange_panoptic(random_: random.Random, label: Any) -> None:
+    stream = io.BytesIO()
+    Image.new(random_.choice(("RGB", "L", "RGBA", "P")), (WIDTH, HEIGHT)).save(stream, "PNG")
+    label.panoptic_label = random_.choice((stream.getvalue(), jpeg(), b"PNG", bytes(100)))
+
+
+def _resize_panoptic(random_: random.Random, label: Any) -> None:
+    height, width = random_.choice(((HEIGHT * 2, WIDTH), (HEIGHT, WIDTH - 1), (1, 1), (WIDTH * 50, HEIGHT * 50)))
+    label.panoptic_label = panoptic_png(np.zeros((height, width), np.uint16))
+
+
+def _undivide(random_: random.Random, label: Any) -> None:
+    label.panoptic_label_divisor = random_.choice((0, -1, -(2**31)))
+
+
+def _unknown_class(random_: random.Random, label: Any) -> None:
+    code = np.zeros((HEIGHT, WIDTH), np.uint16)
+    code[random_.randrange(HEIGHT), random_.randrange(WIDTH)] = random_.randint(29, 60) * 1000
+    label.panoptic_label, label.panoptic_label_divisor = panoptic_png(code), 1000
+
+
+def _on_projection(change: Callable[[random.Random, Any, tuple[int, int]], Any]) -> _Mutate:
+    """Return a mutation that changes the stored projections of one return, given (row, column) of a cell with a hit."""
+
+    def spoil(random_: random.Random, frame: Any) -> None:
+        message = random_.choice([each for laser in frame.lasers for each in (laser.ri_return1, laser.ri_return2)])
+        image = dataset_pb2.MatrixFloat.FromString(zlib.decompress(message.range_image_compressed))
+        range_m = np.array(image.data, np.float32).reshape(image.shape.dims)[..., 0]
+        cell = random_.choice([(int(row), int(column)) for row, column in np.argwhere(range_m > 0)])
+        stored = change(random_, read_int_matrix(message.camera_projection_compressed), cell)
+        message.camera_projection_compressed = b"" if stored is None else int_matrix(stored)
+
+    return _parsed(spoil)
+
+
+def _project_out(random_: random.Random, stored: Any, cell: tuple[int, int]) -> Any:
+    edge = random_.choice(((5000, 0), (0, 5000), (-1, 0), (0, 2**31 - 1), (1 << 15, 1), (1 << 16, 1 << 16)))
+    stored[cell] = (1, *edge, 0, 0, 0)
+    return stored
+
+
+def _project_elsewhere(random_: random.Random, stored: Any, cell: tuple[int, int]) -> Any:
+    stored[cell] = (random_.choice((-1, 6, 256, 2**31 - 1, -(2**31))), 1, 1, 0, 0, 0)
+    return stored
+
+
+def _reshape_projections(random_: random.Random, stored: Any, cell: tuple[int, int]) -> Any:
+    del cell
+    rows, columns, slots = stored.shape
+    shape = random_.choice(((rows * columns, slots), (columns * slots, rows, 1), (rows, columns * 2, 3)))
+    return stored.reshape(shape)
+
+
 _MATRIX: dict[str, _Mutate] = {
-    "zlib flipped": _on_matrix(lambda r, data: _flip_bits(data, r, 0, len(data))),
+    "zlib flipped": _on_matrix(_flip_compressed),
     "zlib cut off": _on_matrix(lambda r, data: data[: r.randrange(len(data))]),
     "matrix header or shape flipped": _on_matrix(_flip_inflated),
     "decompression bomb": _on_matrix(_bomb),
+}
+_PROJECTION: dict[str, _Mutate] = {
+    "projection out of its image": _on_projection(_project_out),
+    "projections ten times too far": _on_projection(lambda _, stored, __: stored * [1, 10, 10, 1, 10, 10]),
+    "projection into an unknown camera": _on_projection(_project_elsewhere),
+    "projections of another shape": _on_projection(_reshape_projections),
+    "projections missing": _on_projection(lambda *_: None),
+}
+_PANOPTIC: dict[str, _Mutate] = {
+    "panoptic flipped": _on_panoptic(_flip_panoptic),
+    "panoptic cut off": _on_panoptic(_cut_panoptic),
+    "panoptic of another kind": _on_panoptic(_exchange_panoptic),
+    "panoptic of another size": _on_panoptic(_resize_panoptic),
+    "panoptic divisor spoiled": _on_panoptic(_undivide),
+    "panoptic class unknown": _on_panoptic(_unknown_class),
+}
+_LABEL: dict[str, _Mutate] = {
+    "2D box outside of its image": _parsed(_move_out),
+    "2D box beyond its image": _parsed(_reach_out),
+    "box without area": _on_box(_flatten),
+    "box not finite": _on_box(_unlimit),
+    "label of no type": _on_box(_retype),
+    "label of an unknown camera": _parsed(_misname_camera),
 }
 _CONTENT: dict[str, _Mutate] = {
     "flip in message": lambda r, p: frame_record(_flip_bits(p, r, 0, len(p))),
@@ -297,7 +461,7 @@ _CONTENT: dict[str, _Mutate] = {
     "JPEG header flipped": _on_image(lambda r, data: _flip_bits(data, r, 0, min(200, len(data)))),
     "JPEG cut off": _on_image(lambda r, data: data[: r.randrange(len(data))]),
 }
-_MUTATIONS = _FRAMING | _CONTENT | _MATRIX
+_MUTATIONS = _FRAMING | _CONTENT | _LABEL | _PANOPTIC | _MATRIX | _PROJECTION
 # These can never pass unnoticed: a checksum, a size, or the number of records tells.
 _ALWAYS_NOTICED = {
     *_FRAMING,
@@ -308,6 +472,9 @@ _ALWAYS_NOTICED = {
     "zlib cut off",
     "decompression bomb",
     "JPEG cut off",
+    *_LABEL.keys() - {"2D box beyond its image"},
+    *_PANOPTIC,
+    *_PROJECTION.keys() - {"projections ten times too far"},
 }
 
 
@@ -316,7 +483,13 @@ _ALWAYS_NOTICED = {
 
 def base_payloads(tiny: bool) -> list[bytes]:
     """Return a few frames to mutate: hand-made ones and, where they are there, real ones with lidar and without."""
-    payloads = [make_frame(index, lidar=index != 5).SerializeToString() for index in range(6)]
+    frames = [make_frame(index, lidar=index != 5) for index in range(6)]
+    for frame in frames[3:]:
+        for image in frame.images:
+            label = image.camera_segmentation_label
+            label.panoptic_label_divisor = 1000
+            label.panoptic_label = panoptic_png(np.full((HEIGHT, WIDTH), 5007, np.uint16))
+    payloads = [frame.SerializeToString() for frame in frames]
     if tiny:
         return payloads
     for name in ("kitti_000008_as_waymo.tfrecord", "waymo_front_segment.tfrecord"):
@@ -351,7 +524,7 @@ def _make_records(random_: random.Random, bases: Sequence[bytes], mutations: Seq
     records: list[_Record] = []
     for index, mutation in enumerate(mutations):
         frame = dataset_pb2.Frame.FromString(random_.choice(bases))
-        while mutation in _MATRIX and not _compressed_fields(frame):
+        while not _has_what_is_mutated(frame, mutation):
             frame = dataset_pb2.Frame.FromString(random_.choice(bases))
         frame.context.name = _SEGMENTS[index * len(_SEGMENTS) // len(mutations)]
         frame.timestamp_micros = _START_US + index * 100_003 + random_.randrange(50_000)
@@ -362,6 +535,18 @@ def _make_records(random_: random.Random, bases: Sequence[bytes], mutations: Seq
         key = (frame.context.name, frame.timestamp_micros)
         records.append(_Record(key, payload, mutation, data, records[-1].end if records else 0))
     return records
+
+
+def _has_what_is_mutated(frame: Any, mutation: str | None) -> bool:
+    if mutation in _MATRIX:
+        return bool(_compressed_fields(frame))
+    if mutation in _PROJECTION:
+        # With as many cells as a real frame has, the official messages take a second.
+        returns = [each for laser in frame.lasers for each in (laser.ri_return1, laser.ri_return2)]
+        return bool(returns) and all(0 < len(each.camera_projection_compressed) < 2000 for each in returns)
+    if mutation in _PANOPTIC:
+        return any(label.panoptic_label for label in _panoptic_labels(frame))
+    return mutation not in _LABEL or any(group.labels for group in frame.camera_labels)
 
 
 def _alone(mutated: _Record, records: Sequence[_Record]) -> list[_Record]:
@@ -395,6 +580,7 @@ class _Result:
     rows: the lake's quarantine
     unusable: the frames with a point whose position is not finite
     failed: the quarantine rows of segments that failed
+    told: what `verify --decode` finds of the lake
     refused: why the file as a whole was refused
     """
 
@@ -402,6 +588,7 @@ class _Result:
     rows: list[dict[str, Any]] = field(default_factory=list)
     unusable: set[tuple[str, int]] = field(default_factory=set)
     failed: list[dict[str, Any]] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
     refused: str = ""
 
 
@@ -414,7 +601,8 @@ def _run_file(records: Sequence[_Record], config: MutationConfig, report: Mutati
         try:
             with _time_bound(config.seconds_per_file):
                 _check_extents(source, place, report)
-                result = _build(source)
+                decode = any(record.mutation == "panoptic class unknown" for record in mutated)
+                result = _build(source, decode)
         except Exception as error:
             if len(mutated) > 1:
                 # Which of them it was: each once more, alone.
@@ -433,7 +621,7 @@ def _run_file(records: Sequence[_Record], config: MutationConfig, report: Mutati
             report.outcomes.setdefault(record.mutation, Counter())[_outcome(record, result, place, report)] += 1
 
 
-def _build(source: Path) -> _Result:
+def _build(source: Path, decode: bool) -> _Result:
     """Build the file as a real build does, and read back what the lake has."""
     result = _Result()
     url = str(source.parent / "lake")
@@ -444,8 +632,9 @@ def _build(source: Path) -> _Result:
     except LakeError as error:
         result.refused = str(error)
         return result
+    config = BuildConfig(max_quarantined=1.0, allow_truncated=True)
     for plan in plan_segments([index]):
-        if build_segment(plan, url, BuildConfig(max_quarantined=1.0)).outcome == "failed":
+        if build_segment(plan, url, config).outcome == "failed":
             result.failed += json.loads(store.read(f"_failed/train/{plan.segment}.json"))["quarantine"]
     if publish_snapshot(store) == 0:
         return result
@@ -461,6 +650,8 @@ def _build(source: Path) -> _Result:
         for row in lake.scan(table, ["segment", "timestamp_us"]).to_table().to_pylist():
             counts[row["segment"], row["timestamp_us"]][column] += 1
     result.frames = {key: tuple(found) for key, found in counts.items()}
+    if decode:
+        result.told = [problem for _, problems in verify(lake, decode=True) for problem in problems]
     return result
 
 
@@ -483,7 +674,7 @@ def _expected(payload: bytes) -> tuple[int, ...]:
     for message, name in _compressed_fields(frame):
         if name == "range_image_compressed":
             image = dataset_pb2.MatrixFloat.FromString(zlib.decompress(getattr(message, name)))
-            points += sum(value > 0 for value in image.data[::4])
+            points += int((np.array(image.data)[::4] > 0).sum())
     return points, len(frame.images), sum(len(group.labels) for group in frame.camera_labels), len(frame.laser_labels)
 
 
@@ -512,6 +703,8 @@ def _outcome(record: _Record, result: _Result, place: str, report: MutationRepor
     if {record.key, record.claim} & result.unusable:
         report.violations.append(f"{place}: {record.mutation} of {record.key} left positions that are not finite")
         return "violation"
+    if present and not rows and any(f" at {record.key[1]} " in told for told in result.told):
+        return "told by verify"
     if present and not rows and record.mutation not in _ALWAYS_NOTICED:
         return "kept whole"
     if rows:
@@ -545,7 +738,7 @@ def print_report(report: MutationReport, console: Console) -> None:
 def main() -> None:
     """Run the study from the command line; exits with 1 on any violation."""
     report = run_study(tyro.cli(MutationConfig, description=__doc__))
-    print_report(report, Console(width=120))
+    print_report(report, Console(width=140))
     sys.exit(1 if report.violations else 0)
 
 

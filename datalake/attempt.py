@@ -78,7 +78,7 @@ def list_attempts(store: Store, split: str) -> list[tuple[Attempt, float]]:
         except FileNotFoundError:
             continue  # it has ended meanwhile
         if attempt.name != name:
-            raise LakeError(f"{where}: is the record of attempt {attempt.name}, under another name")
+            raise LakeError(f"{where}: is the record of attempt {attempt.name!r}, under another name")
         found.append((attempt, age_s))
     return found
 
@@ -103,7 +103,7 @@ def _from_json(values: dict[str, Any], where: str) -> Attempt:
             and re.fullmatch(re.escape(attempt.segment) + r"(\.[0-9]+)?\.json", commit)
         )
     except (KeyError, TypeError, AttributeError, FrameError, LakeError) as error:
-        raise LakeError(f"{where}: not the record of an attempt: {error}") from error
+        raise LakeError(f"{where}: not the record of an attempt: {' '.join(str(error).split())}") from error
     if not sound:
         raise LakeError(f"{where}: not the record of an attempt: bad attempt, tables or commit")
     return attempt

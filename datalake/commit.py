@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from datalake.errors import UserError
-from datalake.schema import FIRST_TABLES, SCHEMA_VERSION, TABLES, PointMode
+from datalake.schema import FIRST_TABLES, POINT_MODES, SCHEMA_VERSION, TABLES, PointMode
 from datalake.sources.frame import CAMERAS, FrameError
 from datalake.sources.segment_name import check_segment_name
 
@@ -28,6 +28,7 @@ _COMMIT_DEFAULTS: dict[str, Any] = {
     "format": DEFAULT_FORMAT,
     "camera_names": WAYMO_CAMERAS,
 }
+_CHUNK = re.compile(rf"[{CAMERA_MARKS}]*")
 _SOURCE_DEFAULTS: dict[str, Any] = {"checksum": "", "cut_off_at": None}
 
 
@@ -145,14 +146,45 @@ class Commit:
             check_split_name(commit.split)
             check_segment_name(commit.segment)
             is_attempt = ATTEMPT.fullmatch(commit.attempt)
-            is_numbered = isinstance(commit.number, int) and commit.number >= 0
+            is_numbered = is_count(commit.number)
             earlier = re.compile(re.escape(f"_commits/{commit.split}/{commit.segment}") + r"(\.[0-9]+)?\.json")
             is_numbered &= all(earlier.fullmatch(name) for name in commit.supersedes)
+            commit._check_values()
         except (KeyError, TypeError, AttributeError, FrameError, LakeError) as error:
-            raise LakeError(f"{where}: not a commit of this lake: {error}") from error
+            raise LakeError(f"{where}: not a commit of this lake: {' '.join(str(error).split())}") from error
         if not is_attempt or not is_numbered or not set(commit.files) >= FIRST_TABLES:
             raise LakeError(f"{where}: not a commit of this lake: bad attempt, number or tables")
         return commit
+
+    def _check_values(self) -> None:
+        """Raise LakeError where a value is not of its kind: what is read later would fail far from here."""
+        for name in ("frames", "points", "quarantined"):
+            if not is_count(count := getattr(self, name)):
+                raise LakeError(f"{name}: expected a number of at least 0, got {count!r}")
+        if self.points_mode not in POINT_MODES:
+            raise LakeError(f"points_mode: expected one of {', '.join(POINT_MODES)}, got {self.points_mode!r}")
+        if not all(isinstance(text, str) for text in (self.created_at, *self.cameras)):
+            raise LakeError("created_at, cameras: expected text")
+        if not all(_CHUNK.fullmatch(chunk) for chunk in self.chunks):
+            raise LakeError(f"chunks: expected numbers of cameras, got {list(self.chunks)[:3]}")
+        for source in self.sources:
+            numbers = (source.bytes, source.records, 0 if source.cut_off_at is None else source.cut_off_at)
+            texts = (source.uri, source.version, source.checksum)
+            if not all(map(is_count, numbers)) or not all(isinstance(text, str) for text in texts):
+                raise LakeError(f"a source is {source!r}")
+        for file in self.files.values():
+            check_data_file(file)
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a JSON value is a whole number of at least 0."""
+    return type(value) is int and value >= 0
+
+
+def check_data_file(file: DataFile) -> None:
+    """Raise LakeError unless the values read for a file are of their kinds."""
+    if not is_count(file.rows) or not is_count(file.bytes) or not isinstance(file.sha256, str):
+        raise LakeError(f"a file is {file!r}")
 
 
 def _known(kind: Callable[..., Part], values: dict[str, Any]) -> Part:
@@ -166,7 +198,7 @@ def check_schema_version(values: dict[str, Any], where: str) -> None:
     found = values.get("schema_version") if isinstance(values, dict) else None
     if found != SCHEMA_VERSION:
         raise LakeError(
-            f"{where}: schema version {found} found, this version reads and writes {SCHEMA_VERSION};"
+            f"{where}: schema version {found!r} found, this version reads and writes {SCHEMA_VERSION};"
             " build a new lake, or install the version that wrote this one"
         )
 
@@ -191,7 +223,8 @@ def load_json(data: bytes, where: str) -> dict[str, Any]:
     """Return the JSON object in `data`; raises LakeError naming `where`."""
     try:
         values = json.loads(data)
-    except ValueError as error:
+    # The second where it is nested too deeply.
+    except (ValueError, RecursionError) as error:
         raise LakeError(f"{where}: not JSON: {error}") from error
     if not isinstance(values, dict):
         raise LakeError(f"{where}: expected a JSON object, got {type(values).__name__}")

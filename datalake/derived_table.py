@@ -30,6 +30,7 @@ from datalake.commit import (
     Commit,
     DataFile,
     LakeError,
+    check_data_file,
     check_schema_version,
     check_split_name,
     data_file_name,
@@ -104,9 +105,10 @@ class DerivedCommit:
             commit = DerivedCommit(**{**rest, "origin": origin, "file": DataFile(**rest["file"])})
             check_split_name(commit.split)
             check_segment_name(commit.segment)
+            check_data_file(commit.file)
             is_attempt = ATTEMPT.fullmatch(commit.attempt)
         except (KeyError, TypeError, AttributeError, FrameError, LakeError) as error:
-            raise LakeError(f"{where}: not a commit of a derived table: {error}") from error
+            raise LakeError(f"{where}: not a commit of a derived table: {' '.join(str(error).split())}") from error
         if not is_attempt:
             raise LakeError(f"{where}: not a commit of a derived table: bad attempt")
         return commit

@@ -249,7 +249,7 @@ def read_points_mode(store: Store) -> PointMode | None:
     mode: PointMode | None = values.get("points_mode")
     if mode not in POINT_MODES:
         expected = ", ".join(POINT_MODES)
-        raise LakeError(f"{store.url}/{_FORMAT}: expected points_mode to be one of {expected}, got {mode}")
+        raise LakeError(f"{store.url}/{_FORMAT}: expected points_mode to be one of {expected}, got {mode!r}")
     return mode
 
 

@@ -25,6 +25,8 @@ _BYTE_ORDER_MARKS = (
 _COMMENT = re.compile(r"\s#.*")
 # What names of files have, and those of folders have not: a request less for each.
 _FILES = (".tfrecord", ".parquet")
+# More than any file system or store takes.
+_LONGEST = 8192
 # What a store's client has not repeated itself is asked again so often.
 _LISTING = Retry(attempts=3)
 
@@ -80,6 +82,9 @@ def list_sources(patterns: Sequence[str], refused: dict[str, str] | None = None)
 
 def _matches(pattern: str) -> Iterator[str]:
     """Yield the URLs that a URL or a glob names; raises LakeError where it names nothing."""
+    if len(pattern) > _LONGEST:
+        # To make a glob of it may take hours.
+        raise LakeError(f"{pattern[:40]} …: {len(pattern):,} characters are no path; give one path a line")
     inner, chained, outer = pattern.partition("::")
     if chained and "://" not in inner:
         # A file system without a path of its own, such as a cache.

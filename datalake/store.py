@@ -1,8 +1,8 @@
 """A lake's place on a disk or an object store: few operations, each either done or not.
 
 The one that matters is `create`: it writes a whole object only if none is there, and of two callers exactly one
-succeeds. S3 and GCS have a precondition for it. A local disk gets a complete, synced temporary file that is then
-hard-linked to its name; fsspec's own local "create" tests and writes in two steps, which is a race.
+succeeds. S3 and GCS have a precondition for it. A local disk gets a complete, synced temporary file that then takes its
+name (`datalake.exclusive`); fsspec's own local "create" tests and writes in two steps, which is a race.
 
 What fails for a moment on a remote store is tried again, in one place only. A single request is repeated here
 (`datalake.retry`), and its client told not to: s3fs and botocore together make 26 requests of one that is throttled.
@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from datalake.disk import room_in
+from datalake.exclusive import take_name
 from datalake.place import file_system
 from datalake.retry import Retry, StoreError, explain, is_taken, is_transient, was_refused
 
@@ -40,7 +41,7 @@ _CLIENT_ATTEMPTS = 5
 _CONNECTIONS = 64
 _EXCLUSIVE = {"s3", "s3a", "gs", "gcs", "memory"}
 _NOT_FOR_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EISDIR, errno.EACCES}
-_TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.json\.[0-9a-f]{32}\.tmp")
+_TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.json\.(?:[0-9a-f]{32}\.tmp|[0-9]+\.lock)")
 
 
 class UnknownOutcomeError(StoreError):
@@ -423,7 +424,10 @@ def _file_system(url: str, attempts: int) -> tuple[Any, str]:
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether a file's name is one that `create` takes on a local disk for a JSON object that is still to be."""
+    """Return whether a file's name is one that `create` takes on a local disk for a JSON object that is still to be.
+
+    Of the object itself, or of the lock for its name.
+    """
     return _TEMPORARY.fullmatch(name) is not None
 
 
@@ -456,9 +460,7 @@ def _create_local(path: Path, data: bytes) -> bool:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
+        if not take_name(temporary, path):
             return False
         try:
             _sync_folder(path.parent)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from pipelines.paths import cluster_address
@@ -51,12 +54,13 @@ def cluster() -> Iterator[None]:
             # Usage reports would go over the network.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             logging.getLogger(_TOKEN_NOTICE).setLevel(logging.ERROR)
+            _have_token()
             reaper = stack.enter_context(reaped())
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-            )
+            try:
+                ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+            # Whatever its servers did not like: it has no error of its own for that.
+            except Exception as error:
+                raise NoRayError(f"Ray does not start on this machine: {' '.join(str(error).split())}") from error
             reaper.note()
         _keep(stop)
         try:
@@ -64,6 +68,20 @@ def cluster() -> Iterator[None]:
         finally:
             ray.shutdown()
             _keep(stop)
+
+
+def _have_token() -> None:
+    """Give the local cluster a token of its own where Ray could not keep one in the home folder."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    try:
+        folder = Path.home() / ".ray"
+        if not (folder / "auth_token").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError):
+        # Read-only, full, or nobody's: a user without an entry has no home.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _check_answers(address: str) -> None:

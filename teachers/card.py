@@ -139,19 +139,21 @@ def read_card(url: str) -> TeacherCard:
     where = f"{url.rstrip('/')}/{CARD_FILE}"
     try:
         values = json.loads(_read(where))
-    except ValueError as error:
+    # The second where it is nested too deeply.
+    except (ValueError, RecursionError) as error:
         raise TeacherError(f"{where}: not JSON: {error}") from error
     if not isinstance(values, dict):
         raise TeacherError(f"{where}: expected a JSON object, got: {type(values).__name__}")
     if (version := values.pop("card_version", None)) != CARD_VERSION:
         raise TeacherError(
-            f"{where}: card version {version} found, this program reads {CARD_VERSION}; make the teacher again"
+            f"{where}: card version {version!r} found, this program reads {CARD_VERSION}; make the teacher again"
         )
-    if "figures" in values:
-        # As version 0.1 called them.
-        values["metrics"] = values.pop("figures")
-        values["kind"] = {"continuous": "regression", "classes": "classification"}.get(values["kind"], values["kind"])
     try:
+        if "figures" in values:
+            # As version 0.1 called them.
+            values["metrics"] = values.pop("figures")
+            kinds = {"continuous": "regression", "classes": "classification"}
+            values["kind"] = kinds.get(str(values.get("kind")), values.get("kind"))
         statistics, data = values.get("statistics"), values.get("data")
         if statistics is not None:
             _check_fields(ChannelStatistics, statistics, "statistics")
@@ -171,9 +173,15 @@ def read_card(url: str) -> TeacherCard:
         values["channels"] = int(values["channels"])
         values["class_names"] = tuple(map(str, values["class_names"]))
         values["metrics"] = {str(name): float(figure) for name, figure in values.get("metrics", {}).items()}
-        return TeacherCard(**values)
-    except (TeacherError, TypeError, ValueError, AttributeError) as error:
-        raise TeacherError(f"{where}: {error}") from error
+        for name, kind in (("name", str), ("architecture", str), ("weights_sha256", str), ("options", dict)):
+            if not isinstance(values[name], kind):
+                raise TeacherError(f"{name}: expected {'text' if kind is str else 'an object'}, got: {values[name]!r}")
+        card = TeacherCard(**values)
+        # No card is written with numbers that are not finite, nor with text that is not Unicode.
+        json.dumps(asdict(card), allow_nan=False, ensure_ascii=False).encode()
+    except (TeacherError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise TeacherError(f"{where}: {' '.join(str(error).split())}") from error
+    return card
 
 
 def read_weights(url: str, card: TeacherCard) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,7 +18,11 @@ _MARK = "CLASSROOMNET_TEST"
 class Program:
     """A Python program whose descendants, forked or started, can be found also when it is gone."""
 
-    def __init__(self, words: Sequence[str], log: Path) -> None:
+    def __init__(self, words: Sequence[str], log: Path, more: Mapping[str, str] | None = None) -> None:
+        """Start it, its output in `log`.
+
+        more: environment beside that of the tests
+        """
         self._mark = f"{_MARK}={uuid.uuid4().hex}".encode()
         name, _, value = self._mark.decode().partition("=")
         self._log = log
@@ -26,7 +30,7 @@ class Program:
             self.process = subprocess.Popen(
                 [sys.executable, *words],
                 cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), name: value},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(more or {}), name: value},
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

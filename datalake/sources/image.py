@@ -131,7 +131,20 @@ def _read_jpeg_size(jpeg: bytes) -> tuple[int, int]:
         raise FrameError(f"its JPEG header cannot be read ({type(error).__name__})") from error
     if not 0 < width * height <= _MAX_PIXELS:
         raise FrameError(f"its JPEG header claims {width}x{height} pixels")
-    # Behind the last scan there may be padding. What a thumbnail ends with stands before it.
-    if jpeg.rfind(b"\xff\xd9") < jpeg.rfind(b"\xff\xda"):
+    # Behind the last scan there may be padding; a thumbnail with a scan and an end of its own stands in a segment.
+    scan = _first_scan(jpeg)
+    if scan is None or jpeg.rfind(b"\xff\xd9") < jpeg.rfind(b"\xff\xda", scan):
         raise FrameError("its JPEG is cut off (no end-of-image marker)")
     return width, height
+
+
+def _first_scan(jpeg: bytes) -> int | None:
+    """Return where the image's first start-of-scan marker stands, None where the segments end before it."""
+    position = 2
+    while position + 4 <= len(jpeg):
+        marker = jpeg[position + 1]
+        if marker == 0xDA:
+            return position
+        # Fill bytes in front of a marker.
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+    return None

@@ -6,6 +6,6 @@ from benchmarks.mutations import MutationConfig, run_study
 
 
 def test_no_mutation_crashes_hangs_or_is_lost() -> None:
-    report = run_study(MutationConfig(count=72, seed=1, tiny=True, seconds_per_file=20))
+    report = run_study(MutationConfig(count=82, seed=1, tiny=True, seconds_per_file=20))
     assert report.violations == []
-    assert report.records == 72
+    assert report.records == 82

@@ -186,3 +186,9 @@ def test_web_server_without_ranges_is_read_all_the_same(source: Path, web: str) 
     index = index_source(found)
     assert index.bytes == source.stat().st_size
     assert len(index.records["segment_a"]) == 2
+
+
+def test_a_line_of_brackets_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("[" * 100_000 + "\n")
+    with pytest.raises(LakeError, match=r"100,000 characters are no path"):
+        list_sources([str(tmp_path / "list.txt")])

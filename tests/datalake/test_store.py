@@ -20,10 +20,18 @@ from datalake.retry import StoreError
 from datalake.store import Store, UnknownOutcomeError
 
 
-@pytest.fixture(params=["disk", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+@pytest.fixture(params=["disk", "disk without links", "disk with locks alone", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A place where nothing is yet, on each kind of store."""
-    return Store(str(tmp_path / "lake") if request.param == "disk" else request.getfixturevalue("s3_lake"))
+    if "links" in request.param or "locks" in request.param:
+        monkeypatch.setattr(os, "link", _refuse)
+    if "locks" in request.param:
+        monkeypatch.setattr("datalake.exclusive._renameat2", lambda: None)
+    return Store(request.getfixturevalue("s3_lake") if request.param == "s3" else str(tmp_path / "lake"))
+
+
+def _refuse(*_: object) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def _race(store: Store, threads: int, name: str) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from pipelines.build_lake import main
 from tests.drives import DRIVE_CAMERAS, DRIVE_FRAMES, DRIVE_SEGMENTS
 from tests.lakes import build_files
 from tests.support.data import ROOT
-from tests.support.kills import contents, kill_once
+from tests.support.kills import build_together, contents, kill_once
+from tests.support.no_links import without_links
 from tests.support.programs import Call
 
 pytestmark = pytest.mark.integration
@@ -99,6 +101,30 @@ def test_a_killed_worker_costs_time_only(sources: str, whole: dict[tuple[str, st
     outcome = kill_once(sources, tmp_path / "lake", "worker", 0.0, whole)
     assert outcome.killed
     assert outcome.problems == []
+
+
+def test_a_stopped_driver_costs_time_only(sources: str, whole: dict[tuple[str, str], str], tmp_path: Path) -> None:
+    outcome = kill_once(sources, tmp_path / "lake", "driver", 0.3, whole, number=signal.SIGTERM, local=True)
+    assert outcome.killed
+    assert outcome.problems == []
+
+
+@pytest.mark.parametrize("renames", [pytest.param(True, marks=pytest.mark.slow), False], ids=["rename", "lock"])
+def test_a_killed_driver_costs_time_only_without_hard_links(
+    sources: str, whole: dict[tuple[str, str], str], tmp_path: Path, renames: bool
+) -> None:
+    more = without_links(tmp_path, renames=renames)
+    outcome = kill_once(sources, tmp_path / "lake", "driver", 0.3, whole, local=True, more=more)
+    assert outcome.killed
+    assert outcome.problems == []
+
+
+@pytest.mark.parametrize("renames", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["rename", "lock"])
+def test_two_builders_commit_each_segment_once_without_hard_links(
+    sources: str, whole: dict[tuple[str, str], str], tmp_path: Path, renames: bool
+) -> None:
+    more = without_links(tmp_path, renames=renames)
+    assert build_together(sources, tmp_path / "lake", whole, local=True, more=more) == []
 
 
 def free_port() -> int:

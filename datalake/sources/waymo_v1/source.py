@@ -144,6 +144,9 @@ def index_records(uri: str) -> SourceIndex:
             segments.add(segment, RecordRef(uri, found.index, found.offset, found.end - found.offset, timestamp_us))
             checksums[segment] = google_crc32c.extend(checksums[segment], stated)
         size = file.size
+        if not file.is_whole and cut_off_at is None:
+            # Of a compressed file, cut off where a record happens to end.
+            cut_off_at = size
         if not segments.records:
             raise LakeError(f"{uri}: no record of a Waymo segment in {size} bytes: {_kind(file, segments.early)}")
     return SourceIndex(

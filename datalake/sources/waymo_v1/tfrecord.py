@@ -108,12 +108,13 @@ class RecordFile:
     A file that was written with TensorFlow's option GZIP or ZLIB is decompressed as a whole, into a temporary file.
 
     size: bytes of the records, decompressed
+    is_whole: whether it did not end in the middle of its compressed stream
     """
 
     def __init__(self, url: str) -> None:
         """Open `url`; raises OSError (not found, no permission, …) as the store reports it.
 
-        Raises CompressedFileError where it is compressed, and damaged or cut off.
+        Raises CompressedFileError where it is compressed, and damaged.
         """
         self.url = url
         # An archive closes its files when nobody keeps it.
@@ -123,9 +124,10 @@ class RecordFile:
         if url.startswith(("http://", "https://")) and not _has_ranges(self._stream):
             self._stream.close()
             self._stream = _downloaded(fs, path)
+        self.is_whole = True
         if _is_compressed(self._stream.read(HEADER_BYTES)):
             with self._stream as compressed:
-                self._stream = _decompressed(url, compressed)
+                self._stream, self.is_whole = _decompressed(url, compressed)
         self.size = int(self._stream.seek(0, 2))
         # The beginnings of the present record and of the one behind it.
         self._peeks: deque[tuple[int, bytes]] = deque(maxlen=2)
@@ -242,8 +244,11 @@ def _is_compressed(head: bytes) -> bool:
     return head[:2] == b"\x1f\x8b" or (head[0] == 0x78 and int.from_bytes(head[:2], "big") % 31 == 0)
 
 
-def _decompressed(url: str, compressed: Any) -> IO[bytes]:
-    """Return a temporary file with what is in a stream of gzip, of one or more members, or of zlib."""
+def _decompressed(url: str, compressed: Any) -> tuple[IO[bytes], bool]:
+    """Return a temporary file with what is in a stream of gzip, of one or more members, or of zlib.
+
+    And whether the stream has an end: of one that is cut off there is all that came before.
+    """
     plain = tempfile.TemporaryFile()  # noqa: SIM115 - the record file closes it
     try:
         compressed.seek(0)
@@ -256,8 +261,6 @@ def _decompressed(url: str, compressed: Any) -> IO[bytes]:
                 plain.write(stream.decompress(block))
                 block = stream.unused_data
         plain.write(stream.flush())
-        if not stream.eof:
-            raise zlib.error("it is cut off")
     except zlib.error as error:
         plain.close()
         raise CompressedFileError(
@@ -266,7 +269,7 @@ def _decompressed(url: str, compressed: Any) -> IO[bytes]:
     except BaseException:
         plain.close()
         raise
-    return plain
+    return plain, stream.eof
 
 
 def _has_ranges(stream: Any) -> bool:

@@ -246,6 +246,19 @@ def test_padding_behind_the_end_of_a_jpeg_is_no_fault(padding: bytes) -> None:
     assert frame.faults == ()
 
 
+@pytest.mark.parametrize("thumbnail", [b"", jpeg(8, 8)], ids=["plain", "with a thumbnail"])
+def test_a_jpeg_cut_off_anywhere_is_left_out(thumbnail: bytes) -> None:
+    record = make_frame()
+    segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
+    whole = jpeg()[:2] + segment + jpeg()[2:]
+    kept = []
+    for length in range(len(whole)):
+        record.images[0].image = whole[:length]
+        if "FRONT" in [image.camera for image in _parse(record).images]:
+            kept.append(length)
+    assert kept == []
+
+
 def test_end_of_a_thumbnail_is_not_the_end_of_its_jpeg() -> None:
     record = make_frame()
     thumbnail = jpeg(8, 8)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from waymo_open_dataset.protos import end_to_end_driving_data_pb2, scenario_pb2
 
+from datalake.build import BuildConfig
 from datalake.commit import LakeError
 from datalake.sources.formats import index_source
 from datalake.sources.waymo_v1.tfrecord import CompressedFileError, RecordFile, frame_record
@@ -113,11 +114,23 @@ def test_compressed_records_are_read_as_plain_ones(tmp_path: Path, pack: object)
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress], ids=["gzip", "zlib"])
-@pytest.mark.parametrize("damage", ["cut off", "a bit"])
-def test_compressed_file_that_is_damaged_is_refused(tmp_path: Path, pack: object, damage: str) -> None:
+def test_compressed_file_that_is_damaged_is_refused(tmp_path: Path, pack: object) -> None:
     assert callable(pack)
     data = pack(frame_record(make_frame().SerializeToString()))
     middle = len(data) // 2
-    broken = data[:-30] if damage == "cut off" else data[:middle] + bytes([data[middle] ^ 8]) + data[middle + 1 :]
+    broken = data[:middle] + bytes([data[middle] ^ 8]) + data[middle + 1 :]
     with pytest.raises(CompressedFileError, match=r"cannot be decompressed to the end .* fetch it again"):
         RecordFile(write_bytes(tmp_path / "file", broken))
+
+
+@pytest.mark.parametrize("missing", [0, 30], ids=["between records", "inside a record"])
+def test_of_a_compressed_file_that_is_cut_off_whole_records_can_be_used(tmp_path: Path, missing: int) -> None:
+    first, second = (frame_record(frame.SerializeToString()) for frame in make_frames(2))
+    stream = zlib.compressobj(wbits=31)
+    begun = stream.compress(first) + stream.flush(zlib.Z_FULL_FLUSH)
+    behind = b"" if missing == 0 else (stream.compress(second) + stream.flush())[:-missing]
+    source = write_bytes(tmp_path / "file", begun + behind)
+    assert index_source(source).cut_off_at == len(first)
+    accepted = build_files(f"{source}.lake", [source], BuildConfig(allow_truncated=True, max_quarantined=1.0))
+    assert (accepted.report.outcome, accepted.report.frames) == ("committed", 1)
+    assert not accepted.lake.commits[0].is_complete
