@@ -11,11 +11,12 @@ from torch import Tensor
 
 from student.detections import CLASS_NAMES, Detections
 from student.evaluation.detection import PrecisionRecall
+from student.evaluation.errors import ERROR_KINDS
 from student.evaluation.ranges import ABOVE_16_PIXELS, DISTANCES, SIZES
 from student.evaluation.run import EvaluationResult, Example
 from student.report.charts import depth_errors, precision_recall, training_curves
 from student.report.colors import CLASS_COLORS, COLOR_WORDS
-from student.report.comparisons import Comparison, comparisons, teacher_of, teachers_in
+from student.report.comparisons import ERRORS_EXPLAINED, Comparison, comparisons, teacher_of, teachers_in
 from student.report.images import (
     ImageArray,
     beside,
@@ -32,6 +33,7 @@ FRAMES, TEACHER_FRAMES = 6, 3
 # The score from which on a class is drawn of which none was found rightly.
 _ANY_SCORE = 0.5
 _PANEL_PX = 256
+_CLASS_ROWS = [("all", ""), *((name, f"/{name}") for name in CLASS_NAMES[1:])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -92,6 +94,7 @@ def show_evaluation(page: Page, evaluation: Evaluation) -> None:
         "At IoU 0.5. A curve ends where more objects are not found at any score.",
     )
     _show_ranges(page, metrics)
+    _show_errors(page, metrics)
     if len(result.depths_m[0]):
         page.heading("Depth errors")
         page.image(
@@ -197,12 +200,19 @@ def _show_frames(page: Page, result: EvaluationResult) -> None:
 
 def _show_ranges(page: Page, metrics: Mapping[str, float]) -> None:
     """Add tables by class, by size and by distance; a column in which nothing is known is left out."""
-    rows = [("all", ""), *((name, f"/{name}") for name in CLASS_NAMES[1:])]
-    _table(page, "class", rows, ("AP", "AP50", "APwaymo", "recall@100"), metrics)
+    _table(page, "class", _CLASS_ROWS, ("AP", "AP50", "APwaymo", "recall@100"), metrics)
     rows = [(f"{one.name}", f"/{one.name}") for one in (*SIZES, ABOVE_16_PIXELS)]
     _table(page, "size", rows, ("AP50", "recall@100"), metrics)
     rows = [(f"{one.name}", f"/{one.name}") for one in DISTANCES]
     _table(page, "distance", rows, ("AP50", "depth/AbsRel"), metrics)
+
+
+def _show_errors(page: Page, metrics: Mapping[str, float]) -> None:
+    columns = tuple(f"errors/{kind}" for kind in ERROR_KINDS)
+    if any(column in metrics for column in columns):
+        page.heading("Errors by kind")
+        page.text(ERRORS_EXPLAINED)
+        _table(page, "class", _CLASS_ROWS, columns, metrics)
 
 
 def _table(
