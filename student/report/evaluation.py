@@ -73,7 +73,7 @@ def show_evaluation(page: Page, evaluation: Evaluation) -> None:
     result, metrics = evaluation.result, evaluation.metrics
     page.text(verdict(metrics, result.samples, evaluation.undistilled))
     _show_frames(page, result)
-    if shown := [example for example in _chosen(result.examples, TEACHER_FRAMES) if example.targets]:
+    if shown := [example for example in chosen_examples(result.examples, TEACHER_FRAMES) if example.targets]:
         page.heading("Targets of the teachers and predictions of the student")
         page.text(
             "Cells of equal color mean the same to the teacher and to the student. Numbers are shown by their three"
@@ -181,7 +181,7 @@ def _beside(one: Comparison, form: str) -> str:
 
 def _show_frames(page: Page, result: EvaluationResult) -> None:
     thresholds = best_scores(result.curves)
-    if not (frames := _chosen(result.examples, FRAMES)):
+    if not (frames := chosen_examples(result.examples, FRAMES)):
         return
     page.heading("Detections")
     least = {name: thresholds.get(name, _ANY_SCORE) for name in CLASS_NAMES[1:]}
@@ -228,7 +228,7 @@ def _table(
         page.table(cells, [what, *known])
 
 
-def _chosen(examples: Sequence[Example], count: int) -> list[Example]:
+def chosen_examples(examples: Sequence[Example], count: int) -> list[Example]:
     """Return the examples with the most labels of `count` stretches of equal length, or all where there are fewer."""
     count = min(count, len(examples))
     edges = [len(examples) * i // count for i in range(count + 1)] if count else []

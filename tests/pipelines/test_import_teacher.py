@@ -97,7 +97,7 @@ def test_faster_rcnn_of_torchvision_is_a_detector_teacher(
 
     asked = TrainConfig(lake=drive_lake.store.root, out=str(tmp_path / "run"), teachers=(f"coco={out}",))
     asked = replace(asked, distill=("kd",), kd=KDConfig(depth=1.0), student=TINY, image_size=(96, 64), batch=2)
-    with pytest.raises(TeacherError, match=r"--kd\.depth: teacher coco is torchvision's and knows no depths; leave --kd"):
+    with pytest.raises(TeacherError, match=r"--kd\.depth: teacher coco is torchvision's and knows no depths; leave"):
         prepare_training(asked, Console(quiet=True), lambda *_: None)
 
 
