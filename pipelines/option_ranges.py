@@ -78,7 +78,12 @@ RANGES: dict[str, dict[str, Range]] = {
         "max_gradient_norm": _POSITIVE,
     },
     # A rate that rises until the end would never be reached.
-    "LoopConfig": {"steps": _COUNT, "warmup": Range(0, 0.9), "checkpoint_every": _COUNT},
+    "LoopConfig": {
+        "steps": _COUNT,
+        "warmup": Range(0, 0.9),
+        "checkpoint_every": _COUNT,
+        "diagnose_every": _COUNT_OR_NONE,
+    },
     "TrainTeachersConfig": {
         "snapshot": _COUNT_OR_NONE,
         "image_size": _SIDE,

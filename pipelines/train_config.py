@@ -54,6 +54,7 @@ _IRRELEVANT = {
     "teachers_in",
     "teacher_gpus",
     "loop.checkpoint_every",
+    "loop.diagnose_every",
     # The training finds these out; the objective's fingerprint has them.
     "student.branches",
     "student.anchors.sizes",

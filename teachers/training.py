@@ -76,7 +76,7 @@ def train_teacher(
 ) -> dict[str, float]:
     """Train on the labelled samples of the data; return `training/steps`, `…/samples_read` and `…/seconds`.
 
-    config: all of it but `loop.checkpoint_every` becomes part of the fingerprint
+    config: all of it but how often the loop keeps and measures something becomes part of the fingerprint
 
     Raises TrainingError before the first step where no sample of the evaluation has a label.
     """
@@ -96,7 +96,8 @@ def train_teacher(
         )
 
     fingerprint = flatten(config)
-    del fingerprint["loop.checkpoint_every"]
+    for kept in ("checkpoint_every", "diagnose_every"):
+        del fingerprint[f"loop.{kept}"]
     inputs = TrainInputs(
         batches=batches, labelled=config.batch, seed=context.seed, fingerprint={**fingerprint, **context.fingerprint}
     )

@@ -40,6 +40,8 @@ class LoopConfig:
     precision: Precision = "auto"
     # Steps from one checkpoint to the next.
     checkpoint_every: int = 100
+    # Steps from one measurement of the objective's diagnostics to the next, which go into the log; 0: none.
+    diagnose_every: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +161,13 @@ def train(
                     f"step {step}: the gradient is {gradients[wrong[0]]} at losses {means} of {', '.join(names)};"
                     " lower the learning rate"
                 )
+            diagnosed: dict[str, float] = {}
+            if config.diagnose_every and step % config.diagnose_every == 0:
+                with torch.autocast(distributed.device.type, torch.bfloat16, enabled=bfloat16):
+                    found = objective.diagnostics(collated, step / config.steps)
+                if found:
+                    stacked = torch.stack([value.detach().float() for value in found.values()])
+                    diagnosed = dict(zip(found, distributed.mean(stacked), strict=True))
             rate = schedule.rate(step)
             optimizer.set_lr(rate)
             optimizer.step()
@@ -169,6 +178,7 @@ def train(
                 "learning_rate": rate,
                 **gradients,
                 **{f"loss/{name}": value for name, value in means.items()},
+                **diagnosed,
                 "images_per_second": len(places) * distributed.size / wall_s,
                 "wait/data": data_s / wall_s,
                 "wait/teachers": max(0.0, teachers_s - data_s) / wall_s,

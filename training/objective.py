@@ -86,5 +86,13 @@ class Objective(nn.Module):
         """Return what a run that continues this one must share with it, beside the data and the loop's settings."""
         return {}
 
+    def diagnostics(self, batch: Any, progress: float) -> dict[str, Tensor]:
+        """Return scalars worth knowing of a step, too expensive for each; on every worker the same names.
+
+        Called after the step's backward pass, whose gradients it must leave as they are.
+        """
+        del batch, progress
+        return {}
+
     def after_step(self, progress: float) -> None:
         """Follow an optimizer step: moving averages and the like."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from student.augmentation import Augmentation
@@ -94,6 +95,23 @@ class DetectionObjective(Objective):
             losses |= of_method
         return losses
 
+    def diagnostics(self, batch: DetectionBatch, progress: float) -> dict[str, Tensor]:
+        """Return `gradient_ratio/<method>` of each method that compares pyramids or what is made of them.
+
+        The norm of the gradient of the method's weighted losses with respect to the pyramid, of all levels together,
+        over that of detection's losses. A method much above 1 decides what the backbone learns, and one much below
+        changes nothing. The proposals are drawn anew.
+        """
+        output = self.student.training_output(batch.images, batch.labels, batch.generators)
+        batch = self._with_detectors(batch)
+        pyramid = output.features.pyramid
+        detection = _norm([Loss(value, getattr(self.weights, name)) for name, value in output.losses.items()], pyramid)
+        ratios = {}
+        for name, method in self._methods():
+            losses = method.losses(self.student, output, batch, progress)
+            ratios[f"gradient_ratio/{name}"] = _norm(losses.values(), pyramid) / detection
+        return ratios
+
     def after_step(self, progress: float) -> None:
         """Call the methods' `after_step`."""
         for _, method in self._methods():
@@ -143,3 +161,13 @@ class DetectionObjective(Objective):
         for name, method in self.methods.items():
             assert isinstance(method, DistillationMethod)
             yield name, method
+
+
+def _norm(losses: Iterable[Loss], pyramid: Sequence[Tensor]) -> Tensor:
+    """Return the norm of the gradient of a weighted sum with respect to all levels; 0 where they have no part in it."""
+    total = torch.stack([loss.weight * loss.value for loss in losses]).sum()
+    if not total.requires_grad:
+        return total.new_zeros(())
+    found = torch.autograd.grad(total, list(pyramid), retain_graph=True, allow_unused=True)
+    there = [gradient.float().square().sum() for gradient in found if gradient is not None]
+    return torch.stack(there).sum().sqrt() if there else total.new_zeros(())
