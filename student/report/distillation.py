@@ -23,6 +23,7 @@ from student.evaluation.run import Example
 from student.labels import labels_on
 from student.report.charts import class_scores
 from student.report.colors import SERIES, rgb
+from student.report.evaluation import where
 from student.report.images import ImageArray, beside, colors_of_features
 from student.report.page import Page
 
@@ -38,8 +39,7 @@ def show_methods(page: Page, student: Student, methods: TrainedMethods, examples
 
     student: in eval mode; methods and teachers are moved to its device
     """
-    samples = [example.sample for example in examples]
-    if not samples or not (methods.fgfi or methods.lgd or methods.reviewkd or methods.detectors):
+    if not examples or not (methods.fgfi or methods.lgd or methods.reviewkd or methods.detectors):
         return
     device = next(student.parameters()).device
     page.heading("What the distillation methods do")
@@ -50,8 +50,8 @@ def show_methods(page: Page, student: Student, methods: TrainedMethods, examples
             f" {strides} are blue, vermilion, green, pink. psi: the least overlap of an anchor, as a share of the best"
             " that any anchor has with the object; beside it a least overlap that is the same for all objects."
         )
-        for sample in samples:
-            page.image(fgfi_panels(student, sample), f"FGFI, {sample.key.segment}")
+        for example in examples:
+            page.image(fgfi_panels(student, example.sample), f"FGFI, {where(example)}")
     if methods.reviewkd is not None:
         reviewkd = methods.reviewkd.to(device)
         page.text(
@@ -59,20 +59,20 @@ def show_methods(page: Page, student: Student, methods: TrainedMethods, examples
             " dark blue 0."
         )
         for name in reviewkd.fusions:
-            for sample in samples:
-                page.image(gate_panels(student, reviewkd, name, sample), f"ReviewKD, {name}, {sample.key.segment}")
+            for example in examples:
+                page.image(gate_panels(student, reviewkd, name, example.sample), f"ReviewKD, {name}, {where(example)}")
     if methods.lgd is not None:
         lgd = methods.lgd.to(device)
         page.text(
             "LGD's instructive maps, made of the labels, and the student's features after the adapter, each channel"
             " normed as the loss has it: equal colors are equal features."
         )
-        for sample in samples:
-            if len(sample.objects.boxes):
-                page.image(instructive_panels(student, lgd, sample), f"LGD, {sample.key.segment}")
+        for example in examples:
+            if len(example.sample.objects.boxes):
+                page.image(instructive_panels(student, lgd, example.sample), f"LGD, {where(example)}")
     for name, teacher in methods.detectors.items():
         teacher.move(lambda values: values.to(device))
-        own, theirs = scores_of(student, teacher, samples)
+        own, theirs = scores_of(student, teacher, [example.sample for example in examples])
         page.image(
             class_scores(own.numpy(), theirs.numpy(), name),
             f"Scores that {name} and the student give to {len(own):,} of the student's proposals in the frames above.",
@@ -118,20 +118,21 @@ def masked_image(image: Tensor, mask: Tensor, shapes: Sequence[tuple[int, int]])
 
 @torch.no_grad()
 def gate_panels(student: Student, method: ReviewKD, name: str, sample: Sample) -> ImageArray:
-    """Return the gates of each level but the deepest, that of the level and that of the deeper ones."""
+    """Return, of each level but the deepest, the gate of the level and that of the deeper ones beside the image."""
     levels, _ = _pyramid(student, sample)
     panels: list[tuple[str, ImageArray]] = []
     for number, fused in enumerate(method.fuse(name, levels)):
         if fused.gates is not None:
             stride = student.config.stride << number
             whose = (f"stride {stride}: its own", f"stride {stride}: deeper levels")
+            panels.append(("the image", sample.image.permute(1, 2, 0).numpy()))
             panels += [(title, _colored(gate.cpu())) for title, gate in zip(whose, fused.gates[0], strict=True)]
-    return beside(panels, columns=2)
+    return beside(panels, columns=3)
 
 
 @torch.no_grad()
 def instructive_panels(student: Student, method: LGD, sample: Sample) -> ImageArray:
-    """Return LGD's map of each level beside the student's; the sample has an object."""
+    """Return LGD's map of each level beside the image and the student's features; the sample has an object."""
     levels, image_size = _pyramid(student, sample)
     maps = method.maps(levels, labels_on(levels[0].device, [sample.objects]), image_size)
     panels: list[tuple[str, ImageArray]] = []
@@ -142,8 +143,9 @@ def instructive_panels(student: Student, method: LGD, sample: Sample) -> ImageAr
         views = colors_of_features(normed(truth)[0].cpu(), everywhere, normed(adapted)[0].cpu(), scale=scale)
         stride = student.config.stride << number
         titles = (f"stride {stride}: of the labels", f"stride {stride}: the student's")
+        panels.append(("the image", sample.image.permute(1, 2, 0).numpy()))
         panels += list(zip(titles, views, strict=True))
-    return beside(panels, columns=4)
+    return beside(panels, columns=3)
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ def show_evaluation(page: Page, evaluation: Evaluation) -> None:
             " valid there, and the prediction is dimmed. The student gets the image alone, never the lidar points."
         )
         for example in shown:
-            page.image(_teacher_panels(example, evaluation.class_names), _where(example))
+            page.image(_teacher_panels(example, evaluation.class_names), where(example))
     if evaluation.history:
         page.heading("Training")
         page.image(
@@ -195,7 +195,7 @@ def _show_frames(page: Page, result: EvaluationResult) -> None:
     for example in frames:
         objects = example.sample.objects
         image = draw_detections(example.sample.image, _confident(example.found, least), objects, min_score=0)
-        page.image(image, f"{_where(example)}, {len(objects.boxes)} labelled")
+        page.image(image, f"{where(example)}, {len(objects.boxes)} labelled")
 
 
 def _show_ranges(page: Page, metrics: Mapping[str, float]) -> None:
@@ -278,6 +278,7 @@ def _views(target: Target, branch_outputs: Tensor, class_names: Sequence[str]) -
     )
 
 
-def _where(example: Example) -> str:
+def where(example: Example) -> str:
+    """Return which frame an example is of."""
     key = example.sample.key
     return f"{key.segment} · {key.timestamp_us / 1e6:.1f} s · {key.camera}"
