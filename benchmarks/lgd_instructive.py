@@ -12,7 +12,7 @@ import ast
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -24,14 +24,11 @@ from datalake.sample import Sample
 from pipelines.data import Frames
 from pipelines.device import device_of
 from student.checkpoint import read_student
-from student.config import StudentError
 from student.detector import Student
-from student.distillation.lgd import LGD, LGDConfig
-from student.distillation.objective import LossWeights
+from student.distillation.lgd import LGD
+from student.distillation.trained import read_lgd
 from student.evaluation.detection import DetectionScores
-from training.checkpoint import Checkpoint
 
-_STATE = "methods.lgd."
 _LEAST_GAIN = 0.2
 
 
@@ -49,23 +46,6 @@ class Options:
     device: str = "auto"
     # Where the metrics go, as JSON.
     output: Path = Path("out/bench/lgd_instructive.json")
-
-
-def read_lgd(student: Student, checkpoint: Checkpoint) -> LGD:
-    """Return the LGD that the student of the checkpoint was trained with, on the CPU, in eval mode.
-
-    Raises StudentError where it was trained without.
-    """
-    state = {
-        name.removeprefix(_STATE): value for name, value in checkpoint.objective.items() if name.startswith(_STATE)
-    }
-    if not state:
-        raise StudentError("expected a run of train.py with --distill lgd, got: one without")
-    # The run's fingerprint has them as they were; that of a method knows no other types.
-    settings = {field.name: checkpoint.fingerprint[f"lgd.{field.name}"] for field in fields(LGDConfig)}
-    method = LGD(LGDConfig(**settings), student.config, LossWeights())  # type: ignore[arg-type]
-    method.load_state_dict(state)
-    return method.eval()
 
 
 def instructive_ap50(student: Student, method: LGD, batches: Iterable[Sequence[Sample]]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Detector teachers on disk: with a card as train_teachers.py writes it, a run of train.py, or an exported student."""
+"""Detector teachers on disk: with a card, as they are trained or imported, a run of train.py, an exported student."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from datalake.lake import Lake, open_lake
 from pipelines.data import labelled_segments
 from student.checkpoint import read_student
 from student.config import StudentConfig, StudentError
-from student.distillation.detector_teacher import DetectorTeacher
+from student.distillation.detector_teacher import DetectorTeacher, PyramidShape
+from student.distillation.torchvision_detector import ARCHITECTURE, TorchvisionDetector
 from student.export import WEIGHTS_FILE, load_exported
-from teachers.card import CARD_FILE, TeacherCard, TeacherError, read_card
+from teachers.card import CARD_FILE, TeacherCard, TeacherError, read_card, read_weights
 from training.checkpoint import CHECKPOINT_FILE, Checkpoint
 from training.errors import TrainingError
 from training.run_dir import RunDir
@@ -41,6 +42,10 @@ def read_detector(name: str, url: str) -> OpenedDetector:
     try:
         if folder.exists(CARD_FILE):
             card = read_card(url)
+            if card.architecture == ARCHITECTURE:
+                network, where = str(card.options.get("network")), folder.place(CARD_FILE)
+                detector = TorchvisionDetector.load(network, read_weights(url, card), where)
+                return OpenedDetector(DetectorTeacher(detector, card.weights_sha256), card=card)
             teacher = DetectorTeacher(load_exported(url))
             if teacher.weights_sha256 != card.weights_sha256:
                 raise TeacherError(
@@ -50,10 +55,10 @@ def read_detector(name: str, url: str) -> OpenedDetector:
             return OpenedDetector(teacher, card=card)
         if not folder.exists(CHECKPOINT_FILE):
             return OpenedDetector(DetectorTeacher(load_exported(url)))
-        detector, checkpoint = read_student(url)
+        student, checkpoint = read_student(url)
     except (StudentError, TrainingError, TeacherError) as error:
         raise TeacherError(f"teacher {name}: {error}") from error
-    return OpenedDetector(DetectorTeacher(detector), checkpoint)
+    return OpenedDetector(DetectorTeacher(student), checkpoint)
 
 
 def prepare_detectors(
@@ -88,7 +93,7 @@ def prepare_detectors(
     return detectors
 
 
-def _check_fit(name: str, detector: StudentConfig, student: StudentConfig, image_size: tuple[int, int]) -> None:
+def _check_fit(name: str, detector: PyramidShape, student: StudentConfig, image_size: tuple[int, int]) -> None:
     """Raise where levels cannot be compared; that the classes are the student's, its weights have shown."""
     if hasattr(nn.ModuleDict, name):
         raise TeacherError(f"teacher {name}: that is a name that torch needs itself; call the teacher otherwise")

@@ -31,6 +31,7 @@ from datalake.commit import LakeError
 from datalake.lake import Lake, open_lake
 from datalake.sample import Sample
 from pipelines.data import Frames, check_disjoint_splits, check_no_leakage
+from pipelines.detector_teachers import prepare_detectors
 from pipelines.device import decoding_threads, device_of
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
@@ -39,17 +40,20 @@ from pipelines.submission import Submission
 from student.checkpoint import read_student
 from student.config import StudentError
 from student.detector import Student
+from student.distillation.detector_teacher import DetectorTeacher
+from student.distillation.trained import TrainedMethods
 from student.evaluation.imitation import CellMean
 from student.evaluation.run import evaluate_student
 from student.export import export_student
 from student.layers import memory_format
 from student.model_card import MODEL_CARD_FILE, model_card
 from student.report.comparisons import comparisons
-from student.report.evaluation import Evaluation, write_report
+from student.report.distillation import show_methods
+from student.report.evaluation import TEACHER_FRAMES, Evaluation, chosen_examples, write_report
 from student.report.page import Page
 from teachers.card import TeacherCard, TeacherError
 from teachers.load import needs_points
-from teachers.loading import CachedTargets, open_pool, parse_cached, parse_teachers, read_cards
+from teachers.loading import CachedTargets, is_detector, open_pool, parse_cached, parse_teachers, read_cards
 from teachers.pool import LocalPool
 from training.checkpoint import Checkpoint
 from training.metrics_log import HISTORY_FILE
@@ -80,7 +84,8 @@ class EvaluateConfig:
     split: str = "val"
     # Evaluate on these images of the split alone, as in SQL: "time_of_day = 'Night'".
     where: str | None = None
-    # Teachers to compare the student's branches with, as NAME=FOLDER, or none alone.
+    # Teachers to compare the student's branches with, as NAME=FOLDER, or none alone. Of a detector teacher the page
+    # shows what it says of the student's proposals, and how ReviewKD fused features for it.
     teachers: tuple[str, ...] = ("none",)
     # Metrics and page go here; by default to `evaluation` in the checkpoint's folder.
     out: str | None = None
@@ -126,12 +131,16 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
     out = RunDir(absolute(config.out) if config.out is not None else f"{checkpoint_url}/evaluation")
     student, checkpoint = read_student(checkpoint_url)
     lake = open_lake(absolute(config.lake)).where(config.where, config.split)
-    named = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
+    everyone = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
+    named = {name: url for name, url in everyone.items() if not is_detector(url)}
     cards = read_cards(named)
     tables = parse_cached(config.cached, named)
     asked = [card for name, card in cards.items() if name not in tables]
     frames = _frames(config, checkpoint, lake, needs_points(asked), console)
     _check(config, student, checkpoint, lake, cards, console)
+    others = {name: url for name, url in everyone.items() if name not in named}
+    detectors = _detectors(config, others, checkpoint, student, frames, console)
+    methods = TrainedMethods.read(student, checkpoint, detectors)
     width, height = frames.image_size
     grid = student.config.grid(height, width)
 
@@ -194,7 +203,12 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
         card = model_card(student.config, checkpoint.fingerprint, checkpoint.step, how, evaluation.metrics)
         out.write(MODEL_CARD_FILE, card)
     out.write(METRICS_FILE, (json.dumps(metrics, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
-    write_report(out.place(REPORT_FILE), f"ClassroomNet: {checkpoint_url.rpartition('/')[2]}", evaluation, more)
+
+    def the_rest(page: Page) -> None:
+        show_methods(page, student, methods, chosen_examples(result.examples, TEACHER_FRAMES))
+        more(page)
+
+    write_report(out.place(REPORT_FILE), f"ClassroomNet: {checkpoint_url.rpartition('/')[2]}", evaluation, the_rest)
     return Evaluated(evaluation=evaluation, step=checkpoint.step, report=out.place(REPORT_FILE))
 
 
@@ -247,6 +261,28 @@ def _check(
     check_no_leakage(cards, lake, [config.split])
     if any(card.kind == "regression" for card in cards.values()):
         check_disjoint_splits(lake, config.train_split, config.split)
+
+
+def _detectors(
+    config: EvaluateConfig,
+    urls: Mapping[str, str],
+    checkpoint: Checkpoint,
+    student: Student,
+    frames: Frames,
+    console: Console,
+) -> dict[str, DetectorTeacher]:
+    """Return the detector teachers.
+
+    Raises TeacherError where one is not the run's, or has learned from these frames.
+    """
+    seen = frozenset(commit.segment for commit in frames.lake.in_split(config.split))
+    detectors = prepare_detectors(urls, student.config, frames.image_size, frames.lake, seen, console)
+    for name, detector in detectors.items():
+        if _learned_from(checkpoint, name) not in (None, detector.weights_sha256):
+            raise TeacherError(
+                f"teacher {name}: the student was distilled from another one; give the one of its training"
+            )
+    return detectors
 
 
 def _check_unseen(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, console: Console) -> None:

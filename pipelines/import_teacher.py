@@ -5,6 +5,7 @@
 `spvnas`: a checkpoint of SPVNAS or SPVCNN on SemanticKITTI, as its authors publish it, with its net.config. The mean
 and variance of its features over the lake go into the card: a student imitates numbers of mean 0 and variance 1.
 `mask-rcnn`: torchvision's Mask R-CNN on COCO, a file of torch.save.
+`detector`: torchvision's Faster or Mask R-CNN on COCO, a file of torch.save, whose pyramid and boxes are distilled.
 """
 
 from __future__ import annotations
@@ -25,10 +26,15 @@ from pipelines.device import device_of
 from pipelines.image_size import ImageSize, find_image_size
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
-from teachers.card import TeacherCard, write_card, write_weights
+from student.detections import CLASS_NAMES
+from student.distillation.torchvision_detector import ARCHITECTURE, TorchvisionDetector, TorchvisionNetwork
+from teachers.card import DETECTOR, TeacherCard, TeacherError, write_card, write_weights
 from teachers.evaluation import measure_statistics
 from teachers.mask_rcnn.teacher import MaskRcnnConfig, MaskRcnnTeacher
+from teachers.spvnas.checkpoint import read_state_dict
+from teachers.spvnas.state_dict_adapter import CheckpointError
 from teachers.spvnas.teacher import SpvnasTeacher
+from teachers.training import versions
 
 # The statistics are of what its images show.
 _CAMERAS = ("FRONT",)
@@ -85,7 +91,43 @@ class MaskRcnn:
         _write(absolute(self.out), teacher, teacher.card)
 
 
-Command = Annotated[Spvnas, tyro.conf.subcommand("spvnas")] | Annotated[MaskRcnn, tyro.conf.subcommand("mask-rcnn")]
+@dataclass(frozen=True, kw_only=True)
+class Detector:
+    """torchvision's Faster or Mask R-CNN on ResNet-50, with its COCO weights, as a detector teacher."""
+
+    # The weights: a path or any fsspec URL.
+    weights: str
+    # The teacher's folder: a path or any fsspec URL.
+    out: str
+    # Which of torchvision's networks the weights are of. Masks are left out.
+    network: TorchvisionNetwork = "fasterrcnn_resnet50_fpn_v2"
+
+    def run(self) -> None:
+        """Write weights and card."""
+        url = absolute(self.weights)
+        try:
+            state = read_state_dict(url)
+        except CheckpointError as error:
+            raise TeacherError(str(error)) from error
+        detector = TorchvisionDetector.load(self.network, state, url)
+        card = TeacherCard(
+            name="detector",
+            kind=DETECTOR,
+            architecture=ARCHITECTURE,
+            options={"network": detector.name},
+            channels=detector.config.width,
+            class_names=CLASS_NAMES,
+            weights_sha256=write_weights(absolute(self.out), detector.network.state_dict()),
+            versions=versions(),
+        )
+        write_card(absolute(self.out), card)
+
+
+Command = (
+    Annotated[Spvnas, tyro.conf.subcommand("spvnas")]
+    | Annotated[MaskRcnn, tyro.conf.subcommand("mask-rcnn")]
+    | Annotated[Detector, tyro.conf.subcommand("detector")]
+)
 
 
 def _write(url: str, teacher: SpvnasTeacher | MaskRcnnTeacher, card: TeacherCard) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from rich.console import Console
@@ -89,6 +89,7 @@ def prepare_training(
     grid = student.grid(height, width)
     _check_teachers_in(config, lake, grid)
     detectors = prepare_detectors(config.active_detectors, student, size, lake, without, console)
+    _check_depths(config, detectors)
     _check_anchors(config, anchor_recall(student, boxes, (height, width)), console)
     console.print(
         f"{len(with_labels):,} segments with labels, {len(without):,} without;"
@@ -125,6 +126,15 @@ def _check_batch(
             config.frames(lake, points=False, segments=segments).stream(share, shuffle=True)
     if config.targets == "shuffled" and config.batch // max(1, config.workers) // config.loop.accumulate < 2:
         raise StudentError("--targets shuffled: two images at once are needed, to give one the targets of the other")
+
+
+def _check_depths(config: TrainConfig, detectors: Mapping[str, DetectorTeacher]) -> None:
+    """Raise where a detector without a depth head is to teach depths."""
+    ignorant = sorted(name for name, detector in detectors.items() if not detector.knows_depths)
+    if "kd" in config.methods and config.kd.depth and ignorant:
+        raise TeacherError(
+            f"--kd.depth: teacher {ignorant[0]} is torchvision's and knows no depths; leave --kd.depth out"
+        )
 
 
 def _check_teachers_in(config: TrainConfig, lake: Lake, grid: tuple[int, int]) -> None:

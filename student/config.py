@@ -230,12 +230,7 @@ class StudentConfig:
         Raises StudentError where an image does not divide into the cells of the coarsest level.
         """
         coarsest = max(self.stride << (self.levels - 1), 1 if self.trunk == "stride1" else 32)
-        if height % coarsest or width % coarsest:
-            raise StudentError(
-                f"images of {width} x {height} pixels do not divide into cells of {coarsest}; choose an image size"
-                f" like {-(-width // coarsest) * coarsest} x {-(-height // coarsest) * coarsest}"
-            )
-        return height // self.stride, width // self.stride
+        return grid_of(height, width, self.stride, coarsest)
 
     def to_json(self) -> str:
         """Return the configuration as JSON, for the file beside the weights."""
@@ -267,6 +262,19 @@ class StudentConfig:
             return StudentConfig(**{**values, **lists, **colors, "anchors": anchors, "branches": branches})
         except (ValueError, KeyError, TypeError) as error:
             raise StudentError(f"not a student's configuration: {error}") from error
+
+
+def grid_of(height: int, width: int, stride: int, coarsest: int) -> tuple[int, int]:
+    """Return height and width in cells of `stride` pixels for images of `height` x `width` pixels.
+
+    Raises StudentError where an image does not divide into cells of `coarsest` pixels.
+    """
+    if height % coarsest or width % coarsest:
+        raise StudentError(
+            f"images of {width} x {height} pixels do not divide into cells of {coarsest}; choose an image size"
+            f" like {-(-width // coarsest) * coarsest} x {-(-height // coarsest) * coarsest}"
+        )
+    return height // stride, width // stride
 
 
 def _of_version_0_1(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -151,6 +151,12 @@ class Student(nn.Module):
         return DetectorOutput(losses, features, proposals, rois, predictions)
 
     @torch.no_grad()
+    def propose(self, levels: Sequence[Tensor], image_size: tuple[int, int]) -> Proposals:
+        """Return what is proposed in the images, of (height, width) pixels, of levels [B, C, h, w]."""
+        objectness, deltas = self.rpn(levels)
+        return self.rpn.propose(objectness, deltas, self.rpn.anchors(levels, image_size), levels, image_size)
+
+    @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
         """Return what is found in images [B, 3, H, W] (see `features`). The student must be in eval mode."""
         if self.training:
@@ -158,8 +164,7 @@ class Student(nn.Module):
         features = self.features(images)
         image_size = (images.shape[-2], images.shape[-1])
         levels = features.pyramid
-        objectness, deltas = self.rpn(levels)
-        proposals = self.rpn.propose(objectness, deltas, self.rpn.anchors(levels, image_size), levels, image_size)
+        proposals = self.propose(levels, image_size)
         detections = self.heads.detect(levels, proposals, image_size)
         counts = proposals.valid.sum(1).tolist()
         each = [boxes[:count] for boxes, count in zip(proposals.boxes, counts, strict=True)]

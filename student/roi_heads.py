@@ -162,6 +162,11 @@ class DepthRoIHeads(nn.Module):
         shape = boxes.shape[:2]
         return RoIPredictions(pooled.view(*shape, -1), logits.view(*shape, -1), deltas.view(*shape, -1))
 
+    def encoded_depths(self, pooled: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Return float32 [B, S, M], the depth of each class of boxes [B, S, 4] with pooled features [B, S, C]."""
+        depths: Tensor = self.depth_head(pooled.flatten(0, 1), boxes.flatten(0, 1), image_size)
+        return depths.view(*boxes.shape[:2], -1)
+
     def losses(self, predictions: RoIPredictions, rois: RoIs, image_size: tuple[int, int]) -> dict[str, Tensor]:
         """Return the losses `classification`, `box` and `depth`, means over the images."""
         logits, deltas = predictions.logits.flatten(0, 1), predictions.deltas
@@ -190,17 +195,8 @@ class DepthRoIHeads(nn.Module):
 
     def find(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> Found:
         """Return the objects that the images of levels [B, C, h, w] show."""
-        shape = proposals.valid.shape
-        logits, deltas = self.box_predictor(self.box_head(self.pool(levels, rois_of(proposals.boxes))))
-        # One group for each class but the background, one box of each proposal in it: [B, M - 1, P].
-        boxes = decode_boxes(deltas.view(*shape, -1, 4), proposals.boxes[:, :, None], _WEIGHTS)
-        boxes = clip_boxes_to_image(boxes, image_size)[:, :, 1:].transpose(1, 2)
-        scores = logits.softmax(-1).view(*shape, -1)[..., 1:].transpose(1, 2)
-        usable = proposals.valid[:, None] & (scores > self._min_score) & (shorter_sides(boxes) >= _SHORTEST_PX)
-        scores = suppressed(boxes, torch.where(usable, scores, NOTHING), _SUPPRESSING_IOU).flatten(1)
-        best = scores.argsort(dim=1, descending=True, stable=True)[:, : min(self._most, scores.shape[1])]
-        classes = torch.div(best, shape[1], rounding_mode="floor") + 1
-        return Found(_rows(boxes.flatten(1, 2), best), classes, scores.gather(1, best))
+        predictions = self.predict(levels, proposals.boxes)
+        return found_of(predictions, proposals, image_size, self._min_score, self._most)
 
     def depths_m(self, levels: Sequence[Tensor], rois: Tensor, classes: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Return the depths [K] of rois [K, 5] of these classes [K], for final boxes as Mask R-CNN predicts masks."""
@@ -218,6 +214,25 @@ class DepthRoIHeads(nn.Module):
         depths_m = self.depths_m(levels, boxes, classes, image_size)
         each = zip(*(values.split(counts) for values in (boxes[:, 1:], classes, scores, depths_m)), strict=True)
         return [Detections(*one) for one in each]
+
+
+def found_of(
+    predictions: RoIPredictions, proposals: Proposals, image_size: tuple[int, int], min_score: float, most: int
+) -> Found:
+    """Return what a box head's predictions for the proposals find in images of (height, width) pixels.
+
+    min_score: of a detection, more than that; most: detections of an image
+    """
+    shape = proposals.valid.shape
+    # One group for each class but the background, one box of each proposal in it: [B, M - 1, P].
+    boxes = decode_boxes(predictions.deltas.view(*shape, -1, 4), proposals.boxes[:, :, None], _WEIGHTS)
+    boxes = clip_boxes_to_image(boxes, image_size)[:, :, 1:].transpose(1, 2)
+    scores = predictions.logits.softmax(-1)[..., 1:].transpose(1, 2)
+    usable = proposals.valid[:, None] & (scores > min_score) & (shorter_sides(boxes) >= _SHORTEST_PX)
+    scores = suppressed(boxes, torch.where(usable, scores, NOTHING), _SUPPRESSING_IOU).flatten(1)
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, : min(most, scores.shape[1])]
+    classes = torch.div(best, shape[1], rounding_mode="floor") + 1
+    return Found(_rows(boxes.flatten(1, 2), best), classes, scores.gather(1, best))
 
 
 def _geometry(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:

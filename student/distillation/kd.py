@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from student.depth import decode_depth, encode_depth
+from student.depth import encode_depth
 from student.detector import DetectorOutput, Student
 from student.distillation.batch import DetectionBatch
 from student.distillation.detector_teacher import DetectorTeacherOutput
 from student.distillation.method import DistillationMethod
 from student.distillation.student_boxes import StudentBoxes
-from student.roi_heads import DepthRoIHeads, RoIPredictions
+from student.roi_heads import RoIPredictions
 from training.fingerprint import Plain
 from training.objective import Loss
 
@@ -109,19 +109,8 @@ def _depth_error(
 ) -> tuple[Tensor, Tensor]:
     """Return the error [B, S] of the student's encoded depths, and the teacher's probability of their classes."""
     probability, column = truth.logits.softmax(-1)[..., 1:].max(-1)
-    depths, expected = (
-        _encoded_depths(heads, predictions, boxes, image_size).gather(2, column[..., None] + 1)[..., 0]
-        for heads, predictions in ((student.heads, predicted), (teacher.detector.heads, truth))
-    )
+    depths = student.heads.encoded_depths(predicted.pooled, boxes, image_size)
     # Each encodes by its own longest depth.
-    expected_m = decode_depth(expected, teacher.detector.config.max_depth_m)
-    expected = encode_depth(expected_m, student.config.max_depth_m)
+    expected = encode_depth(teacher.depths_m(truth, boxes), student.config.max_depth_m)
+    depths, expected = (values.gather(2, column[..., None] + 1)[..., 0] for values in (depths, expected))
     return smooth_l1_loss(depths, expected, beta=student.config.depth_beta, reduction="none"), probability
-
-
-def _encoded_depths(
-    heads: DepthRoIHeads, predictions: RoIPredictions, boxes: Tensor, image_size: tuple[int, int]
-) -> Tensor:
-    """Return float32 [B, S, M], the depth of each class of boxes [B, S, 4]."""
-    depths: Tensor = heads.depth_head(predictions.pooled.flatten(0, 1), boxes.flatten(0, 1), image_size)
-    return depths.view(*boxes.shape[:2], -1)

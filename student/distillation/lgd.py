@@ -145,10 +145,11 @@ def normed_distance(features: Tensor, truth: Tensor) -> Tensor:
     For channels that vary by much more than 1e-5 this is 2 (1 - r), the mean over images and channels; r is the
     correlation of the two channels over the cells. Channels that do not vary, as of one cell, become 0.
     """
-    return (_normed(features) - _normed(truth)).square().mean()
+    return (normed(features) - normed(truth)).square().mean()
 
 
-def _normed(features: Tensor) -> Tensor:
+def normed(features: Tensor) -> Tensor:
+    """Return [B, C, h, w] with mean 0 and variance 1 over the cells of each image and channel, or 0 of one cell."""
     # torch's instance norm refuses maps of one cell.
     variance, mean = torch.var_mean(features, (2, 3), correction=0, keepdim=True)
     return (features - mean) * (variance + _EPSILON).rsqrt()

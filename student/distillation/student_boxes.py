@@ -36,8 +36,7 @@ class StudentBoxes:
         levels = [level[labelled:] for level in output.features.pyramid]
         if not len(levels[0]):
             return StudentBoxes(boxes, valid)
-        objectness, deltas = student.rpn(levels)
-        best = student.rpn.propose(objectness, deltas, student.rpn.anchors(levels, image_size), levels, image_size)
+        best = student.propose(levels, image_size)
         missing = max(0, most - best.valid.shape[1])
         return StudentBoxes(
             torch.cat([boxes, pad(best.boxes[:, :most], (0, 0, 0, missing))]),

@@ -18,6 +18,7 @@ from student.detector import Prediction, Student
 from student.distillation.imitation import foreground_cells
 from student.evaluation.depth import DepthScores
 from student.evaluation.detection import DetectionScores, PrecisionRecall
+from student.evaluation.errors import DetectionErrors
 from student.evaluation.imitation import ClassScores, RegressionScores
 from student.evaluation.proposals import ProposalRecall
 from teachers.card import TeacherCard
@@ -42,8 +43,8 @@ class Example:
 class EvaluationResult:
     """How good a student is.
 
-    metrics: `AP50`, `recall@100`, `depth/AbsRel` … and `imitation/<teacher>/R2` …, `images_per_second` (the student
-        alone, in the batches it was given)
+    metrics: `AP50`, `errors/missed`, `recall@100`, `depth/AbsRel` … and `imitation/<teacher>/R2` …,
+        `images_per_second` (the student alone, in the batches it was given)
     curves: precision and recall of each class
     depths_m: true and predicted depth float32 [K] of matched detections, as numpy arrays
     examples: evenly spread over the samples
@@ -79,6 +80,7 @@ def evaluate_student(
     Raises StudentError where there is no sample, a teacher has no branch, or a prediction is not finite.
     """
     detection, proposals, depth = DetectionScores(), ProposalRecall(), DepthScores(student.config.max_depth_m)
+    errors = DetectionErrors()
     imitation = _imitation_scores(student, pool.cards if pool else {}, cell_means or {})
     device = next(student.parameters()).device
     examples: list[Example] = []
@@ -103,6 +105,7 @@ def evaluate_student(
             found = prediction.detections[place].to("cpu")
             on_sample(sample, found)
             detection.add(found, sample.objects)
+            errors.add(found, sample.objects)
             depth.add(found, sample.objects)
             proposals.add(prediction.proposals[place].cpu(), sample.objects)
             if example_every and samples % example_every == 0:
@@ -111,7 +114,7 @@ def evaluate_student(
         progress(samples)
     if not samples:
         raise StudentError("there is no sample to evaluate the student on; name another split")
-    metrics = {**detection.metrics(), **proposals.metrics(), **depth.metrics()}
+    metrics = {**detection.metrics(), **errors.metrics(), **proposals.metrics(), **depth.metrics()}
     for name, scores in imitation.items():
         metrics |= {f"imitation/{name}/{figure}": value for figure, value in scores.metrics().items()}
     metrics["images_per_second"] = samples / seconds

@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from student.evaluation.errors import ERROR_KINDS
 from student.report.charts import arms as arms_chart
-from student.report.comparisons import teacher_of
+from student.report.comparisons import ERRORS_EXPLAINED, teacher_of
 from student.report.page import Page
 
 # The arms of every study: no distillation, all teachers, and all teachers with the targets of other images.
@@ -103,6 +104,23 @@ def table(results: Results, fraction: float, shown: Sequence[str]) -> tuple[list
     return header, rows
 
 
+def error_table(results: Results, fraction: float) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the errors by kind of one share of labels, an arm a row.
+
+    A mean, its deviation, and the mean of the paired differences from `none`; no row where nothing is known.
+    """
+    header, rows = ["arm"], {arm: [arm] for arm in results[fraction]}
+    for kind in ERROR_KINDS:
+        figure = f"errors/{kind}"
+        of_arms = {line.arm: str(line) for line in lines(results, fraction, figure)}
+        above = gains(results, fraction, figure)
+        header += [kind, "above none"]
+        for arm, row in rows.items():
+            row += [of_arms.get(arm, "-"), paired(above[arm]) if arm in above else ""]
+    known = any(line for kind in ERROR_KINDS for line in lines(results, fraction, f"errors/{kind}"))
+    return header, list(rows.values()) if known else []
+
+
 def _is_distilled(arm: str, figure: str) -> bool:
     """Return whether a metric is of detection, or of the imitation of a teacher of the arm's students."""
     teacher = teacher_of(figure)
@@ -131,9 +149,11 @@ def markdown(results: Results) -> str:
     """Return the tables of all shares of labels."""
     text = []
     for fraction in results:
-        header, rows = table(results, fraction, shown_metrics(results))
-        text += [f"## {title(results, fraction)}", "", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-        text += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+        text += [f"## {title(results, fraction)}", ""]
+        for header, rows in (table(results, fraction, shown_metrics(results)), error_table(results, fraction)):
+            if rows:
+                text += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+                text += ["| " + " | ".join(row) + " |" for row in rows] + [""]
     return "\n".join(text)
 
 
@@ -155,3 +175,7 @@ def fill_page(page: Page, results: Results) -> None:
             )
         header, rows = table(results, fraction, shown_metrics(results))
         page.table(rows, header)
+        header, rows = error_table(results, fraction)
+        if rows:
+            page.text(ERRORS_EXPLAINED)
+            page.table(rows, header)

@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from student.detections import CLASS_NAMES
 from student.report.colors import CLASS_COLORS, SERIES
 
 Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
 
 _INK, _MUTED, _GRID = "#22262b", "#6b7280", "#e5e7eb"
 _DPI = 130
@@ -198,6 +200,21 @@ def arms(table: Mapping[str, Sequence[float]], base: str, title: str, metric: st
     band = f"; band: {base}" if base in table else ""
     _finish(axes, title, f"{metric}   (dots: seeds; diamond: mean ± standard deviation{band})", "")
     axes.grid(visible=False, axis="y")
+    return _png(figure)
+
+
+def class_scores(own: Floats32, theirs: Floats32, teacher: str) -> bytes:
+    """Return a panel for each class but the background: a student's scores of K boxes against a teacher's.
+
+    own, theirs: probabilities float32 [K, M] of the classes in the order of CLASS_NAMES
+    """
+    figure, panels = _panels(len(CLASS_NAMES) - 1)
+    for number, (axes, name) in enumerate(zip(panels, CLASS_NAMES[1:], strict=True), start=1):
+        axes.plot((0, 1), (0, 1), color=_MUTED, linewidth=1, linestyle="--")
+        axes.scatter(own[:, number], theirs[:, number], s=14, color=_on_white(name), alpha=0.5, linewidths=0)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+        _finish(axes, name, "the student's score", f"the score of {teacher}")
     return _png(figure)
 
 

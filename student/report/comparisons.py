@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+ERRORS_EXPLAINED = (
+    "Of each class as many detections are judged as it has objects, the most confident: wrong by the place of the box"
+    " (IoU below 0.5, or a second one of the same object), by its class, or on background (no object by IoU 0.1). All"
+    " are shares of the number of objects, and so are the objects that none of these detections is about."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

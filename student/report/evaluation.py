@@ -11,11 +11,12 @@ from torch import Tensor
 
 from student.detections import CLASS_NAMES, Detections
 from student.evaluation.detection import PrecisionRecall
+from student.evaluation.errors import ERROR_KINDS
 from student.evaluation.ranges import ABOVE_16_PIXELS, DISTANCES, SIZES
 from student.evaluation.run import EvaluationResult, Example
 from student.report.charts import depth_errors, precision_recall, training_curves
 from student.report.colors import CLASS_COLORS, COLOR_WORDS
-from student.report.comparisons import Comparison, comparisons, teacher_of, teachers_in
+from student.report.comparisons import ERRORS_EXPLAINED, Comparison, comparisons, teacher_of, teachers_in
 from student.report.images import (
     ImageArray,
     beside,
@@ -32,6 +33,7 @@ FRAMES, TEACHER_FRAMES = 6, 3
 # The score from which on a class is drawn of which none was found rightly.
 _ANY_SCORE = 0.5
 _PANEL_PX = 256
+_CLASS_ROWS = [("all", ""), *((name, f"/{name}") for name in CLASS_NAMES[1:])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,7 +73,7 @@ def show_evaluation(page: Page, evaluation: Evaluation) -> None:
     result, metrics = evaluation.result, evaluation.metrics
     page.text(verdict(metrics, result.samples, evaluation.undistilled))
     _show_frames(page, result)
-    if shown := [example for example in _chosen(result.examples, TEACHER_FRAMES) if example.targets]:
+    if shown := [example for example in chosen_examples(result.examples, TEACHER_FRAMES) if example.targets]:
         page.heading("Targets of the teachers and predictions of the student")
         page.text(
             "Cells of equal color mean the same to the teacher and to the student. Numbers are shown by their three"
@@ -79,7 +81,7 @@ def show_evaluation(page: Page, evaluation: Evaluation) -> None:
             " valid there, and the prediction is dimmed. The student gets the image alone, never the lidar points."
         )
         for example in shown:
-            page.image(_teacher_panels(example, evaluation.class_names), _where(example))
+            page.image(_teacher_panels(example, evaluation.class_names), where(example))
     if evaluation.history:
         page.heading("Training")
         page.image(
@@ -92,6 +94,7 @@ def show_evaluation(page: Page, evaluation: Evaluation) -> None:
         "At IoU 0.5. A curve ends where more objects are not found at any score.",
     )
     _show_ranges(page, metrics)
+    _show_errors(page, metrics)
     if len(result.depths_m[0]):
         page.heading("Depth errors")
         page.image(
@@ -178,7 +181,7 @@ def _beside(one: Comparison, form: str) -> str:
 
 def _show_frames(page: Page, result: EvaluationResult) -> None:
     thresholds = best_scores(result.curves)
-    if not (frames := _chosen(result.examples, FRAMES)):
+    if not (frames := chosen_examples(result.examples, FRAMES)):
         return
     page.heading("Detections")
     least = {name: thresholds.get(name, _ANY_SCORE) for name in CLASS_NAMES[1:]}
@@ -192,17 +195,24 @@ def _show_frames(page: Page, result: EvaluationResult) -> None:
     for example in frames:
         objects = example.sample.objects
         image = draw_detections(example.sample.image, _confident(example.found, least), objects, min_score=0)
-        page.image(image, f"{_where(example)}, {len(objects.boxes)} labelled")
+        page.image(image, f"{where(example)}, {len(objects.boxes)} labelled")
 
 
 def _show_ranges(page: Page, metrics: Mapping[str, float]) -> None:
     """Add tables by class, by size and by distance; a column in which nothing is known is left out."""
-    rows = [("all", ""), *((name, f"/{name}") for name in CLASS_NAMES[1:])]
-    _table(page, "class", rows, ("AP", "AP50", "waymo/LEVEL_1", "waymo/LEVEL_2", "recall@100"), metrics)
+    _table(page, "class", _CLASS_ROWS, ("AP", "AP50", "waymo/LEVEL_1", "waymo/LEVEL_2", "recall@100"), metrics)
     rows = [(f"{one.name}", f"/{one.name}") for one in (*SIZES, ABOVE_16_PIXELS)]
     _table(page, "size", rows, ("AP50", "recall@100"), metrics)
     rows = [(f"{one.name}", f"/{one.name}") for one in DISTANCES]
     _table(page, "distance", rows, ("AP50", "waymo-ours/LEVEL_2", "depth/AbsRel"), metrics)
+
+
+def _show_errors(page: Page, metrics: Mapping[str, float]) -> None:
+    columns = tuple(f"errors/{kind}" for kind in ERROR_KINDS)
+    if any(column in metrics for column in columns):
+        page.heading("Errors by kind")
+        page.text(ERRORS_EXPLAINED)
+        _table(page, "class", _CLASS_ROWS, columns, metrics)
 
 
 def _table(
@@ -218,7 +228,7 @@ def _table(
         page.table(cells, [what, *known])
 
 
-def _chosen(examples: Sequence[Example], count: int) -> list[Example]:
+def chosen_examples(examples: Sequence[Example], count: int) -> list[Example]:
     """Return the examples with the most labels of `count` stretches of equal length, or all where there are fewer."""
     count = min(count, len(examples))
     edges = [len(examples) * i // count for i in range(count + 1)] if count else []
@@ -268,6 +278,7 @@ def _views(target: Target, branch_outputs: Tensor, class_names: Sequence[str]) -
     )
 
 
-def _where(example: Example) -> str:
+def where(example: Example) -> str:
+    """Return which frame an example is of."""
     key = example.sample.key
     return f"{key.segment} · {key.timestamp_us / 1e6:.1f} s · {key.camera}"

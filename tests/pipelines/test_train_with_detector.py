@@ -164,14 +164,26 @@ def test_what_it_made_is_evaluated_and_exported_without_adapters(folder: Path, w
     config = EvaluateConfig(
         checkpoint=str(whole),
         lake=str(folder / "lake"),
-        teachers=(f"points={folder / 'lidar'}",),
+        teachers=(f"points={folder / 'lidar'}", f"big={folder / 'big'}"),
         export=True,
         device="cpu",
     )
-    metrics = evaluate(config, QUIET).evaluation.metrics
-    assert {"AP50", "imitation/points/R2"} <= metrics.keys()
+    evaluated = evaluate(config, QUIET)
+    assert {"AP50", "errors/missed", "imitation/points/R2"} <= evaluated.evaluation.metrics.keys()
+    page = Path(evaluated.report).read_text()
+    assert all(f"<figcaption>{shown}" in page for shown in ("FGFI, ", "ReviewKD, big, ", "LGD, ", "Scores that big "))
     exported = load_exported(str(whole / "evaluation"))
     assert exported.state_dict().keys() == Student(exported.config).state_dict().keys()
+
+
+def test_the_scores_of_a_detector_that_the_student_was_not_distilled_from_are_not_shown(
+    folder: Path, whole: Path
+) -> None:
+    config = EvaluateConfig(
+        checkpoint=str(whole), lake=str(folder / "lake"), teachers=(f"big={whole}",), device="cpu", samples=1
+    )
+    with pytest.raises(TeacherError, match="teacher big: the student was distilled from another one"):
+        evaluate(config, QUIET)
 
 
 def test_a_run_is_not_continued_with_another_detector(folder: Path, taught: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks.lgd_instructive import Options, read_lgd
+from benchmarks.lgd_instructive import Options
 from benchmarks.lgd_instructive import run as measure
 from datalake.lake import Lake
 from pipelines.train import main, run, train_worker
@@ -21,6 +21,7 @@ from pipelines.train_setup import prepare_training
 from student.checkpoint import read_student
 from student.config import StudentError
 from student.detector import Student
+from student.distillation.trained import read_lgd
 from tests.pipelines.small_teachers import admit_ignorance
 from tests.teachers.cards import lidar_folder
 from training.distributed import Distributed

@@ -15,6 +15,7 @@ from student.detector import Prediction, Student
 from student.distillation.imitation import foreground_cells
 from student.evaluation.depth import DepthScores
 from student.evaluation.detection import DetectionScores
+from student.evaluation.errors import DetectionErrors
 from student.evaluation.imitation import ClassScores, RegressionScores
 from student.evaluation.proposals import ProposalRecall
 from student.evaluation.run import evaluate_student
@@ -64,20 +65,22 @@ def student() -> Student:
 
 def test_every_figure_is_that_of_each_images_own_answer(student: Student) -> None:
     detection, proposals, depth = DetectionScores(), ProposalRecall(), DepthScores(TAUGHT.max_depth_m)
+    errors = DetectionErrors()
     colors, shades = RegressionScores(3, torch.full((3, *GRID), 0.5)), ClassScores(("dark", "gray", "bright"))
     for (one,), targets in pool().follow([one] for one in FIVE):
         found, proposed = knowledge(one)
         detection.add(found, one.objects)
+        errors.add(found, one.objects)
         depth.add(found, one.objects)
         proposals.add(proposed, one.objects)
         branch_outputs = student.predict(one.image[None]).branch_outputs
         colors.add(branch_outputs["colors"], targets["colors"], foreground_cells(targets))
         shades.add(branch_outputs["shades"], targets["shades"])
-    expected = {**detection.metrics(), **proposals.metrics(), **depth.metrics()}
+    expected = {**detection.metrics(), **errors.metrics(), **proposals.metrics(), **depth.metrics()}
     for name, scores in (("colors", colors), ("shades", shades)):
         expected |= {f"imitation/{name}/{figure}": value for figure, value in scores.metrics().items()}
     assert metrics(student, [[one] for one in FIVE]) == pytest.approx(expected, nan_ok=True)
-    assert {"AP50", "recall@100", "depth/AbsRel", "imitation/colors/R2/foreground"} <= expected.keys()
+    assert {"AP50", "errors/missed", "recall@100", "depth/AbsRel", "imitation/colors/R2/foreground"} <= expected.keys()
 
 
 def test_how_images_are_grouped_does_not_matter(student: Student) -> None:

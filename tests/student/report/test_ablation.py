@@ -66,3 +66,16 @@ def test_how_an_undistilled_teacher_is_imitated_is_no_figure() -> None:
 
 def test_the_title_says_how_much_was_labelled_not_how_much_was_asked_for() -> None:
     assert "## 1 of 8 segments labelled (12.5%), 2 steps" in markdown({0.025: RESULTS[1.0]})
+
+
+def test_errors_have_a_table_of_their_own_beside_those_of_none() -> None:
+    kinds = {"localization": 0.25, "confusion": 0.125, "background": 0.5, "missed": 0.25}
+    none = {**metrics(0.5), **{f"errors/{kind}": value for kind, value in kinds.items()}}
+    text = markdown({1.0: {"none": {0: none}, "fgfi": {0: {**none, "errors/missed": 0.125}}, "kd": {0: metrics(0.5)}}})
+    header, _, *rows = text.rstrip().splitlines()[-5:]
+    assert header.replace(" | above none", "") == "| arm | localization | confusion | background | missed |"
+    assert rows == [
+        "| none | 0.250 |  | 0.125 |  | 0.500 |  | 0.250 |  |",
+        "| fgfi | 0.250 | +0.000 | 0.125 | +0.000 | 0.500 | +0.000 | 0.125 | -0.125 |",
+        "| kd | - | - | - | - | - | - | - | - |",
+    ]

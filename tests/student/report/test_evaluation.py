@@ -75,6 +75,7 @@ def test_the_page_goes_from_images_to_metrics_to_settings(result: EvaluationResu
         "Targets of the teachers and predictions of the student",
         "Training",
         "Precision and recall",
+        "Errors by kind",
         "Depth errors",
         "Compared with trivial predictors",
         "All metrics",

@@ -1,0 +1,75 @@
+"""The methods that a student was trained with, from its run: to show and to measure what they have learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from torch import Tensor
+
+from student.config import StudentError
+from student.detector import Student
+from student.distillation.detector_teacher import DetectorTeacher
+from student.distillation.lgd import LGD, LGDConfig
+from student.distillation.objective import LossWeights
+from student.distillation.reviewkd import ReviewKD, ReviewKDConfig
+from training.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainedMethods:
+    """What a run has of the methods that can be shown, on the CPU, in eval mode.
+
+    fgfi: whether the student was trained with it
+    detectors: detector teachers by their names, those of the run or some of them
+    reviewkd: with its fusions for these detectors; None: it was not trained with one of them
+    """
+
+    fgfi: bool = False
+    lgd: LGD | None = None
+    reviewkd: ReviewKD | None = None
+    detectors: Mapping[str, DetectorTeacher] = field(default_factory=dict)
+
+    @staticmethod
+    def read(student: Student, checkpoint: Checkpoint, detectors: Mapping[str, DetectorTeacher]) -> TrainedMethods:
+        """Return the methods of the run that the student and the checkpoint are of."""
+        return TrainedMethods(
+            fgfi=bool(_state(checkpoint, "fgfi")),
+            lgd=read_lgd(student, checkpoint) if _state(checkpoint, "lgd") else None,
+            reviewkd=_read_reviewkd(student, checkpoint, detectors),
+            detectors=detectors,
+        )
+
+
+def read_lgd(student: Student, checkpoint: Checkpoint) -> LGD:
+    """Return the LGD that the student of the checkpoint was trained with, on the CPU, in eval mode.
+
+    Raises StudentError where it was trained without.
+    """
+    state = _state(checkpoint, "lgd")
+    if not state:
+        raise StudentError("expected a run of train.py with --distill lgd, got: one without")
+    # The run's fingerprint has them as they were; that of a method knows no other types.
+    settings = {field.name: checkpoint.fingerprint[f"lgd.{field.name}"] for field in fields(LGDConfig)}
+    method = LGD(LGDConfig(**settings), student.config, LossWeights())  # type: ignore[arg-type]
+    method.load_state_dict(state)
+    return method.eval()
+
+
+def _read_reviewkd(
+    student: Student, checkpoint: Checkpoint, detectors: Mapping[str, DetectorTeacher]
+) -> ReviewKD | None:
+    state = _state(checkpoint, "reviewkd")
+    known = {name: detectors[name] for name in detectors if any(key.startswith(f"fusions.{name}.") for key in state)}
+    if not known:
+        return None
+    # Weights of losses change nothing of what it is.
+    method = ReviewKD(ReviewKDConfig(), student.config, known)
+    method.load_state_dict({key: value for key, value in state.items() if key.split(".")[1] in known})
+    return method.eval()
+
+
+def _state(checkpoint: Checkpoint, method: str) -> dict[str, Tensor]:
+    """Return a method's state dict; {} where the student was trained without it."""
+    prefix = f"methods.{method}."
+    return {name.removeprefix(prefix): v for name, v in checkpoint.objective.items() if name.startswith(prefix)}
