@@ -95,6 +95,8 @@ RANGES: dict[str, dict[str, Range]] = {
         "eval_samples": _COUNT,
         "seed": _SEED,
         "data_workers": _COUNT_OR_NONE,
+        "workers": _COUNT_OR_NONE,
+        "max_failures": _COUNT_OR_NONE,
     },
     "DetectorTrainConfig": {
         "labelled_fraction": Range(0, 1, exclusive=True),
