@@ -28,7 +28,6 @@ _COMMIT_DEFAULTS: dict[str, Any] = {
     "format": DEFAULT_FORMAT,
     "camera_names": WAYMO_CAMERAS,
 }
-_CHUNK = re.compile(rf"[{CAMERA_MARKS}]*")
 _SOURCE_DEFAULTS: dict[str, Any] = {"checksum": "", "cut_off_at": None}
 
 
@@ -165,8 +164,8 @@ class Commit:
             raise LakeError(f"points_mode: expected one of {', '.join(POINT_MODES)}, got {self.points_mode!r}")
         if not all(isinstance(text, str) for text in (self.created_at, *self.cameras)):
             raise LakeError("created_at, cameras: expected text")
-        if not all(_CHUNK.fullmatch(chunk) for chunk in self.chunks):
-            raise LakeError(f"chunks: expected numbers of cameras, got {list(self.chunks)[:3]}")
+        if not set("".join(self.chunks)) <= set(CAMERA_MARKS[: len(self.camera_names)]):
+            raise LakeError(f"chunks: expected marks of {len(self.camera_names)} cameras, got {list(self.chunks)[:3]}")
         for source in self.sources:
             numbers = (source.bytes, source.records, 0 if source.cut_off_at is None else source.cut_off_at)
             texts = (source.uri, source.version, source.checksum)

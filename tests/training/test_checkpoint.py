@@ -55,7 +55,7 @@ def test_the_student_in_it_answers_as_the_one_that_was_saved(tmp_path: Path) -> 
     student, checkpoint = read_student(str(tmp_path))
     assert checkpoint.step == 7
     assert not student.training
-    assert student.config == TAUGHT
+    assert student.config == build(TAUGHT).config
     images = torch.stack([one.image for one in samples(1)])
     expected = build(TAUGHT).eval().predict(images)
     found = student.predict(images)
