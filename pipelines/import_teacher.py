@@ -102,7 +102,7 @@ class Detector:
     # Which of torchvision's networks the weights are of. Masks are left out.
     network: TorchvisionNetwork = "fasterrcnn_resnet50_fpn_v2"
 
-    def run(self) -> None:
+    def run(self, _console: Console) -> None:
         """Write weights and card."""
         url = absolute(self.weights)
         try:
@@ -135,7 +135,7 @@ def _write(url: str, teacher: SpvnasTeacher | MaskRcnnTeacher, card: TeacherCard
     write_card(url, replace(card, weights_sha256=write_weights(url, state)))
 
 
-def run(command: Spvnas | MaskRcnn, console: Console) -> int:
+def run(command: Spvnas | MaskRcnn | Detector, console: Console) -> int:
     """Import, say where to, and return the exit status 0."""
     check_options(command)
     command.run(console)
