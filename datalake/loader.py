@@ -44,6 +44,8 @@ _SHARED_MEMORY = Path("/dev/shm")
 _BATCHES_WAITING = 2
 # Of a record's largest image, width and height.
 _FULL_SIZE = (1920, 1280)
+# A segment, a chunk of it, and the occasion on which it is read.
+Place = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +171,7 @@ class SampleStream(IterableDataset[Sample]):
         turn = worker
         while self.epochs is None or epoch < self.epochs:
             positions = share(start, self.epoch_samples, batch, self.rank, self.world_size, turn, workers)
-            yield from self._read(self.order(epoch)[positions])
+            yield from self._visit(epoch, positions)
             # The next epoch's first batch goes to the worker behind the one that had this epoch's last.
             turn = (turn - (padded - start) // batch) % workers
             epoch, start = epoch + 1, 0
@@ -181,8 +183,15 @@ class SampleStream(IterableDataset[Sample]):
         streams = min(self.config.streams, int((self._sizes > 0).sum()))
         return epoch_order(self._sizes, streams, self.config.seed, epoch)
 
-    def _read(self, samples: NDArray[np.int64]) -> Iterator[Sample]:
+    def _visit(self, epoch: int, positions: NDArray[np.int64]) -> Iterator[Sample]:
+        """Yield what stands at these positions of an epoch, this worker's batches one after the other."""
+        return self._read(self.order(epoch)[positions])
+
+    def _read(self, samples: NDArray[np.int64], occasions: NDArray[np.int64] | None = None) -> Iterator[Sample]:
         """Yield samples in order; a chunk is in memory from its first to its last sample, a file likewise.
+
+        occasions: int64 like the samples; for each occasion a chunk is read anew, so that it need not be in memory from
+            one to the other; by default there is but one
 
         Some threads read the next chunks while others decode the next images of the present ones. What they read of a
         remote lake, yet others have asked for before: those only wait, and may be many.
@@ -190,21 +199,23 @@ class SampleStream(IterableDataset[Sample]):
         config = self.config
         lasers = frozenset(LASERS.index(name) for name in config.lasers)
         options = SampleOptions(config.image_size, config.points, config.panoptic, lasers)
-        places = list(zip(self._segment[samples].tolist(), self._group[samples].tolist(), strict=True))
+        occasions = np.zeros_like(samples) if occasions is None else occasions
+        numbers = (self._segment[samples], self._group[samples], occasions)
+        places = list(zip(*(each.tolist() for each in numbers), strict=True))
         upcoming = list(dict.fromkeys(places))
-        samples_left, chunks_left = Counter(places), Counter(segment for segment, _ in upcoming)
+        samples_left, chunks_left = Counter(places), Counter(segment for segment, *_ in upcoming)
         files: dict[int, SegmentFiles] = {}
-        chunks: dict[tuple[int, int], Future[Chunk]] = {}
+        chunks: dict[Place, Future[Chunk]] = {}
 
-        def fetch(place: tuple[int, int]) -> None:
+        def fetch(place: Place) -> None:
             files[place[0]].fetch(place[1], options.columns)
 
-        def read(place: tuple[int, int], fetched: Future[None] | None) -> Chunk:
+        def read(place: Place, fetched: Future[None] | None) -> Chunk:
             if fetched is not None:
                 fetched.result()
             return Chunk(files[place[0]], place[1], options)
 
-        def submit(place: tuple[int, int]) -> None:
+        def submit(place: Place) -> None:
             if place[0] not in files:
                 files[place[0]] = SegmentFiles(self.lake, self._commits[place[0]])
             fetched = None if self.lake.store.is_local else fetchers.submit(fetch, place)
@@ -214,8 +225,8 @@ class SampleStream(IterableDataset[Sample]):
             return chunk.result().sample(row)
 
         queue = iter(upcoming)
-        started: set[tuple[int, int]] = set()
-        decoding: deque[tuple[tuple[int, int], Future[Sample]]] = deque()
+        started: set[Place] = set()
+        decoding: deque[tuple[Place, Future[Sample]]] = deque()
 
         def finish() -> Sample:
             place, future = decoding.popleft()
