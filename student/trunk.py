@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from student.config import StudentConfig
 from student.layers import ConvNorm, stage, twice_as_large
+from training.fingerprint import Plain, flatten
 
 # Of the lake's images, roughly; any fixed numbers near them would do.
 _OWN_NORMALIZATION = ((0.45,) * 3, (0.25,) * 3)
+# Settings of a student that its trunk is built from.
+_OF_TRUNK = ("trunk", "stages", "blocks", "width", "norm", "image_mean", "image_std")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,6 +111,14 @@ def build_trunk(config: StudentConfig) -> PaperTrunk | TopDownTrunk:
 
         return TimmTrunk(config)
     return PaperTrunk(config) if config.trunk == "stride1" else ClassroomTrunk(config)
+
+
+def trunk_settings(config: StudentConfig) -> dict[str, Plain]:
+    """Return what decides about a trunk's weights and what they mean; all else in a student's configuration does not.
+
+    Images are normalized as the trunk was trained with.
+    """
+    return {name: value for name, value in flatten(resolved(config)).items() if name in _OF_TRUNK}
 
 
 def resolved(config: StudentConfig) -> StudentConfig:
