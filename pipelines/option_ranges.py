@@ -98,6 +98,24 @@ RANGES: dict[str, dict[str, Range]] = {
         "workers": _COUNT_OR_NONE,
         "max_failures": _COUNT_OR_NONE,
     },
+    "PretrainConfig": {
+        "seed": _SEED,
+        "snapshot": _COUNT_OR_NONE,
+        "image_size": _SIDE,
+        "batch": _COUNT,
+        "data_workers": _COUNT_OR_NONE,
+    },
+    "ViewConfig": {
+        "size": _SIDE,
+        "area": Range(0, 1, exclusive=True),
+        "aspect": _POSITIVE,
+        # Half a turn reaches every hue.
+        "hue": Range(0, 0.5),
+        **dict.fromkeys(("overlap", "mirror", "jitter", "brightness", "contrast", "saturation"), _SHARE),
+        **dict.fromkeys(("gray", "blur", "solarize"), _SHARE),
+    },
+    # One vector alone has no rank.
+    "ByolConfig": {"hidden": _COUNT, "dimensions": Range(2), "momentum": _SHARE, "recent": Range(2)},
     "DetectorTrainConfig": {
         "labelled_fraction": Range(0, 1, exclusive=True),
         "batch": _COUNT,

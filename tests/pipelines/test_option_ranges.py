@@ -14,12 +14,13 @@ import pytest
 from rich.console import Console
 
 from datalake.commit import LakeError
-from pipelines import ablate, cache_targets, evaluate, import_teacher, train, train_teachers
+from pipelines import ablate, cache_targets, evaluate, import_teacher, pretrain, train, train_teachers
 from pipelines.ablate import AblateConfig
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.evaluate import EvaluateConfig
 from pipelines.import_teacher import Spvnas
 from pipelines.option_ranges import RANGES, check_options
+from pipelines.pretrain import PretrainConfig
 from pipelines.train_config import TrainConfig
 from pipelines.train_teachers import TrainTeachersConfig
 from student.config import AnchorShapes
@@ -29,6 +30,7 @@ TRAIN = TrainConfig(**PLACES)
 WHOLE = [
     TRAIN,
     TrainTeachersConfig(**PLACES),
+    PretrainConfig(**PLACES),
     EvaluateConfig(lake="/nowhere", checkpoint="/nowhere"),
     AblateConfig(train=TRAIN),
     CacheTargetsConfig(lake="/nowhere", teacher="/nowhere"),
@@ -69,6 +71,7 @@ def test_the_defaults_are_in_their_ranges(config: Any) -> None:
         (train.main, "--optimizer.learning-rate nan", "--optimizer.learning-rate nan: expected more than 0"),
         (train.main, "--weights.depth inf", "--weights.depth inf: expected at least 0"),
         (train.main, "--labelled-fraction 0", "0: expected more than 0 and at most 1"),
+        (pretrain.main, "--byol.recent 1", "--byol.recent 1: expected at least 2"),
         (train_teachers.main, "--spvcnn.batch 0", "--spvcnn.batch 0: expected at least 1"),
         (train_teachers.main, "--mask-rcnn.network.score 2", "network.score 2: expected 0 to 1"),
     ],

@@ -1,0 +1,178 @@
+"""Pre-training as users start it, killed in the middle."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from pipelines import pretrain
+from pipelines.pretrain import PretrainConfig
+from student.config import StudentConfig
+from student.pretraining.byol import ByolConfig
+from student.pretraining.views import ViewConfig
+from tests.student.students import TINY
+from tests.support.programs import Call, start
+from training.checkpoint import load_checkpoint
+from training.errors import TrainingError
+from training.loop import LoopConfig
+from training.metrics_log import read_history
+from training.run_dir import RunDir
+
+pytestmark = pytest.mark.integration
+
+QUIET = Console(quiet=True)
+STEPS = 6
+
+
+def settings(lake: str, out: Path) -> PretrainConfig:
+    """Return the tiny pre-training that `words` asks for."""
+    return PretrainConfig(
+        lake=lake,
+        out=str(out),
+        student=StudentConfig(stages=TINY.stages, blocks=TINY.blocks, width=TINY.width),
+        image_size=(96, 64),
+        batch=2,
+        device="cpu",
+        views=ViewConfig(size=(64, 32)),
+        byol=ByolConfig(hidden=16, dimensions=8, recent=4),
+        loop=LoopConfig(steps=STEPS, warmup=0.1, diagnose_every=2, checkpoint_every=2, precision="float32"),
+    )
+
+
+def words(lake: str, out: Path) -> list[str]:
+    options = (
+        "--student.stages 8 8 16 16 16 --student.blocks 1 1 1 1 --student.width 16 --image-size 96 64 --batch 2"
+        " --device cpu --views.size 64 32 --byol.hidden 16 --byol.dimensions 8 --byol.recent 4"
+        f" --loop.steps {STEPS} --loop.warmup 0.1 --loop.diagnose-every 2 --loop.checkpoint-every 2"
+        " --loop.precision float32 --method byol --pairs next"
+    )
+    return ["--lake", lake, "--out", str(out), *options.split()]
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    checkpoint = load_checkpoint(RunDir(str(out)))
+    assert checkpoint is not None
+    return checkpoint.objective
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    """Return a run's history without what the clock says."""
+    clock = {"images_per_second", "wait/data", "wait/teachers"}
+    return [{k: v for k, v in line.items() if k not in clock} for line in read_history(RunDir(str(out)))]
+
+
+@pytest.fixture(scope="module")
+def whole(split_lake: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    out = tmp_path_factory.mktemp("pretrained") / "run"
+    assert pretrain.run(settings(split_lake, out), QUIET) == 0
+    return out
+
+
+def test_a_killed_run_ends_as_an_uninterrupted_one_to_the_last_bit(
+    split_lake: str, whole: Path, tmp_path: Path, call: Call
+) -> None:
+    out = tmp_path / "run"
+    process = start("pretrain.py", words(split_lake, out))
+    deadline = time.monotonic() + 120
+    # Behind the first checkpoint, at the latest.
+    while not (out / "checkpoint.pt").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    status, output, errors = call(pretrain.main, words(split_lake, out))
+    assert status == 0, errors
+    assert "pre-trained 6 steps in" in output
+    assert log(out) == log(whole)
+    found, expected = weights(out), weights(whole)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+class Killed(Exception):  # noqa: N818 - it is no error of the training
+    """What ends a run."""
+
+
+@pytest.mark.parametrize("pairs", ["same", "shuffled"])
+def test_a_run_of_other_pairs_is_continued_likewise(split_lake: str, tmp_path: Path, pairs: Any) -> None:
+    def stop(step: int, _metrics: Mapping[str, float]) -> None:
+        if step == 3:
+            raise Killed
+
+    configs = [replace(settings(split_lake, tmp_path / name), pairs=pairs) for name in ("whole", "stopped")]
+    device = torch.device("cpu")
+    pretrain.pretrain(configs[0], device, QUIET)
+    with pytest.raises(Killed):
+        pretrain.pretrain(configs[1], device, QUIET, stop)
+    pretrain.pretrain(configs[1], device, QUIET)
+    found, expected = weights(tmp_path / "stopped"), weights(tmp_path / "whole")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert log(tmp_path / "stopped") == log(tmp_path / "whole")
+
+
+def test_a_batch_in_parts_keeps_its_pairs_together(split_lake: str, whole: Path, tmp_path: Path) -> None:
+    config = settings(split_lake, tmp_path / "run")
+    pretrain.run(replace(config, loop=replace(config.loop, accumulate=2)), QUIET)
+    parts, together = (log(out)[0]["loss/byol"] for out in (tmp_path / "run", whole))
+    assert parts == pytest.approx(together, rel=1e-4)
+
+
+def test_other_settings_do_not_continue_a_run(split_lake: str, whole: Path) -> None:
+    for other in (
+        replace(settings(split_lake, whole), pairs="same"),
+        replace(settings(split_lake, whole), byol=ByolConfig(hidden=16, dimensions=8, recent=4, momentum=0.5)),
+        replace(settings(split_lake, whole), student=StudentConfig(stages=TINY.stages, blocks=TINY.blocks, width=8)),
+    ):
+        with pytest.raises(TrainingError, match="a run with other settings is under way here"):
+            pretrain.run(other, QUIET)
+
+
+def test_what_does_not_reach_the_trunk_may_differ(split_lake: str, whole: Path) -> None:
+    config = settings(split_lake, whole)
+    assert pretrain.run(replace(config, student=replace(config.student, head_width=8)), QUIET) == 0
+
+
+def test_a_collapse_is_said_in_one_line(split_lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def constant(config: PretrainConfig) -> Any:
+        objective = pretrain.ByolObjective(config.student, config.byol, config.views)
+        parameters = dict(objective.named_parameters())
+        with torch.no_grad():
+            parameters["projector.1.weight"].zero_()
+            parameters["projector.1.bias"].fill_(1.0)
+        return objective
+
+    monkeypatch.setitem(pretrain.METHODS, "byol", constant)
+    config = settings(split_lake, tmp_path / "run")
+    console = Console(width=200, record=True, file=(tmp_path / "printed").open("w"))
+    pretrain.run(replace(config, optimizer=replace(config.optimizer, learning_rate=1e-9)), console)
+    told = [line for line in console.export_text().splitlines() if "collapse" in line]
+    assert told[0].startswith("step 3: collapse: std 0.000 < 0.2: projections are about the same")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--split", "none"], "no split 'none'"),
+        (["--views.size", "60", "32"], "do not divide into cells of 32"),
+        (["--views.area", "0.9", "0.3"], "--views.area 0.9 0.3: expected the smaller one first"),
+        (["--batch", "7"], "has 6 pairs of an image and the next one of FRONT, fewer than one batch of 7"),
+        (["--student.trunk", "timm:resnet18", "--student.trunk-weights", "w"], "starts from random weights"),
+    ],
+)
+def test_bad_arguments_give_status_2_and_one_line(
+    split_lake: str, tmp_path: Path, more: list[str], message: str, call: Call
+) -> None:
+    assert message in call.refused(pretrain.main, [*words(split_lake, tmp_path / "out"), *more])
+    assert not (tmp_path / "out").exists()
