@@ -4,7 +4,8 @@
     OUT/history.jsonl     a line for each step: loss, rates, throughput, and whether projections collapse
     OUT/tensorboard/      the same for TensorBoard
 
-Run it again after any interruption, with the same settings, and it goes on where it was.
+Run it again after any interruption, with the same settings, and it goes on where it was. `train.py --init OUT` gives
+a student the trunk.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 from pipelines.train_config import DISTILLATION_METHODS, TrainConfig, read_preset
 from pipelines.train_setup import TrainPlan, prepare_training
-from pipelines.trunk_weights import load_trunk, recompute_activations
+from pipelines.trunk_weights import load_pretrained, load_trunk, recompute_activations
 from student.detector import Student
 from student.distillation.objective import DetectionObjective
 from student.layers import memory_format
@@ -110,6 +110,8 @@ def build_objective(plan: TrainPlan) -> DetectionObjective:
     student = Student(plan.student)
     if config.student.trunk_weights is not None:
         load_trunk(student, config.student.trunk_weights, config.out)
+    if config.init is not None:
+        load_pretrained(student, config.init, config.out)
     if config.recompute_activations:
         recompute_activations(student)
     methods = {name: DISTILLATION_METHODS[name].build(plan) for name in plan.methods}

@@ -15,6 +15,7 @@ from pipelines.data import Frames, labelled_segments, unlabelled_per_batch
 from pipelines.detector_teachers import read_detector
 from pipelines.image_size import ImageSize, fixed
 from pipelines.paths import absolute
+from pipelines.trunk_weights import pretrained_sha256
 from student.augmentation import Augmentation
 from student.config import StudentConfig, StudentError
 from student.distillation.controls import Targets
@@ -56,6 +57,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 # What does not decide about the result: where things are kept and which processes compute.
 _IRRELEVANT = {
     "out",
+    # The checksum of its trunk decides.
+    "init",
     "cache",
     "cache_bytes",
     "cached",
@@ -123,6 +126,8 @@ class TrainConfig:
     # The student's architecture; `--preset paper` sets these defaults to those of the paper's student, `--preset
     # resnet50` to those of one for images of 960 x 640 pixels.
     student: StudentConfig = field(default_factory=StudentConfig)
+    # The folder of a run of pretrain.py from whose trunk the student's starts, at the same rate as all else.
+    init: str | None = None
     # Anchors fitted to the labelled boxes, or the paper's.
     anchors: Anchors = "fitted"
     # The training stops before it starts where anchors overlap a smaller share of the boxes by IoU 0.5.
@@ -203,6 +208,7 @@ class TrainConfig:
             self,
             lake=absolute(self.lake),
             out=absolute(self.out),
+            init=self.init and absolute(self.init),
             teachers=tuple(f"{name}={absolute(url)}" for name, url in parse_teachers(self.teachers).items())
             or ("none",),
             cache=None if self.cache is None else absolute(self.cache),
@@ -321,6 +327,7 @@ class TrainConfig:
         return {
             **kept,
             **heard,
+            "init": pretrained_sha256(self.located.init, self.located.out),
             "lake": lake.store.url,
             "snapshot": lake.snapshot,
             "teachers": ", ".join(heard),

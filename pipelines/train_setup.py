@@ -15,7 +15,7 @@ from pipelines.detector_teachers import prepare_detectors
 from pipelines.device import device_of
 from pipelines.image_size import find_image_size
 from pipelines.train_config import TrainConfig
-from pipelines.trunk_weights import prepare_trunk
+from pipelines.trunk_weights import check_pretrained, prepare_trunk
 from student.anchors import FINDABLE_PX, AnchorReport, anchor_recall, fit_anchors
 from student.config import AnchorShapes, BranchSpec, StudentConfig, StudentError
 from student.distillation.detector_teacher import DetectorTeacher
@@ -66,6 +66,8 @@ def prepare_training(
     """
     config = config.located
     student = prepare_trunk(config.student, config.out, console)
+    if config.init is not None:
+        check_pretrained(config.init, student, config.out, console)
     lake = config.open_lake(config.snapshot)
     size = find_image_size(config.image_size, lake, config.cameras, console, run=config.out)
     config = replace(config, image_size=size)

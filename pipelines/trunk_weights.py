@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+from dataclasses import dataclass, replace
 
 from rich.console import Console
+from torch import Tensor
 
 from student.config import StudentConfig, StudentError
 from student.detector import Student
 from student.timm_trunk import TimmTrunk
-from student.trunk import build_trunk
+from student.trunk import build_trunk, trunk_settings
 from training.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from training.run_dir import RunDir
 from training.weights_file import read_weights
+
+_TRUNK = "trunk."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainedTrunk:
+    """The trunk of a pre-training run, as of its checkpoint.
+
+    student: a student's configuration with this trunk
+    state: its state dict
+    sha256: of names, types, shapes and values of the state
+    """
+
+    student: StudentConfig
+    state: dict[str, Tensor]
+    sha256: str
 
 
 def recompute_activations(student: Student) -> None:
@@ -74,3 +92,87 @@ def load_trunk(student: Student, url: str, out: str) -> None:
     trunk = student.backbone.trunk
     assert isinstance(trunk, TimmTrunk)
     trunk.load(weights.tensors, url)
+
+
+def read_pretrained(url: str) -> PretrainedTrunk | None:
+    """Return the trunk of the pre-training run at `url`, or None where there is no checkpoint.
+
+    Raises StudentError where it is of another training, TrainingError where it is damaged.
+    """
+    checkpoint = load_checkpoint(RunDir(url))
+    if checkpoint is None:
+        return None
+    state = {
+        name.removeprefix(_TRUNK): value for name, value in checkpoint.objective.items() if name.startswith(_TRUNK)
+    }
+    if not state:
+        raise StudentError(f"--init {url}: not a pre-trained trunk; give the folder that pretrain.py wrote to")
+    return PretrainedTrunk(student=StudentConfig.from_json(checkpoint.config), state=state, sha256=_sha256(state))
+
+
+def pretrained_sha256(url: str | None, out: str) -> str | None:
+    """Return the checksum of the pre-trained trunk that the run in `out` starts, or has started, from; None: of none.
+
+    Where the pre-training run is gone, the checkpoint in `out` knows. Raises StudentError where neither is there.
+    """
+    if url is None:
+        return None
+    if (pretrained := read_pretrained(url)) is not None:
+        return pretrained.sha256
+    checkpoint = load_checkpoint(RunDir(out))
+    recorded = None if checkpoint is None else checkpoint.fingerprint.get("init")
+    if not isinstance(recorded, str):
+        raise StudentError(
+            f"--init {RunDir(url).place(CHECKPOINT_FILE)}: no such checkpoint; give the folder of a run of pretrain.py"
+        )
+    return recorded
+
+
+def check_pretrained(url: str, student: StudentConfig, out: str, console: Console) -> None:
+    """Say which trunk the student starts from; raises StudentError where it is another than the student's."""
+    sha256 = pretrained_sha256(url, out)
+    if student.trunk_weights is not None:
+        raise StudentError(f"--init {url}: the trunk has --student.trunk-weights already; leave one of them out")
+    if (pretrained := read_pretrained(url)) is None:
+        told = f"{url} is gone; the run goes on with what it has made of the trunk {sha256}"
+    else:
+        _check_same_trunk(url, pretrained, student)
+        told = f"pre-trained in {url}, sha256 {sha256}"
+    console.print(f"trunk {student.trunk}: {told}", soft_wrap=True, highlight=False)
+
+
+def load_pretrained(student: Student, url: str, out: str) -> None:
+    """Give a student's trunk the weights of a pre-training run, unless the run in `out` has a checkpoint already.
+
+    Raises StudentError where they are another trunk's.
+    """
+    if RunDir(out).exists(CHECKPOINT_FILE):
+        return
+    pretrained_sha256(url, out)
+    pretrained = read_pretrained(url)
+    assert pretrained is not None
+    _check_same_trunk(url, pretrained, student.config)
+    student.backbone.trunk.load_state_dict(pretrained.state)
+
+
+def _check_same_trunk(url: str, pretrained: PretrainedTrunk, student: StudentConfig) -> None:
+    found, expected = trunk_settings(pretrained.student), trunk_settings(student)
+    differing = [f"{name} {found[name]} instead of {expected[name]}" for name in found if found[name] != expected[name]]
+    if differing:
+        raise StudentError(
+            f"--init {url}: another trunk than the student's: {', '.join(differing)}; give both the same --student.…"
+        )
+    shapes = {name: value.shape for name, value in build_trunk(student).state_dict().items()}
+    given = {name: value.shape for name, value in pretrained.state.items()}
+    if wrong := sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name)):
+        raise StudentError(
+            f"--init {url}: {len(wrong)} weights are not the trunk's, e.g. {wrong[0]}; pre-train it with this version"
+        )
+
+
+def _sha256(state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,7 +1,8 @@
-"""Pre-training as users start it, killed in the middle."""
+"""Pre-training as users start it, killed in the middle, and a student that starts from its trunk."""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -14,9 +15,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from pipelines import pretrain
+from pipelines import pretrain, train
 from pipelines.pretrain import PretrainConfig
-from student.config import StudentConfig
+from pipelines.train_config import TrainConfig
+from pipelines.train_setup import prepare_training
+from student.checkpoint import read_student
+from student.config import StudentConfig, StudentError
 from student.pretraining.byol import ByolConfig
 from student.pretraining.views import ViewConfig
 from tests.student.students import TINY
@@ -62,6 +66,10 @@ def weights(out: Path) -> dict[str, Tensor]:
     checkpoint = load_checkpoint(RunDir(str(out)))
     assert checkpoint is not None
     return checkpoint.objective
+
+
+def trunk(out: Path) -> dict[str, Tensor]:
+    return {name[6:]: value for name, value in weights(out).items() if name.startswith("trunk.")}
 
 
 def log(out: Path) -> list[dict[str, Any]]:
@@ -176,3 +184,63 @@ def test_bad_arguments_give_status_2_and_one_line(
 ) -> None:
     assert message in call.refused(pretrain.main, [*words(split_lake, tmp_path / "out"), *more])
     assert not (tmp_path / "out").exists()
+
+
+def student_run(lake: str, out: Path, init: Path | None) -> TrainConfig:
+    return TrainConfig(
+        lake=lake,
+        out=str(out),
+        init=None if init is None else str(init),
+        student=TINY,
+        image_size=(96, 64),
+        batch=2,
+        min_anchor_recall=0.0,
+        loop=LoopConfig(steps=2, checkpoint_every=1, precision="float32"),
+        device="cpu",
+    )
+
+
+def test_init_gives_a_student_exactly_the_trunk(split_lake: str, whole: Path, tmp_path: Path) -> None:
+    plans = [
+        prepare_training(student_run(split_lake, tmp_path / "out", init), QUIET, lambda *_: None)
+        for init in (whole, None)
+    ]
+    given, scratch = (train.build_objective(plan).student.state_dict() for plan in plans)
+    own = trunk(whole)
+    assert own
+    for name, value in given.items():
+        prefix = "backbone.trunk."
+        expected = own[name.removeprefix(prefix)] if name.startswith(prefix) else scratch[name]
+        assert torch.equal(value, expected), name
+    assert not all(torch.equal(value, scratch[name]) for name, value in given.items())
+
+
+def test_the_trunk_decides_about_the_students_run(split_lake: str, whole: Path, tmp_path: Path) -> None:
+    init = tmp_path / "init"
+    shutil.copytree(whole, init)
+    config = student_run(split_lake, tmp_path / "out", init)
+    assert train.run(config, QUIET) == 0
+    recorded = read_student(config.out)[1].fingerprint["init"]
+    assert isinstance(recorded, str)
+    assert len(recorded) == 64
+    # The same trunk elsewhere is the same; another one is not.
+    assert train.run(replace(config, init=str(whole)), QUIET) == 0
+    with pytest.raises(TrainingError, match=rf"init {recorded} instead of None"):
+        train.run(replace(config, init=None), QUIET)
+    shutil.rmtree(init)
+    console = Console(width=300, record=True, file=(tmp_path / "printed").open("w"))
+    assert train.run(config, console) == 0
+    assert f"is gone; the run goes on with what it has made of the trunk {recorded}" in console.export_text()
+
+
+def test_an_init_that_does_not_fit_is_refused(split_lake: str, whole: Path, tmp_path: Path) -> None:
+    config = student_run(split_lake, tmp_path / "out", whole)
+    wider = replace(config, student=replace(TINY, width=24))
+    with pytest.raises(StudentError, match=r"another trunk than the student's: width 16 instead of 24;"):
+        train.run(wider, QUIET)
+    with pytest.raises(StudentError, match=r"checkpoint\.pt: no such checkpoint; give the folder of a run of pretrain"):
+        train.run(replace(config, init=str(tmp_path / "nothing")), QUIET)
+    scratch = student_run(split_lake, tmp_path / "scratch", None)
+    assert train.run(scratch, QUIET) == 0
+    with pytest.raises(StudentError, match="not a pre-trained trunk"):
+        train.run(replace(config, init=scratch.out), QUIET)
