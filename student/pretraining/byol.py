@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ class ByolConfig:
     hidden: int = 512
     # Dimensions of projections and predictions.
     dimensions: int = 128
+    # The norm in both, over the batch as the paper has it, or over a vector's own numbers. With layer norms projections
+    # of 16 pairs collapsed within 60 steps, at every momentum from .97 to .996; with batch norms their std stayed .85.
+    head_norm: Literal["batch", "layer"] = "batch"
     # The target's momentum in the first step, from where half a cosine leads up to 1: about .97 for up to 1,000 steps,
     # .99 for up to 10,000, .996 from 20,000 on.
     momentum: float = 0.97
@@ -41,7 +44,8 @@ class ByolObjective(Objective):
     """Normalized mean squared error of predictions and the target's projections, both ways round.
 
     Each level of the trunk's maps is averaged over the image, and their channels stand side by side. Projector and
-    predictor are two layers with a layer norm between. With group norms in the trunk nothing depends on the batch.
+    predictor are two layers with a norm between. With group norms in the trunk, and layer norms there, nothing would
+    depend on the batch; batch norms there see both views of all pairs that are computed at once.
     The target is a copy of trunk and projector that gets no gradient; it follows them after each step.
 
     In a batch those that the loop calls labelled are the pairs' first images, and the others are their second ones in
@@ -57,8 +61,8 @@ class ByolObjective(Objective):
         self._student, self._config, self._views = resolved(student), config, views
         self.trunk = build_trunk(student)
         width = self.trunk.width + sum(self.trunk.coarse_widths)
-        self.projector = _head(width, config.hidden, config.dimensions)
-        self.predictor = _head(config.dimensions, config.hidden, config.dimensions)
+        self.projector = _head(width, config.dimensions, config)
+        self.predictor = _head(config.dimensions, config.dimensions, config)
         self.target_trunk = deepcopy(self.trunk).requires_grad_(False)
         self.target_projector = deepcopy(self.projector).requires_grad_(False)
         self.recent = RecentVectors(config.recent, config.dimensions)
@@ -150,7 +154,7 @@ def pool(trunk: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([level.float().mean((2, 3)) for level in (features.fine, *features.coarse)], 1)
 
 
-def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs, bias=False)
-    )
+def _head(inputs: int, outputs: int, config: ByolConfig) -> nn.Sequential:
+    hidden = config.hidden
+    norm = nn.BatchNorm1d(hidden) if config.head_norm == "batch" else nn.LayerNorm(hidden)
+    return nn.Sequential(nn.Linear(inputs, hidden), norm, nn.ReLU(inplace=True), nn.Linear(hidden, outputs, bias=False))
