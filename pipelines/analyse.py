@@ -36,7 +36,7 @@ from student.detector import Student
 from student.distillation.objective import LossWeights
 from student.distillation.trained import read_objective
 from student.evaluation.attack import CLEAN, NOISE, SUM, Attack, Clean, Outcome, Strength, attack_student
-from student.evaluation.branches import REPLACEMENTS, Ablation, ablate_branches
+from student.evaluation.branches import ALL, FREE, REPLACEMENTS, Ablation, ablate_branches
 from student.report import attack as attack_report
 from student.report import branches as branches_report
 from student.report.page import Page
@@ -118,12 +118,7 @@ def interpret(config: InterpretConfig, console: Console) -> None:
     ablations: dict[str, list[Ablation]] = {}
     with ProgressBar(console) as bar:
         for run in runs:
-            student = run.student.to(device_of(config.device))
-            batches, images = drawn_batches(run.frames, config.batch, config.images)
-            total = images * (1 + len(REPLACEMENTS) * (2 + len(run.branches)))
-            ablations[run.name] = ablate_branches(
-                student, list(batches), lambda done, total=total: bar.update("ablate", done, total, "images")
-            )
+            ablations[run.name] = _ablate(config, run, bar)
     found = {
         name: [{"branch": one.branch, "replacement": one.replacement, "metrics": one.metrics} for one in each]
         for name, each in ablations.items()
@@ -131,6 +126,16 @@ def interpret(config: InterpretConfig, console: Console) -> None:
     page = Page(f"ClassroomNet: the branches of {', '.join(ablations)}")
     branches_report.fill_page(page, ablations)
     _write(config, "interpret", runs, found, {}, page, branches_report.table(ablations), console)
+
+
+def _ablate(config: InterpretConfig, run: _Run, bar: ProgressBar) -> list[Ablation]:
+    batches, images = drawn_batches(run.frames, config.batch, config.images)
+    total = images * (1 + len(REPLACEMENTS) * (len(run.branches) + len((FREE, ALL))))
+    return ablate_branches(
+        run.student.to(device_of(config.device)),
+        list(batches),
+        lambda done: bar.update(run.name, done, total, "images"),
+    )
 
 
 def _attack(config: AttackConfig, run: _Run, teachers: dict[str, str], bar: ProgressBar) -> list[Outcome]:
@@ -159,7 +164,7 @@ def _attack(config: AttackConfig, run: _Run, teachers: dict[str, str], bar: Prog
         clean,
         attacks,
         Strength(steps=config.steps, seed=config.seed),
-        lambda done: bar.update("attack", done, len(attacks) * images, "images"),
+        lambda done: bar.update(run.name, done, len(attacks) * images, "images"),
     )
 
 

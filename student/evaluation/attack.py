@@ -70,11 +70,14 @@ class Clean:
 class Outcome:
     """What an attack has done.
 
+    images, objects: how many there are, labelled ones of the latter
     metrics: all of an evaluation but its pace, DEPTH_OF_LABELS, and of each loss, and SUM, `loss/<name>`
     examples: the images with the most labels, attacked, with what the student finds in them
     """
 
     attack: Attack
+    images: int
+    objects: int
     metrics: dict[str, float]
     examples: list[Example]
 
@@ -126,7 +129,7 @@ def attack_student(
     outcomes: list[Outcome] = []
     for attack in attacks:
         done = len(outcomes) * len(samples)
-        outcomes.append(_outcome(objective, batches, attack, strength, lambda count, done=done: progress(done + count)))
+        outcomes.append(_outcome(objective, batches, attack, strength, lambda count: progress(done + count)))
     return outcomes
 
 
@@ -206,7 +209,8 @@ def _outcome(
     if len(errors := torch.cat(depth_errors)):
         metrics[DEPTH_OF_LABELS] = float(errors.double().mean())
     metrics |= {f"loss/{name}": total / result.samples for name, total in totals.items()}
-    return Outcome(attack=attack, metrics=metrics, examples=examples)
+    objects = sum(len(sample.objects.boxes) for clean in batches for sample in clean.samples)
+    return Outcome(attack=attack, images=result.samples, objects=objects, metrics=metrics, examples=examples)
 
 
 @torch.no_grad()

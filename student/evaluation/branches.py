@@ -30,12 +30,15 @@ class Ablation:
     """How good the student is without one of its branches.
 
     branch: its teacher's name, FREE, or ALL; None: the student as it is
+    images, objects: how many there are, labelled ones of the latter
     metrics: all of an evaluation but its pace, and `depth/AbsRel/<class>`
     examples: the images with the most labels, with what the student finds in them
     """
 
     branch: str | None
     replacement: Replacement | None
+    images: int
+    objects: int
     metrics: dict[str, float]
     examples: list[Example]
 
@@ -55,7 +58,8 @@ def ablate_branches(
     Raises StudentError for fewer than two images, or where none has a labelled object.
     """
     samples = [sample for batch in batches for sample in batch]
-    if len(samples) < 2 or not any(len(sample.objects.boxes) for sample in samples):
+    objects = sum(len(sample.objects.boxes) for sample in samples)
+    if len(samples) < 2 or not objects:
         raise StudentError("expected two images or more, and a labelled object in one of them; take more of them")
     own = branch_features(student, batches)
     cases: list[tuple[str | None, Replacement | None, dict[str, Tensor]]] = [(None, None, {})]
@@ -68,8 +72,9 @@ def ablate_branches(
     for number, (name, how, parts) in enumerate(cases):
         done = number * len(samples)
         with substituted(student, parts):
-            metrics, examples = _evaluated(student, batches, lambda count, done=done: progress(done + count))
-        found.append(Ablation(branch=name, replacement=how, metrics=metrics, examples=examples))
+            metrics, examples = _evaluated(student, batches, lambda count: progress(done + count))
+        counts = {"images": len(samples), "objects": objects}
+        found.append(Ablation(branch=name, replacement=how, **counts, metrics=metrics, examples=examples))
     return found
 
 

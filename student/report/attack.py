@@ -56,6 +56,11 @@ def fill_page(page: Page, outcomes: Outcomes, epsilon: float) -> None:
         " and know nothing of it; teachers see the clean images, so an attack on an imitation loss moves the student's"
         " branch away from what its teacher says of the clean image."
     )
+    first = next(iter(outcomes.values()))[0]
+    page.text(
+        f"{first.images:,} images with {first.objects:,} labelled boxes; the fewer they are, the less do small"
+        " differences mean. Losses are computed with the proposals of the attacked image and its labelled boxes."
+    )
     page.text(
         "AbsRel, found: the depth error of detections that are right, which under an attack are fewer and easier ones."
         " AbsRel, labels: that of the depths predicted for the labelled boxes, the same in every row."

@@ -51,6 +51,11 @@ def fill_page(page: Page, ablations: Ablations) -> None:
         " what joins its coarser levels past the branches. The first row has the metrics, the others by how much they"
         " change: red is worse, blue is better. AbsRel is of the detections that are right, which are others each time."
     )
+    first = next(iter(ablations.values()))[0]
+    page.text(
+        f"{first.images:,} images with {first.objects:,} labelled boxes; the fewer they are, the less do small"
+        " differences mean."
+    )
     for run, found in ablations.items():
         page.heading(f"Without its branches: {run}")
         page.image(_matrix(found), "A row for each branch and what stands in its place.")

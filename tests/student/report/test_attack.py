@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from student.detections import Detections
 from student.evaluation.attack import CLEAN, NOISE, SUM, Attack, Outcome
-from student.evaluation.branches import Ablation
+from student.evaluation.branches import Ablation, Replacement
 from student.evaluation.run import Example
 from student.report import attack, branches
 from student.report.damage import damage
@@ -24,14 +25,9 @@ def example() -> Example:
 
 def attacked(goal: str, epsilon: float, ap50: float, **more: float) -> Outcome:
     shown = example()
-    image = shown.sample.image.float() / 255
-    moved = Example(type(shown.sample)(**{**fields_of(shown), "image": image}), shown.found, {}, {})
+    moved = replace(shown, sample=replace(shown.sample, image=shown.sample.image.float() / 255))
     metrics = {"AP50": ap50, "recall@100": 0.5, "loss/sum": 2.0 - ap50, **more}
-    return Outcome(attack=Attack(goal=goal, epsilon=epsilon), metrics=metrics, examples=[moved])
-
-
-def fields_of(shown: Example) -> dict[str, object]:
-    return {name: getattr(shown.sample, name) for name in shown.sample.__dataclass_fields__}
+    return Outcome(attack=Attack(goal=goal, epsilon=epsilon), images=1, objects=3, metrics=metrics, examples=[moved])
 
 
 FOUND = [
@@ -82,10 +78,15 @@ def test_the_page_of_attacks_says_that_teachers_see_the_clean_images(tmp_path: P
     assert "Attacked images: one" in text
 
 
+CASES: list[tuple[str | None, Replacement | None, float]] = [(None, None, 0.5), ("lidar", "mean", 0.375)]
+
+
 def test_an_ablation_is_shown_as_a_difference() -> None:
     found = [
-        Ablation(branch=None, replacement=None, metrics={"AP50": 0.5}, examples=[example()]),
-        Ablation(branch="lidar", replacement="mean", metrics={"AP50": 0.375}, examples=[example()]),
+        Ablation(branch=None, replacement=None, images=1, objects=3, metrics={"AP50": 0.5}, examples=[example()]),
+        Ablation(
+            branch="lidar", replacement="mean", images=1, objects=3, metrics={"AP50": 0.375}, examples=[example()]
+        ),
     ]
     header, rows = branches.table({"one": found})
     assert header == ["branch", "AP50", "recall@100", "AbsRel"]
