@@ -128,8 +128,7 @@ def attack_student(
     samples = [sample for batch in batches for sample in batch.samples]
     outcomes: list[Outcome] = []
     for attack in attacks:
-        done = len(outcomes) * len(samples)
-        outcomes.append(_outcome(objective, batches, attack, strength, lambda count: progress(done + count)))
+        outcomes.append(_outcome(objective, batches, attack, strength, len(outcomes) * len(samples), progress))
     return outcomes
 
 
@@ -183,8 +182,10 @@ def _outcome(
     batches: Sequence[Clean],
     attack: Attack,
     strength: Strength,
+    done: int,
     progress: Callable[[int], None],
 ) -> Outcome:
+    """Return what one attack does; so many images were done before it."""
     totals: dict[str, float] = defaultdict(float)
     depth_errors: list[Tensor] = []
     examples: list[Example] = []
@@ -204,7 +205,9 @@ def _outcome(
         if sample.key in shown:
             examples.append(Example(sample, found, {}, {}))
 
-    result = evaluate_student(objective.student, attacked(), None, on_sample=keep, progress=progress)
+    result = evaluate_student(
+        objective.student, attacked(), None, on_sample=keep, progress=lambda count: progress(done + count)
+    )
     metrics = {name: value for name, value in result.metrics.items() if name != "images_per_second"}
     if len(errors := torch.cat(depth_errors)):
         metrics[DEPTH_OF_LABELS] = float(errors.double().mean())

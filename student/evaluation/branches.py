@@ -70,9 +70,8 @@ def ablate_branches(
             cases.append((branch, replacement, parts))
     found = []
     for number, (name, how, parts) in enumerate(cases):
-        done = number * len(samples)
         with substituted(student, parts):
-            metrics, examples = _evaluated(student, batches, lambda count: progress(done + count))
+            metrics, examples = _evaluated(student, batches, number * len(samples), progress)
         counts = {"images": len(samples), "objects": objects}
         found.append(Ablation(branch=name, replacement=how, **counts, metrics=metrics, examples=examples))
     return found
@@ -136,8 +135,9 @@ def _replaced(values: Tensor, replacement: Replacement) -> Tensor:
 
 
 def _evaluated(
-    student: Student, batches: Sequence[Sequence[Sample]], progress: Callable[[int], None]
+    student: Student, batches: Sequence[Sequence[Sample]], done: int, progress: Callable[[int], None]
 ) -> tuple[dict[str, float], list[Example]]:
+    """Return metrics and examples of the student as it is now; so many images were done before."""
     shown = most_labelled(sample for batch in batches for sample in batch)
     examples: list[Example] = []
     by_class = {number: DepthScores(student.config.max_depth_m) for number in range(1, len(CLASS_NAMES))}
@@ -148,7 +148,7 @@ def _evaluated(
         for number, scores in by_class.items():
             scores.add(*_of_class(number, found, sample.objects))
 
-    result = evaluate_student(student, batches, None, on_sample=add, progress=progress)
+    result = evaluate_student(student, batches, None, on_sample=add, progress=lambda count: progress(done + count))
     metrics = {name: value for name, value in result.metrics.items() if name != "images_per_second"}
     for number, scores in by_class.items():
         of_class = scores.metrics()
