@@ -14,7 +14,8 @@ from __future__ import annotations
 import training.openmp  # isort: skip  # noqa: F401 - before torch
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any
 
@@ -37,6 +38,7 @@ from student.distillation.objective import LossWeights
 from student.distillation.trained import read_objective
 from student.evaluation.attack import CLEAN, NOISE, SUM, Attack, Clean, Outcome, Strength, attack_student
 from student.evaluation.branches import ALL, FREE, REPLACEMENTS, Ablation, ablate_branches
+from student.evaluation.responses import Response, branch_responses
 from student.report import attack as attack_report
 from student.report import branches as branches_report
 from student.report.page import Page
@@ -116,26 +118,38 @@ def interpret(config: InterpretConfig, console: Console) -> None:
     """Ablate each run's branches, write metrics and page, and print the table."""
     runs = _read_runs(config, {}, console)
     ablations: dict[str, list[Ablation]] = {}
+    responses: dict[str, list[Response]] = {}
     with ProgressBar(console) as bar:
         for run in runs:
-            ablations[run.name] = _ablate(config, run, bar)
+            student = run.student.to(device_of(config.device))
+            drawn, images = drawn_batches(run.frames, config.batch, config.images)
+            batches = list(drawn)
+            total = images * (1 + len(REPLACEMENTS) * (len(run.branches) + len((FREE, ALL))))
+            ablations[run.name] = ablate_branches(student, batches, _telling(bar, run.name, total))
+            responses[run.name] = branch_responses(student, batches)
     found = {
         name: [{"branch": one.branch, "replacement": one.replacement, "metrics": one.metrics} for one in each]
         for name, each in ablations.items()
     }
     page = Page(f"ClassroomNet: the branches of {', '.join(ablations)}")
     branches_report.fill_page(page, ablations)
-    _write(config, "interpret", runs, found, {}, page, branches_report.table(ablations), console)
+    branches_report.fill_responses(page, responses, ablations)
+    seen = {name: {one.branch: _plain(one) for one in each} for name, each in responses.items()}
+    table = branches_report.table(ablations)
+    _write(config, "interpret", runs, found, {"responses": seen}, page, table, console)
 
 
-def _ablate(config: InterpretConfig, run: _Run, bar: ProgressBar) -> list[Ablation]:
-    batches, images = drawn_batches(run.frames, config.batch, config.images)
-    total = images * (1 + len(REPLACEMENTS) * (len(run.branches) + len((FREE, ALL))))
-    return ablate_branches(
-        run.student.to(device_of(config.device)),
-        list(batches),
-        lambda done: bar.update(run.name, done, total, "images"),
-    )
+def _plain(response: Response) -> dict[str, Any]:
+    """Return a response as JSON has it; without a t where there are too few images for one."""
+    by_class = {
+        name: {"ratio": one.ratio, "images": one.images, **({"t": one.t} if math.isfinite(one.t) else {})}
+        for name, one in response.contrasts.items()
+    }
+    return {"share": response.share, "classes": by_class}
+
+
+def _telling(bar: ProgressBar, stage: str, total: int) -> Callable[[int], None]:
+    return lambda done: bar.update(stage, done, total, "images")
 
 
 def _attack(config: AttackConfig, run: _Run, teachers: dict[str, str], bar: ProgressBar) -> list[Outcome]:
@@ -164,7 +178,7 @@ def _attack(config: AttackConfig, run: _Run, teachers: dict[str, str], bar: Prog
         clean,
         attacks,
         Strength(steps=config.steps, seed=config.seed),
-        lambda done: bar.update(run.name, done, len(attacks) * images, "images"),
+        _telling(bar, run.name, len(attacks) * images),
     )
 
 

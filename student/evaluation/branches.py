@@ -80,18 +80,25 @@ def ablate_branches(
 @torch.no_grad()
 def branch_features(student: Student, batches: Sequence[Sequence[Sample]]) -> dict[str, Tensor]:
     """Return what each branch passes on to the fusion, float32 [N, branch_width, h, w] of all N images."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in _branches(student)}
-
-    def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda _module, _inputs, output: parts[name].append(_passed(output).clone())
-
     device = next(student.parameters()).device
-    with ExitStack() as stack:
-        for name, module in _branches(student).items():
-            stack.callback(module.register_forward_hook(record(name)).remove)
+    with recorded(student) as parts:
         for batch in batches:
             student.features(torch.stack([sample.image for sample in batch]).to(device))
     return {name: torch.cat(values) for name, values in parts.items()}
+
+
+@contextmanager
+def recorded(student: Student) -> Iterator[dict[str, list[Tensor]]]:
+    """Have lists grow, within the block, by what each branch passes on to the fusion: a tensor for each batch."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in _branches(student)}
+
+    def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _module, _inputs, output: parts[name].append(_passed(output))
+
+    with ExitStack() as stack:
+        for name, module in _branches(student).items():
+            stack.callback(module.register_forward_hook(record(name)).remove)
+        yield parts
 
 
 @contextmanager
@@ -119,7 +126,8 @@ def substituted(student: Student, parts: Mapping[str, Tensor]) -> Iterator[None]
 
 
 def _branches(student: Student) -> dict[str, nn.Module]:
-    return {**student.backbone.branches, FREE: student.backbone.free}
+    # In the order of the fusion's columns.
+    return {FREE: student.backbone.free, **student.backbone.branches}
 
 
 def _passed(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:

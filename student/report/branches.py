@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib as mpl
 import numpy as np
+from torch import Tensor
 
 from student.detections import CLASS_NAMES
 from student.evaluation.branches import Ablation
+from student.evaluation.responses import Response
 from student.report.charts import heat_map
 from student.report.damage import damage
 from student.report.evaluation import where
-from student.report.images import beside, draw_detections, scale_to
+from student.report.images import ImageArray, beside, draw_detections, scale_to
 from student.report.page import Page
 
 # Run -> the student as it is, then without each branch.
@@ -41,6 +44,47 @@ def table(ablations: Ablations) -> tuple[list[str], list[list[str]]]:
             known = by_name.get(row[0])
             row += [_written(found[0], known, metric) if known else "-" for metric in chief]
     return header, rows
+
+
+def response_table(responses: Sequence[Response]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows: the response to a branch a row, by class."""
+    rows = []
+    for one in responses:
+        row = [one.branch, f"{one.share:.1%}"]
+        for name in CLASS_NAMES[1:]:
+            seen = one.contrasts.get(name)
+            row.append(f"{seen.ratio:.2f} (t {seen.t:.1f}, n {seen.images})" if seen else "-")
+        rows.append(row)
+    return ["branch", "share", *CLASS_NAMES[1:]], rows
+
+
+def fill_responses(page: Page, responses: Mapping[str, Sequence[Response]], ablations: Ablations) -> None:
+    """Draw how the proposals' first convolution responds to the branches of one or more runs."""
+    page.heading("Response to each branch")
+    page.text(
+        "The first convolution of the proposal network, as it acts on each branch through the fusion: the linear path,"
+        " with the statistics of the norm between as they are in each image, and without the ReLU. The response is the"
+        " norm over its channels, on the finest level. By class: its mean inside labelled boxes over that outside of"
+        " all, the t statistic of their difference over images, and the number of these."
+    )
+    for run, found in responses.items():
+        header, rows = response_table(found)
+        page.text(run)
+        page.table(rows, header)
+        for number, example in enumerate(ablations[run][0].examples):
+            image = example.sample.image
+            most = max(float(one.maps[number].max()) for one in found)
+            scale = scale_to(_PANEL_PX, image)
+            panels = [(one.branch, _colored(one.maps[number] / max(most, 1e-12))) for one in found]
+            objects = draw_detections(image, example.found, example.sample.objects, min_score=2.0, scale=scale)
+            caption = f"{where(example)}. Brighter: a stronger response, on one scale for all branches."
+            page.image(beside([("labelled", objects), *panels], columns=2), caption)
+
+
+def _colored(values: Tensor) -> ImageArray:
+    """Return the square roots of values float32 [h, w] within 0 … 1 as colors uint8 [h, w, 3]."""
+    colors: ImageArray = mpl.colormaps["magma"](values.clamp(0, 1).sqrt().numpy(), bytes=True)[..., :3]
+    return colors
 
 
 def fill_page(page: Page, ablations: Ablations) -> None:

@@ -101,10 +101,12 @@ def test_every_branch_is_ablated(folder: Path, split_lake: str, tmp_path: Path) 
         checkpoint=str(folder / "run"), lake=split_lake, images=FRAMES, batch=3, out=str(tmp_path), device="cpu"
     )
     assert run(config, Console(quiet=True)) == 0
-    (only,) = found(tmp_path)["runs"].values()
+    metrics = found(tmp_path)
+    (only,) = metrics["runs"].values()
+    assert metrics["responses"]["run"].keys() == {"lidar", "free"}
     assert [(row["branch"], row["replacement"]) for row in only["interpret"]] == [
         (None, None),
-        *((branch, way) for branch in ("lidar", "free", "all") for way in ("mean", "other image")),
+        *((branch, way) for branch in ("free", "lidar", "all") for way in ("mean", "other image")),
     ]
     assert "Without its branches: run" in (tmp_path / REPORT_FILE).read_text()
 

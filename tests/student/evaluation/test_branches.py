@@ -14,7 +14,7 @@ from student.evaluation.run import evaluate_student
 from tests.student.students import TAUGHT, build, objects_of, sample, samples
 
 FOUR = samples(4)
-BRANCHES = ["colors", "shades", FREE]
+BRANCHES = [FREE, "colors", "shades"]
 
 
 @pytest.fixture
