@@ -60,7 +60,8 @@ def effective_kernels(student: Student, fused: Tensor) -> dict[str, Tensor]:
     fuse, norm = student.backbone.fuse[0], student.backbone.fuse[1]
     weight = fuse.standardized() if isinstance(fuse, StandardizedConv) else fuse.weight
     scaled = _scales(norm, fused)[:, :, None] * weight[None, :, :, 0, 0]
-    whole = torch.einsum("ocyx,bci->boiyx", student.rpn.head.conv[0][0].weight, scaled)
+    first = next(layer for layer in student.rpn.head.conv.modules() if isinstance(layer, nn.Conv2d))
+    whole = torch.einsum("ocyx,bci->boiyx", first.weight, scaled)
     names = [FREE, *student.backbone.branches]
     return dict(zip(names, whole.split(student.config.branch_width, 2), strict=True))
 

@@ -54,7 +54,8 @@ def fill_page(page: Page, outcomes: Outcomes, epsilon: float) -> None:
         " change of each value, from a random start): one loss alone, or their sum with the weights of the end of the"
         " training. Noise changes every value by as much, up or down by chance. The student's weights stay as they are"
         " and know nothing of it; teachers see the clean images, so an attack on an imitation loss moves the student's"
-        " branch away from what its teacher says of the clean image."
+        " branch away from what its teacher says of the clean image. Losses of other distillation methods are left"
+        " alone."
     )
     first = next(iter(outcomes.values()))[0]
     page.text(

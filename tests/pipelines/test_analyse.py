@@ -21,6 +21,7 @@ from student.config import StudentError
 from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.objective import LossWeights
 from student.distillation.trained import read_objective
+from tests.pipelines.small_teachers import admit_ignorance
 from tests.teachers.cards import lidar_folder
 from training.loop import LoopConfig
 
@@ -33,7 +34,7 @@ FRAMES = 4
 def folder(split_lake: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lidar teacher, a run that has learned from it, and the same run under another name."""
     folder = tmp_path_factory.mktemp("analyse")
-    lidar_folder(folder / "teacher")
+    admit_ignorance(lidar_folder(folder / "teacher"))
     config = TrainConfig(
         lake=split_lake,
         out=str(folder / "run"),
@@ -134,7 +135,7 @@ def test_the_losses_of_a_run_have_its_weights(folder: Path) -> None:
 def test_what_means_nothing_is_refused(
     folder: Path, attack: AttackConfig, change: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    given = {
+    given: dict[str, Any] = {
         name: tuple(one.format(folder=folder) if isinstance(one, str) else one for one in value)
         if isinstance(value, tuple)
         else value

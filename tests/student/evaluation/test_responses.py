@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -33,10 +34,13 @@ def some_student(norm: Norm) -> Student:
 
 def linear_path(student: Student, fused: Tensor) -> Tensor:
     """Return the norm of what is fused, with its statistics held, and then the proposals' first convolution."""
-    norm = student.backbone.fuse[1]
+    norm: Any = student.backbone.fuse[1]
     held = fused.detach()
     if isinstance(norm, torch.nn.BatchNorm2d):
-        mean, variance = norm.running_mean[None, :, None, None], norm.running_var[None, :, None, None]
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert variance is not None
+        mean, variance = mean[None, :, None, None], variance[None, :, None, None]
     else:
         group = held.shape[1] // norm.num_groups
         parts = [held[:, i : i + group].flatten(1) for i in range(0, held.shape[1], group)]
@@ -44,7 +48,9 @@ def linear_path(student: Student, fused: Tensor) -> Tensor:
         variance = torch.cat([part.var(1, correction=0, keepdim=True).expand(-1, group) for part in parts], 1)
         variance = variance[:, :, None, None]
     normalized = (fused - mean) / (variance + norm.eps).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
-    return student.rpn.head.conv[0][0](normalized)
+    head: Any = student.rpn.head
+    found: Tensor = head.conv[0][0](normalized)
+    return found
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
@@ -107,5 +113,6 @@ def test_what_responds_inside_boxes_of_one_class_is_found_there_alone() -> None:
     assert found["VEHICLE"].ratio == pytest.approx(4)
     # The differences are 2, 3 and 4.
     assert found["VEHICLE"].t == pytest.approx(3 / (1 / math.sqrt(3)))
-    assert (found["PEDESTRIAN"].ratio, found["PEDESTRIAN"].images) == (pytest.approx(1), 3)
+    assert found["PEDESTRIAN"].ratio == pytest.approx(1)
+    assert found["PEDESTRIAN"].images == 3
     assert math.isnan(found["PEDESTRIAN"].t)
