@@ -58,6 +58,7 @@ def effective_kernels(student: Student, fused: Tensor) -> dict[str, Tensor]:
     fused: what the fusion's convolution makes of the branches, float32 [B, C, h, w], before its norm
     """
     fuse, norm = student.backbone.fuse[0], student.backbone.fuse[1]
+    assert isinstance(fuse, nn.Conv2d)
     weight = fuse.standardized() if isinstance(fuse, StandardizedConv) else fuse.weight
     scaled = _scales(norm, fused)[:, :, None] * weight[None, :, :, 0, 0]
     first = next(layer for layer in student.rpn.head.conv.modules() if isinstance(layer, nn.Conv2d))
