@@ -243,7 +243,7 @@ def over_strength(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Seque
         for name, (x, y) in lines.items():
             whose, comma, _ = name.partition(",")
             color = colors.setdefault(whose, SERIES[len(colors) % len(SERIES)])
-            axes.plot(x, y, "o--" if comma else "o-", color=color, linewidth=1.8, markersize=4, label=name)
+            axes.plot(x, y, "x--" if comma else "o-", color=color, linewidth=1.8, markersize=4, label=name)
         axes.set_ylim(bottom=0)
         _legend(axes)
         _finish(axes, metric, x_label, "")
