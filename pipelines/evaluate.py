@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import training.openmp  # isort: skip  # noqa: F401 - before torch
 
-import ast
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -27,12 +25,11 @@ from rich.table import Table
 from torch import Tensor
 
 from datalake.cli import run_command
-from datalake.commit import LakeError
 from datalake.lake import Lake, open_lake
-from datalake.sample import Sample
 from pipelines.data import Frames, check_disjoint_splits, check_no_leakage
 from pipelines.detector_teachers import prepare_detectors
 from pipelines.device import decoding_threads, device_of
+from pipelines.evaluated_frames import check_unseen, drawn_batches, frames_as_trained
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
@@ -136,7 +133,15 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
     cards = read_cards(named)
     tables = parse_cached(config.cached, named)
     asked = [card for name, card in cards.items() if name not in tables]
-    frames = _frames(config, checkpoint, lake, needs_points(asked), console)
+    frames = frames_as_trained(
+        config.checkpoint,
+        checkpoint,
+        lake,
+        config.split,
+        needs_points(asked),
+        console,
+        {"cameras": config.cameras, "image_size": config.image_size},
+    )
     _check(config, student, checkpoint, lake, cards, console)
     others = {name: url for name, url in everyone.items() if name not in named}
     detectors = _detectors(config, others, checkpoint, student, frames, console)
@@ -155,7 +160,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
     mean_pool = open_pool(of_numbers, grid, device, CachedTargets(lake, config.train_split, tables))
     layout = memory_format(student.config.norm, device)
     student = student.to(device).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
-    batches, samples = _batches(frames, config)
+    batches, samples = drawn_batches(frames, config.batch, config.samples)
     submission = Submission()
     with ProgressBar(console) as bar:
         result = evaluate_student(
@@ -257,7 +262,7 @@ def _check(
                 f"teacher {name}: the student was distilled from another one: its imitation of this means nothing; give"
                 " the teacher that it was trained with"
             )
-    _check_unseen(config, checkpoint, lake, console)
+    check_unseen(config.checkpoint, checkpoint, lake, config.split, console)
     check_no_leakage(cards, lake, [config.split])
     if any(card.kind == "regression" for card in cards.values()):
         check_disjoint_splits(lake, config.train_split, config.split)
@@ -285,30 +290,6 @@ def _detectors(
     return detectors
 
 
-def _check_unseen(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, console: Console) -> None:
-    """Raise LakeError where the student was trained on a segment that it is to be evaluated on."""
-    url, snapshot, split = (checkpoint.fingerprint.get(name) for name in ("lake", "snapshot", "split"))
-    condition = checkpoint.fingerprint.get("where")
-    if not isinstance(url, str) or not isinstance(snapshot, int) or not isinstance(split, str):
-        raise StudentError(
-            f"{config.checkpoint}: the checkpoint does not name the lake, snapshot and split that it was trained on, so"
-            " it is unknown whether it has seen these frames"
-        )
-    try:
-        seen = open_lake(url, snapshot).where(None if condition is None else str(condition), split)
-        trained = {commit.segment for commit in seen.in_split(split)}
-    except LakeError as error:
-        # Runs are copied to other machines. What can be compared still is, and a line says so.
-        console.print(f"the lake of the training cannot be read, so this lake's split {split} is compared: {error}")
-        trained = {commit.segment for commit in lake.in_split(split)}
-    evaluated = {commit.segment for commit in lake.in_split(config.split)}
-    if shared := sorted(trained & evaluated):
-        raise LakeError(
-            f"the student was trained on {len(shared)} segments of split {config.split}, e.g. {shared[0]}: metrics on"
-            " frames that were trained on mean nothing; name another split"
-        )
-
-
 def _learned_from(checkpoint: Checkpoint, teacher: str) -> object:
     """Return the checksum of the weights of the teacher of that name in the training; None where it was not used."""
     return checkpoint.fingerprint.get(f"teacher.{teacher}")
@@ -316,7 +297,7 @@ def _learned_from(checkpoint: Checkpoint, teacher: str) -> object:
 
 def _export(config: EvaluateConfig, student: Student, frames: Frames, out: RunDir) -> dict[str, float]:
     """Write the student by itself, checked on a few images of the split; return the check's metrics."""
-    batches, _ = _batches(replace(frames, points=False), replace(config, samples=_EXPORT_PICTURES))
+    batches, _ = drawn_batches(replace(frames, points=False), config.batch, _EXPORT_PICTURES)
     return export_student(student, out.url, [sample.image for batch in batches for sample in batch]).metrics()
 
 
@@ -325,7 +306,7 @@ def _cell_means(config: EvaluateConfig, frames: Frames, pool: LocalPool, tell: T
     means = {name: CellMean(card.channels, *pool.grid) for name, card in pool.cards.items()}
     if not means:
         return {}
-    batches, samples = _batches(replace(frames, split=config.train_split), replace(config, samples=_MEAN_SAMPLES))
+    batches, samples = drawn_batches(replace(frames, split=config.train_split), config.batch, _MEAN_SAMPLES)
     done = 0
     for batch, targets in pool.follow(batches):
         for name, mean in means.items():
@@ -333,49 +314,6 @@ def _cell_means(config: EvaluateConfig, frames: Frames, pool: LocalPool, tell: T
         done += len(batch)
         tell("mean", done, samples, "samples")
     return {name: mean.values() for name, mean in means.items()}
-
-
-def _batches(frames: Frames, config: EvaluateConfig) -> tuple[Iterable[Sequence[Sample]], int]:
-    """Return batches of all samples, or of `samples` from everywhere in the split, and how many samples these are."""
-    in_order = frames.stream(config.batch, shuffle=False)
-    if config.samples is None or config.samples >= in_order.epoch_samples:
-        return in_order.loader(), in_order.epoch_samples
-    # One by one: an epoch in a random order ends with its last whole batch.
-    return _grouped(islice(iter(frames.stream(1, shuffle=True)), config.samples), config.batch), config.samples
-
-
-def _grouped(samples: Iterator[Sample], batch: int) -> Iterator[list[Sample]]:
-    while group := list(islice(samples, batch)):
-        yield group
-
-
-def _frames(config: EvaluateConfig, checkpoint: Checkpoint, lake: Lake, points: bool, console: Console) -> Frames:
-    """Return the frames to evaluate on, read as in the training unless configured otherwise, which is printed.
-
-    Raises StudentError where the checkpoint does not say how the training read them.
-    """
-    asked: dict[str, Any] = {"cameras": config.cameras, "image_size": config.image_size}
-    for name, value in asked.items():
-        try:
-            trained = ast.literal_eval(str(checkpoint.fingerprint[name]))
-        except (KeyError, ValueError, SyntaxError) as error:
-            raise StudentError(
-                f"{config.checkpoint}: the checkpoint does not say with which {name} the student was trained; train it"
-                " again"
-            ) from error
-        if value is None:
-            asked[name] = trained
-        elif value != trained:
-            console.print(
-                f"{name.replace('_', ' ')} {_listed(value)}: the student was trained with {_listed(trained)}",
-                soft_wrap=True,
-                highlight=False,
-            )
-    return Frames(lake=lake, split=config.split, points=points, **asked)
-
-
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values))
 
 
 def _history(folder: RunDir, steps: int) -> list[dict[str, float]]:

@@ -138,6 +138,15 @@ RANGES: dict[str, dict[str, Range]] = {
         "detections": _COUNT,
     },
     "EvaluateConfig": {"batch": _COUNT, "image_size": _SIDE, "samples": _COUNT},
+    "AttackConfig": {
+        "images": _COUNT,
+        "batch": _COUNT,
+        "epsilon": Range(0, 255, exclusive=True),
+        "epsilons": Range(0, 255, exclusive=True),
+        "steps": _COUNT,
+        "seed": _SEED,
+    },
+    "InterpretConfig": {"images": Range(2), "batch": _COUNT},
     "AblateConfig": {
         "seeds": _SEED,
         "labelled_fractions": Range(0, 1, exclusive=True),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from torch import Tensor
 
 from student.config import StudentError
 from student.detector import Student
 from student.distillation.detector_teacher import DetectorTeacher
+from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.lgd import LGD, LGDConfig
-from student.distillation.objective import LossWeights
+from student.distillation.objective import DetectionObjective, LossWeights
 from student.distillation.reviewkd import ReviewKD, ReviewKDConfig
 from training.checkpoint import Checkpoint
 
@@ -56,6 +58,23 @@ def read_lgd(student: Student, checkpoint: Checkpoint) -> LGD:
     return method.eval()
 
 
+def read_objective(student: Student, checkpoint: Checkpoint) -> DetectionObjective:
+    """Return detection's and imitation's losses of the run that the student and the checkpoint are of, in eval mode.
+
+    They are weighted as in the training. Imitation has its defaults where the student was trained without. Losses of
+    other methods are left out.
+    """
+    prefix = "class_weights."
+    class_weights = {
+        name.removeprefix(prefix): value
+        for name, value in _state(checkpoint, "imitation").items()
+        if name.startswith(prefix)
+    }
+    imitation = Imitation(ImitationConfig(**_options(checkpoint, "imitation", ImitationConfig)), class_weights)
+    weights = LossWeights(**_options(checkpoint, "weights", LossWeights))
+    return DetectionObjective(student, weights, {"imitation": imitation}).eval()
+
+
 def _read_reviewkd(
     student: Student, checkpoint: Checkpoint, detectors: Mapping[str, DetectorTeacher]
 ) -> ReviewKD | None:
@@ -73,3 +92,9 @@ def _state(checkpoint: Checkpoint, method: str) -> dict[str, Tensor]:
     """Return a method's state dict; {} where the student was trained without it."""
     prefix = f"methods.{method}."
     return {name.removeprefix(prefix): v for name, v in checkpoint.objective.items() if name.startswith(prefix)}
+
+
+def _options(checkpoint: Checkpoint, prefix: str, config: type[Any]) -> dict[str, Any]:
+    """Return those options of a configuration that the run's fingerprint has, below a prefix."""
+    names = {option.name: f"{prefix}.{option.name}" for option in fields(config)}
+    return {name: checkpoint.fingerprint[key] for name, key in names.items() if key in checkpoint.fingerprint}

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datalake.sample import Sample
+from datalake.sample import Sample, SampleKey
 from student.config import StudentError
 from student.detections import Detections
 from student.detector import Prediction, Student
@@ -119,6 +119,11 @@ def evaluate_student(
         metrics |= {f"imitation/{name}/{figure}": value for figure, value in scores.metrics().items()}
     metrics["images_per_second"] = samples / seconds
     return EvaluationResult(samples, metrics, detection.curves(), depth.pairs, examples)
+
+
+def most_labelled(samples: Iterable[Sample], count: int = 2) -> set[SampleKey]:
+    """Return which samples have the most labelled objects, the first of them where there are as many."""
+    return {one.key for one in sorted(samples, key=lambda one: len(one.objects.boxes), reverse=True)[:count]}
 
 
 def _check_finite(batch: Sequence[Sample], prediction: Prediction) -> None:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,6 +31,8 @@ _LOGARITHMIC_FROM = 30.0
 
 _DEPTH_BINS_M = (0, 10, 20, 30, 40, 50, 60, 75, np.inf)
 _BAND = 0.25
+# Numbers are read on these: the ends of the scale are too dark.
+_DAMAGE_COLORS, _PALEST = "RdBu_r", 1.5
 
 
 class Curve(Protocol):
@@ -200,6 +203,50 @@ def arms(table: Mapping[str, Sequence[float]], base: str, title: str, metric: st
     band = f"; band: {base}" if base in table else ""
     _finish(axes, title, f"{metric}   (dots: seeds; diamond: mean ± standard deviation{band})", "")
     axes.grid(visible=False, axis="y")
+    return _png(figure)
+
+
+def heat_map(
+    damage: NDArray[np.float64], texts: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str], title: str
+) -> bytes:
+    """Return a table whose cells are the redder the more damage there is, and blue where there is the contrary.
+
+    damage: float [R, C] within -1 … 1, NaN where nothing is known; texts: what stands in the cells
+    """
+    if damage.shape != (len(rows), len(columns)) or [len(row) for row in texts] != [len(columns)] * len(rows):
+        raise ValueError(f"Expected damage and texts [{len(rows)}, {len(columns)}], got: {list(damage.shape)}")
+    figure = _figure(2.2 + 0.98 * len(columns), 1.2 + 0.36 * len(rows))
+    axes = figure.add_subplot()
+    colors = mpl.colormaps[_DAMAGE_COLORS].with_extremes(bad=_GRID)
+    axes.imshow(damage, cmap=colors, vmin=-_PALEST, vmax=_PALEST, aspect="auto")
+    for row, line in enumerate(texts):
+        for column, text in enumerate(line):
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=_INK)
+    _finish(axes, title, "", "")
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.xaxis.tick_top()
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=_INK, pad=24)
+    return _png(figure)
+
+
+def over_strength(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], x_label: str) -> bytes:
+    """Return a panel for each metric, with a line for each name: its x and y, in the order of its x.
+
+    Of a name's lines, those behind a comma are of its color and dashed: `one` and `one, noise`.
+    """
+    figure, drawn = _panels(len(panels))
+    for axes, (metric, lines) in zip(drawn, panels.items(), strict=True):
+        colors: dict[str, str] = {}
+        for name, (x, y) in lines.items():
+            whose, comma, _ = name.partition(",")
+            color = colors.setdefault(whose, SERIES[len(colors) % len(SERIES)])
+            axes.plot(x, y, "x--" if comma else "o-", color=color, linewidth=1.8, markersize=4, label=name)
+        axes.set_ylim(bottom=0)
+        _legend(axes)
+        _finish(axes, metric, x_label, "")
     return _png(figure)
 
 

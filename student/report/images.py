@@ -178,6 +178,11 @@ def beside(
     return np.asarray(board)
 
 
+def scale_to(width: int, image: Tensor) -> int:
+    """Return the largest whole factor that keeps an image [3, H, W] within a width in pixels, at least 1."""
+    return max(1, width // image.shape[-1])
+
+
 def _enlarged(image: Tensor, scale: int) -> Image.Image:
     if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
         raise ValueError(f"Expected an image uint8 [3, H, W], got: {image.dtype} {list(image.shape)}")

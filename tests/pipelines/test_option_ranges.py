@@ -16,6 +16,7 @@ from rich.console import Console
 from datalake.commit import LakeError
 from pipelines import ablate, cache_targets, evaluate, import_teacher, pretrain, train, train_teachers
 from pipelines.ablate import AblateConfig
+from pipelines.analyse import AttackConfig, InterpretConfig
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.evaluate import EvaluateConfig
 from pipelines.import_teacher import Spvnas
@@ -32,6 +33,8 @@ WHOLE = [
     TrainTeachersConfig(**PLACES),
     PretrainConfig(**PLACES),
     EvaluateConfig(lake="/nowhere", checkpoint="/nowhere"),
+    AttackConfig(lake="/nowhere", checkpoint="/nowhere"),
+    InterpretConfig(lake="/nowhere", checkpoint="/nowhere"),
     AblateConfig(train=TRAIN),
     CacheTargetsConfig(lake="/nowhere", teacher="/nowhere"),
     Spvnas(weights="/nowhere", net_config="/nowhere", **PLACES),

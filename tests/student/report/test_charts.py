@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from student.report.charts import arms, depth_errors, precision_recall, training_curves
+from student.report.charts import arms, depth_errors, heat_map, over_strength, precision_recall, training_curves
 from student.report.colors import CLASS_COLORS, SERIES, rgb
 
 
@@ -62,6 +62,12 @@ CHARTS: list[tuple[Callable[[float], bytes], float, float]] = [
     (lambda best: precision_recall([curve(best)]), 0.3, 0.7),
     (lambda factor: depth_errors(TRUE_M, TRUE_M * factor), 1.05, 1.3),
     (lambda mean: arms({"none": [30.0, 31.0], "all": [mean, mean + 0.5]}, "none", "Arms", "AP [%]"), 31.0, 34.0),
+    (
+        lambda lost: heat_map(np.array([[lost, 0.0]] * 4), [["a", "b"]] * 4, list("wxyz"), ["AP", "AR"], "Lost"),
+        0.2,
+        0.9,
+    ),
+    (lambda end: over_strength({"AP": {"one": ([0, 1, 2], [1.0, 0.8, end])}}, "size"), 0.2, 0.7),
 ]
 
 
@@ -178,3 +184,27 @@ def test_one_seed_alone_is_drawn_without_a_spread() -> None:
 def test_an_arm_without_a_result_is_refused(table: dict[str, list[float]]) -> None:
     with pytest.raises(ValueError, match=r"one arm or more|has no result"):
         arms(table, "none", "Arms", "AP [%]")
+
+
+def test_a_cell_is_red_where_there_is_damage_and_blue_where_there_is_the_contrary() -> None:
+    def reddest(value: float) -> int:
+        cells = pixels(heat_map(np.full((2, 2), value), [[""] * 2] * 2, ["a", "b"], ["c", "d"], "t")).astype(int)
+        red_over_blue = cells[..., 0] - cells[..., 2]
+        return int(red_over_blue.max() if value > 0 else red_over_blue.min())
+
+    assert reddest(1.0) > reddest(0.3) > 20
+    assert reddest(-1.0) < reddest(-0.3) < -20
+
+
+def test_a_heat_map_of_another_shape_than_its_names_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Expected damage and texts \[2, 1\], got: \[1, 2\]"):
+        heat_map(np.zeros((1, 2)), [["a"], ["b"]], ["a", "b"], ["c"], "t")
+
+
+def test_lines_of_one_name_have_one_color_and_others_another() -> None:
+    line = ([0, 4, 8], [0.9, 0.5, 0.1])
+    noise = ([0, 4, 8], [0.9, 0.9, 0.9])
+    png = over_strength({"AP50": {"one": line, "one, noise": noise, "two": noise}}, "size")
+    assert count(png, SERIES[0]) > 100
+    assert count(png, SERIES[1]) > 100
+    assert not count(png, SERIES[2])

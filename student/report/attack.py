@@ -1,0 +1,155 @@
+"""What attacks do to students, on a page: a matrix of losses and tasks, curves over their size, and images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from student.evaluation.attack import CLEAN, DEPTH_OF_LABELS, NOISE, SUM, Attack, Outcome
+from student.evaluation.run import Example
+from student.report.charts import heat_map, over_strength
+from student.report.damage import damage
+from student.report.evaluation import where
+from student.report.images import ImageArray, beside, draw_detections, scale_to
+from student.report.page import Page
+
+# Run -> its outcomes, the clean one first.
+Outcomes = Mapping[str, Sequence[Outcome]]
+
+# Metric -> what it is called, and whether more of it is better.
+_TASKS = {
+    "AP50": ("AP50", True),
+    "recall@100": ("recall@100", True),
+    "depth/AbsRel": ("AbsRel, found", False),
+    DEPTH_OF_LABELS: ("AbsRel, labels", False),
+}
+_LEAST_SCORE = 0.5
+_PANEL_PX, _COLUMNS = 768, 3
+
+
+def table(outcomes: Outcomes) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows: an attack a row, each run's tasks side by side, and what is lost of its AP50."""
+    attacks = dict.fromkeys(str(outcome.attack) for found in outcomes.values() for outcome in found)
+    header, rows = ["attack"], [[attack] for attack in attacks]
+    for run, found in outcomes.items():
+        prefix = f"{run}: " if len(outcomes) > 1 else ""
+        header += [f"{prefix}{title}" for title, _ in _TASKS.values()] + [f"{prefix}AP50 lost"]
+        by_name = {str(outcome.attack): outcome.metrics for outcome in found}
+        clean = by_name[CLEAN]
+        for row in rows:
+            metrics = by_name.get(row[0], {})
+            row += [f"{metrics[name]:.3f}" if name in metrics else "-" for name in _TASKS]
+            known = "AP50" in metrics and "AP50" in clean
+            row.append(f"{damage(clean['AP50'], metrics['AP50'], True):.0%}" if known else "-")
+    return header, rows
+
+
+def fill_page(page: Page, outcomes: Outcomes, epsilon: float) -> None:
+    """Draw the outcomes of one or more runs on a page; at `epsilon` each loss was attacked alone."""
+    page.text(
+        "Each attack moves the pixels of the images towards a larger loss (projected gradient ascent within a maximum"
+        " change of each value, from a random start): one loss alone, or their sum with the weights of the end of the"
+        " training. Noise changes every value by as much, up or down by chance. The student's weights stay as they are"
+        " and know nothing of it; teachers see the clean images, so an attack on an imitation loss moves the student's"
+        " branch away from what its teacher says of the clean image. Losses of other distillation methods are left"
+        " alone."
+    )
+    first = next(iter(outcomes.values()))[0]
+    page.text(
+        f"{first.images:,} images with {first.objects:,} labelled boxes; the fewer they are, the less do small"
+        " differences mean. Losses are computed with the proposals of the attacked image and its labelled boxes."
+    )
+    page.text(
+        "AbsRel, found: the depth error of detections that are right, which under an attack are fewer and easier ones."
+        " AbsRel, labels: that of the depths predicted for the labelled boxes, the same in every row."
+    )
+    for run, found in outcomes.items():
+        page.heading(f"Which loss breaks which task: {run}")
+        page.image(
+            _matrix(found, epsilon),
+            f"A row for each loss that was raised, by {epsilon:g}/255; columns are what it did: tasks, then losses as"
+            " multiples of the clean ones. Red: worse than on clean images, white: unchanged, blue: better.",
+        )
+    page.heading("Over the size of the change")
+    page.image(_curves(outcomes), "Solid: attacks on the weighted sum of the losses. Dashed: noise of the same size.")
+    page.heading("All attacks")
+    header, rows = table(outcomes)
+    page.table(rows, header)
+    for run, found in outcomes.items():
+        page.heading(f"Attacked images: {run}")
+        page.text(
+            f"Detections with a score of {_LEAST_SCORE:g} and more; labelled boxes are dashed. Last, by how much the"
+            " values of an image were changed: gray is not at all."
+        )
+        for number, example in enumerate(found[0].examples):
+            page.image(_panels(found, epsilon, number), where(example))
+
+
+def _matrix(found: Sequence[Outcome], epsilon: float) -> bytes:
+    clean = found[0].metrics
+    rows = [one for one in found if one.attack.goal == CLEAN or one.attack.epsilon == epsilon]
+    losses = [name for name in clean if name.startswith("loss/")]
+    values, texts = [], []
+    for outcome in rows:
+        metrics, line, cells = outcome.metrics, [], []
+        for name, (_, more) in _TASKS.items():
+            known = name in metrics and name in clean
+            line.append(damage(clean[name], metrics[name], more) if known else np.nan)
+            cells.append(f"{metrics[name]:.3f}" if name in metrics else "-")
+        for name in losses:
+            line.append(damage(clean[name], metrics[name], False))
+            times = metrics[name] / clean[name] if clean[name] else np.nan
+            cells.append(f"{clean[name]:.3g}" if outcome is found[0] else f"x {times:.2f}")
+        values.append(line)
+        texts.append(cells)
+    columns = [title.replace(", ", "\n") for title, _ in _TASKS.values()]
+    columns += [name.removeprefix("loss/").replace("/", "/\n") for name in losses]
+    names = [one.attack.goal for one in rows]
+    return heat_map(np.array(values, np.float64), texts, names, columns, f"raised loss, by {epsilon:g}/255")
+
+
+def _curves(outcomes: Outcomes) -> bytes:
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for name, (title, _) in _TASKS.items():
+        lines = {}
+        for run, found in outcomes.items():
+            for goal, suffix in ((SUM, ""), (NOISE, ", noise")):
+                shown = [one for one in found if one.attack.goal in (CLEAN, goal) and name in one.metrics]
+                shown.sort(key=lambda one: one.attack.epsilon)
+                if shown:
+                    points = ([one.attack.epsilon for one in shown], [one.metrics[name] for one in shown])
+                    lines[f"{run}{suffix}"] = points
+        if lines:
+            panels[title] = lines
+    return over_strength(panels, "most that a value changes [1/255]")
+
+
+def _panels(found: Sequence[Outcome], epsilon: float, number: int) -> ImageArray:
+    """Return one image as it is and under some of the attacks, with what was changed of it by the sum's."""
+    largest = max(one.attack.epsilon for one in found)
+    shown = {(CLEAN, 0), (NOISE, epsilon), ("objectness", epsilon), (SUM, epsilon), (SUM, largest)}
+    chosen = [one for one in found if (one.attack.goal, one.attack.epsilon) in shown]
+    panels = [(str(one.attack), _drawn(one.examples[number])) for one in chosen]
+    clean = found[0].examples[number].sample.image
+    for one in chosen:
+        if one.attack == Attack(goal=SUM, epsilon=epsilon):
+            panels.append((f"change by {one.attack}", _changes(one.examples[number].sample.image - clean, epsilon)))
+    return beside(panels, columns=_COLUMNS)
+
+
+def _drawn(example: Example) -> ImageArray:
+    image = (example.sample.image * 255).round().byte()
+    return draw_detections(
+        image, example.found, example.sample.objects, min_score=_LEAST_SCORE, scale=scale_to(_PANEL_PX, image)
+    )
+
+
+def _changes(change: Tensor, epsilon: float) -> ImageArray:
+    """Return changes float32 [3, H, W] as large as `_drawn`, from black at -epsilon to white at epsilon, in 255ths."""
+    scaled = ((0.5 + 0.5 * change * 255 / epsilon).clamp(0, 1) * 255).round().to(torch.uint8)
+    scale = scale_to(_PANEL_PX, change)
+    image: ImageArray = scaled.repeat_interleave(scale, 1).repeat_interleave(scale, 2).permute(1, 2, 0).numpy()
+    return image
