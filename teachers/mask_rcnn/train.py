@@ -38,19 +38,14 @@ class MaskRcnnTrainConfig:
 
 def train_mask_rcnn(
     config: MaskRcnnTrainConfig, data: TeacherData, context: RunContext
-) -> tuple[TeacherCard, Confusion] | None:
-    """Train and evaluate a Mask R-CNN; write weights and card into the context's folder and return its metrics.
-
-    Of several workers the first alone evaluates and writes; the others return None.
-    """
+) -> tuple[TeacherCard, Confusion]:
+    """Train and evaluate a Mask R-CNN; write weights and card into the context's folder and return its metrics."""
     torch.manual_seed(context.seed)
     options = config.network.to_options()
     network = build_network(config.network).to(context.distributed.device, memory_format=torch.channels_last)
     network.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(config.proposals, 0.25)
     objective = MaskRcnnObjective(network, options, min_pixels=config.min_pixels)
     trained = train_teacher(objective, config, has_panoptic, data, context)
-    if not context.evaluates:
-        return None
     # What is written must not depend on how the weights lay in memory.
     network = network.to(memory_format=torch.contiguous_format)
     raw = TeacherCard(
