@@ -147,7 +147,7 @@ def _read_list(url: str) -> list[str]:
         raise LakeError(f"{url}: the list of sources is not {encoding} text ({error}); save it as UTF-8") from error
     if "\0" in text:
         raise LakeError(f"{url}: the list of sources is no text, or UTF-16 without its mark; save it as UTF-8")
-    names = [name for line in text.splitlines() if (name := _named_in(line.strip()))]
+    names = [name for line in text.splitlines() if (name := _named_in(line.strip())).strip()]
     if not names:
         raise LakeError(f"{url}: the list of sources is empty")
     if lists := [name for name in names if name.endswith(".txt") and "::" not in name]:

@@ -192,3 +192,10 @@ def test_a_line_of_brackets_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("[" * 100_000 + "\n")
     with pytest.raises(LakeError, match=r"100,000 characters are no path"):
         list_sources([str(tmp_path / "list.txt")])
+
+
+def test_a_line_of_nothing_in_quotes_names_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "one.tfrecord"
+    file.write_bytes(b"")
+    (tmp_path / "list.txt").write_text(f"' '\n{file}\n")
+    assert list_sources([str(tmp_path / "list.txt")]) == [f"file://{file}"]
