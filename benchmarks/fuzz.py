@@ -1,8 +1,8 @@
-"""Fuzzing of what is read of strangers: records, lists of sources, the JSON of lakes and of teachers.
+"""Fuzzing of untrusted input: records, lists of sources, the JSON of lakes and of teachers.
 
     python -m benchmarks.fuzz --target records --seconds 600
 
-Where atheris is installed (`pip install atheris`) it chooses the inputs by what they reach in the code; else honest
+Where atheris is installed (`pip install atheris`) it chooses the inputs by what they reach in the code; else valid
 inputs are changed at random, JSON by its values. The first input that is neither taken nor refused in one line ends the
 run with status 1, and lies in `--out` for `--replay`.
 """

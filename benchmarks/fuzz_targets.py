@@ -1,4 +1,4 @@
-"""What is fuzzed: what a build and a training read of strangers, and what must hold whatever the bytes are.
+"""What is fuzzed: the untrusted input of builds and trainings, and what must hold whatever the bytes are.
 
 A target takes bytes. Whatever it raises is a finding: a refusal in one line, by an error that callers expect, is none.
 """
@@ -30,7 +30,7 @@ from tests.frames import SEGMENT, make_frame
 
 @dataclass(frozen=True)
 class Target:
-    """A function that is to bear any bytes, and the honest inputs that are changed."""
+    """A function that is to bear any bytes, and the valid inputs that are changed."""
 
     check: Callable[[bytes], None]
     seeds: Callable[[], list[bytes]]

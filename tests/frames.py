@@ -56,7 +56,7 @@ def jpeg(width: int = WIDTH, height: int = HEIGHT, shade: int = 90) -> bytes:
 
 
 def panoptic_png(code: NDArray[Any]) -> bytes:
-    """Return `code`, uint16 [H, W] for an honest panoptic label, as PNG."""
+    """Return `code`, uint16 [H, W] for a valid panoptic label, as PNG."""
     stream = io.BytesIO()
     Image.fromarray(code).save(stream, "PNG")
     return stream.getvalue()

@@ -15,8 +15,8 @@ from datalake.sources.waymo_v1.tfrecord import RecordFile
 
 
 def _skips_a_byte(patch: pytest.MonkeyPatch) -> None:
-    honest = RecordFile._next_header
-    patch.setattr(RecordFile, "_next_header", lambda self, offset: min(honest(self, offset) + 1, self.size + 1))
+    original = RecordFile._next_header
+    patch.setattr(RecordFile, "_next_header", lambda self, offset: min(original(self, offset) + 1, self.size + 1))
 
 
 def _takes_quotes_for_names(patch: pytest.MonkeyPatch) -> None:

@@ -140,8 +140,8 @@ def _imitation_scores(
     student: Student, cards: Mapping[str, TeacherCard], cell_means: Mapping[str, Tensor]
 ) -> dict[str, RegressionScores | ClassScores]:
     branches = {spec.name for spec in student.config.branches}
-    if strangers := sorted(cards.keys() - branches):
-        raise StudentError(f"teacher {strangers[0]}: this student has no branch for it; it has {sorted(branches)}")
+    if unknown := sorted(cards.keys() - branches):
+        raise StudentError(f"teacher {unknown[0]}: this student has no branch for it; it has {sorted(branches)}")
     return {
         name: ClassScores(card.class_names)
         if card.kind == "classification"

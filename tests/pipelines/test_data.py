@@ -202,12 +202,12 @@ def test_the_boxes_are_those_of_the_samples(drive_lake: Lake, cameras: tuple[str
 
 def test_no_segment_may_have_taught_the_teacher(drive_lake: Lake) -> None:
     own = names(drive_lake)[1]
-    stranger = lidar_card()
-    taught = replace(stranger, data=TrainingData(lake="/lake", snapshot=1, segments={"val": (own, "other")}))
-    check_no_leakage({"spvcnn": stranger, "public": replace(stranger, data=None)}, drive_lake, ["train"])
+    unrelated = lidar_card()
+    taught = replace(unrelated, data=TrainingData(lake="/lake", snapshot=1, segments={"val": (own, "other")}))
+    check_no_leakage({"spvcnn": unrelated, "public": replace(unrelated, data=None)}, drive_lake, ["train"])
     check_no_leakage({"spvcnn": taught}, drive_lake, ["val"])
     with pytest.raises(TeacherError, match=f"spvcnn was trained on 1 of the student's .*, e.g. {own} of split train"):
-        check_no_leakage({"public": stranger, "spvcnn": taught}, drive_lake, ["train"])
+        check_no_leakage({"public": unrelated, "spvcnn": taught}, drive_lake, ["train"])
 
 
 def test_no_segment_may_be_in_both_splits(drive_lake: Lake) -> None:

@@ -169,8 +169,8 @@ def test_what_half_precision_cannot_hold_is_an_error(drive_samples: list[Sample]
         targets_of(pool, drive_samples[:2])
 
 
-class Stranger:
-    """Says a class that is not on its card, in the second sample's last cell."""
+class OutOfRangeTeacher:
+    """Predicts a class that is not on its card, in the second sample's last cell."""
 
     card: TeacherCard = ColorTeacher(SHADES).card
 
@@ -182,7 +182,7 @@ class Stranger:
 
 
 def test_a_class_that_is_not_on_the_card_is_refused_with_the_sample(drive_samples: list[Sample]) -> None:
-    pool = LocalPool({"shades": Stranger()}, GRID)
+    pool = LocalPool({"shades": OutOfRangeTeacher()}, GRID)
     with pytest.raises(TeacherError, match=rf"shades: expected classes 0 … 2 .* got: 3 of {drive_samples[1].key};"):
         targets_of(pool, drive_samples[:3])
 

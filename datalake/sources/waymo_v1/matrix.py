@@ -16,7 +16,7 @@ from zlib_ng import zlib_ng
 from datalake.sources.lidar import LidarError
 from datalake.sources.waymo_v1.wire import WireError, read_varint
 
-# The largest honest matrix is TOP's pixel pose: 64 x 2650 x 6 float32, 4 MB. Nothing beyond this is inflated.
+# The largest valid matrix is TOP's pixel pose: 64 x 2650 x 6 float32, 4 MB. Nothing beyond this is inflated.
 MAX_MATRIX_BYTES = 16 << 20
 _SHAPE_BYTES = 64
 _MAX_DIMS = 8
