@@ -49,10 +49,10 @@ def find_image_size(
     """
     if asked != "auto":
         return asked
-    if run is not None and (checkpoint := load_checkpoint(RunDir(run))) is not None:
-        if (recorded := trained_image_size(checkpoint)) is not None:
-            console.print(f"image size {recorded[0]} x {recorded[1]}, with which the run began", highlight=False)
-            return recorded
+    checkpoint = None if run is None else load_checkpoint(RunDir(run))
+    if checkpoint is not None and (recorded := trained_image_size(checkpoint)) is not None:
+        console.print(f"image size {recorded[0]} x {recorded[1]}, with which the run began", highlight=False)
+        return recorded
     size, told = choose_image_size(lake, cameras)
     console.print(told, soft_wrap=True, highlight=False)
     return size

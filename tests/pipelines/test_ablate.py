@@ -21,8 +21,10 @@ from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.cache_targets import run as cache_targets
 from pipelines.image_size import choose_image_size
 from pipelines.train_config import TrainConfig
-from student.config import StudentError
+from student.config import StudentConfig, StudentError
 from student.export import WEIGHTS_FILE
+from teachers.card import TeacherError
+from tests.pipelines.test_detector_teachers import run_of, write_run
 from tests.support.programs import start
 from training.checkpoint import CHECKPOINT_FILE
 from training.errors import TrainingError
@@ -228,6 +230,14 @@ def test_a_student_that_is_killed_ends_the_study_in_one_line(study: AblateConfig
 def test_answers_that_are_to_be_looked_up_must_be_there_for_both_splits(study: AblateConfig) -> None:
     with pytest.raises(LakeError, match="table teacher_lidar lacks 1 of 1 segments of split 'test'"):
         opened(replace(study, eval_split="test"), Console(quiet=True))
+
+
+def test_a_detector_that_knows_the_evaluated_frames_is_refused(study: AblateConfig, tmp_path: Path) -> None:
+    known = run_of(open_lake(study.train.lake), split=study.eval_split)
+    url = write_run(tmp_path, known, StudentConfig())
+    train = replace(study.train, teachers=(*study.train.teachers, f"big={url}"))
+    with pytest.raises(TeacherError, match="teacher big has learned from the labels of 1 segments that the student"):
+        opened(replace(study, train=train), Console(quiet=True))
 
 
 def test_all_students_are_of_one_snapshot_and_see_images_of_one_size(study: AblateConfig) -> None:

@@ -19,11 +19,12 @@ from pipelines import pretrain, train
 from pipelines.pretrain import PretrainConfig
 from pipelines.train_config import TrainConfig
 from pipelines.train_setup import prepare_training
+from pipelines.trunk_weights import load_pretrained
 from student.checkpoint import read_student
 from student.config import StudentConfig, StudentError
 from student.pretraining.byol import ByolConfig
 from student.pretraining.views import ViewConfig
-from tests.student.students import TINY
+from tests.student.students import TINY, build
 from tests.support.programs import Call, start
 from training.checkpoint import load_checkpoint
 from training.errors import TrainingError
@@ -217,6 +218,11 @@ def test_init_gives_a_student_exactly_the_trunk(split_lake: str, whole: Path, tm
         expected = own[name.removeprefix(prefix)] if name.startswith(prefix) else scratch[name]
         assert torch.equal(value, expected), name
     assert not all(torch.equal(value, scratch[name]) for name, value in given.items())
+
+
+def test_a_trunk_that_has_changed_since_the_training_was_prepared_is_refused(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(StudentError, match="the trunk has changed since the training began"):
+        load_pretrained(build(TINY), str(whole), str(tmp_path), "0" * 64)
 
 
 def test_the_trunk_decides_about_the_students_run(split_lake: str, whole: Path, tmp_path: Path) -> None:

@@ -24,9 +24,11 @@ from teachers.mask_rcnn.train import MaskRcnnTrainConfig
 from teachers.sanity import check_teacher
 from teachers.spvnas.objective import POINT_CLASSES
 from teachers.spvnas.train import SpvcnnTrainConfig
+from teachers.training import RunContext
 from tests.frames import COLUMNS, ROWS, int_matrix, make_frames, write_frames
 from tests.lakes import build_files
 from tests.support.programs import Call, start
+from training.checkpoint import Checkpoint, save_checkpoint
 from training.errors import TrainingError
 from training.loop import LoopConfig
 from training.metrics_log import read_history
@@ -223,6 +225,34 @@ def test_inside_a_ray_job_paths_must_be_absolute(lake: str, monkeypatch: pytest.
     monkeypatch.setenv("RAY_JOB_ID", "01000000")
     line = call.refused(main, ["--lake", lake, "--out", "teachers"])
     assert line.startswith("train_teachers: teachers: a relative path would lie in the job's throw-away folder")
+
+
+def test_each_teacher_continues_with_the_image_size_of_its_own_run(
+    lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = {"spvcnn": (96, 64), "mask_rcnn": (64, 32)}
+    for name, size in began.items():
+        checkpoint = Checkpoint(
+            fingerprint={"image_size": str(size)},
+            config="{}",
+            step=1,
+            cursor=1,
+            seconds=0.0,
+            objective={},
+            optimizer={},
+        )
+        save_checkpoint(RunDir(str(tmp_path / name)), checkpoint)
+    found = {}
+
+    def trained(_config: object, _data: object, context: RunContext) -> tuple[None, None]:
+        found[Path(context.folder).name] = context.fingerprint["image_size"]
+        return None, None
+
+    for function in ("train_spvcnn", "train_mask_rcnn"):
+        monkeypatch.setattr(f"pipelines.train_teachers.{function}", trained)
+    monkeypatch.setattr("pipelines.train_teachers.summary", lambda *_: "")
+    run(replace(settings(lake, tmp_path), image_size="auto"), Console(quiet=True))
+    assert found == {name: str(size) for name, size in began.items()}
 
 
 def test_other_settings_do_not_continue_a_run(lake: str, whole: Path) -> None:

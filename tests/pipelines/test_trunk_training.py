@@ -22,6 +22,7 @@ from pipelines import evaluate, train
 from pipelines.evaluate import METRICS_FILE, REPORT_FILE, EvaluateConfig
 from pipelines.train_config import TrainConfig, read_preset
 from pipelines.train_setup import prepare_training
+from pipelines.trunk_weights import weights_sha256
 from student.checkpoint import read_student
 from student.config import StudentConfig, StudentError
 from student.export import load_exported
@@ -99,6 +100,15 @@ def test_frozen_stages_are_those_of_the_file_and_the_others_have_learned(trained
     # Near it, but not the same.
     assert not torch.equal(own["layer3.0.conv1.weight"], given["layer3.0.conv1.weight"])
     torch.testing.assert_close(own["layer3.0.conv1.weight"], given["layer3.0.conv1.weight"], rtol=0, atol=0.01)
+
+
+def test_a_study_knows_the_checksum_of_weights_that_are_gone(trained: tuple[Path, nn.Module, str]) -> None:
+    folder = trained[0]
+    sha256 = hashlib.sha256((folder / "elsewhere.pth").read_bytes()).hexdigest()
+    assert weights_sha256(str(folder / "elsewhere.pth"), str(folder / "nowhere")) == sha256
+    assert weights_sha256(str(folder / "weights.pth"), str(folder / "run")) == sha256
+    with pytest.raises(StudentError, match=r"--student\.trunk-weights .*weights\.pth: no such file"):
+        weights_sha256(str(folder / "weights.pth"), str(folder / "nowhere"))
 
 
 def test_log_and_fingerprint_have_the_checksum(trained: tuple[Path, nn.Module, str]) -> None:
