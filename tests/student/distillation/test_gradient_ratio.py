@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from student.config import Norm, StudentConfig
 from student.detector import DetectorOutput, Student
 from student.distillation.batch import DetectionBatch
 from student.distillation.method import DistillationMethod
@@ -51,8 +54,24 @@ class Apart(DistillationMethod):
         return {"apart/number": Loss(self.number)}
 
 
-def objective(**methods: DistillationMethod) -> DetectionObjective:
-    return DetectionObjective(build(TINY), LossWeights(), methods)
+class Watching(DistillationMethod):
+    """Keeps what it is given to compare; costs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pyramids: list[tuple[Tensor, ...]] = []
+
+    def losses(
+        self, student: Student, output: DetectorOutput, batch: DetectionBatch, progress: float
+    ) -> dict[str, Loss]:
+        """Return a loss of 0."""
+        del student, batch, progress
+        self.pyramids.append(output.features.pyramid)
+        return {"watching/nothing": Loss(0 * output.features.pyramid[0].sum())}
+
+
+def objective(config: StudentConfig = TINY, **methods: DistillationMethod) -> DetectionObjective:
+    return DetectionObjective(build(config), LossWeights(), methods)
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.5, 3.0])
@@ -67,17 +86,28 @@ def test_a_method_that_repeats_detection_has_the_ratio_of_its_weight(factor: flo
     assert all(parameter.grad is None for parameter in some.parameters())
 
 
-def run(folder: Path, diagnose_every: int) -> tuple[list[dict[str, float]], DetectionObjective]:
+def run(folder: Path, diagnose_every: int, norm: Norm) -> tuple[list[dict[str, float]], DetectionObjective]:
     """Return the log of four steps, and what they have trained."""
-    some = objective(echo=Echo(0.5))
+    some = objective(replace(TINY, norm=norm), echo=Echo(0.5))
     inputs = TrainInputs(batches=cycled(samples(4), 2), labelled=2, fingerprint={})
     loop = LoopConfig(steps=4, warmup=0.0, precision="float32", diagnose_every=diagnose_every)
     train(some, loop, OptimizerConfig(), inputs, RunDir(str(folder)))
     return read_history(RunDir(str(folder))), some
 
 
-def test_every_other_step_has_it_in_the_log_and_the_training_is_the_same(tmp_path: Path) -> None:
-    (plain, one), (diagnosed, other) = run(tmp_path / "plain", 0), run(tmp_path / "diagnosed", 2)
+def test_batch_norms_normalize_by_the_batch_while_it_is_measured() -> None:
+    watching = Watching()
+    some = objective(replace(TINY, norm="batch"), watching=watching).train()
+    batch = some.collate(Batch(samples(2), 2, 0), {}, Chance(0, 0, (0, 1)))
+    some(batch, 0.5)
+    some.diagnostics(batch, 0.5)
+    in_step, measured = watching.pyramids
+    assert all(torch.equal(one, other) for one, other in zip(in_step, measured, strict=True))
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_every_other_step_has_it_in_the_log_and_the_training_is_the_same(tmp_path: Path, norm: Norm) -> None:
+    (plain, one), (diagnosed, other) = run(tmp_path / "plain", 0, norm), run(tmp_path / "diagnosed", 2, norm)
     assert [line.get("gradient_ratio/echo") for line in plain] == [None] * 4
     assert [line.get("gradient_ratio/echo") for line in diagnosed] == [
         pytest.approx(0.5, rel=1e-4), None, pytest.approx(0.5, rel=1e-4), None,
