@@ -190,7 +190,9 @@ def _keeping_statistics(module: nn.Module) -> Iterator[None]:
 
 def _norm(losses: Iterable[Loss], pyramid: Sequence[Tensor]) -> Tensor:
     """Return the norm of the gradient of a weighted sum with respect to all levels; 0 where they have no part in it."""
-    total = torch.stack([loss.weight * loss.value for loss in losses]).sum()
+    weighted = [loss.weight * loss.value for loss in losses]
+    # Of a method whose teachers are all muted there is no loss.
+    total = torch.stack(weighted).sum() if weighted else pyramid[0].new_zeros(())
     if not total.requires_grad:
         return total.new_zeros(())
     found = torch.autograd.grad(total, list(pyramid), retain_graph=True, allow_unused=True)

@@ -14,6 +14,7 @@ from student.detector import DetectorOutput, Student
 from student.distillation.batch import DetectionBatch
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import DetectionObjective, LossWeights
+from student.distillation.pkd import PKD, PKDConfig
 from tests.student.students import TINY, build, cycled, samples
 from training.generators import Chance
 from training.loop import LoopConfig, TrainInputs, train
@@ -86,13 +87,20 @@ def test_a_method_that_repeats_detection_has_the_ratio_of_its_weight(factor: flo
     assert all(parameter.grad is None for parameter in some.parameters())
 
 
-def run(folder: Path, diagnose_every: int, norm: Norm) -> tuple[list[dict[str, float]], DetectionObjective]:
+def trained(
+    folder: Path, diagnose_every: int, config: StudentConfig, **methods: DistillationMethod
+) -> tuple[list[dict[str, float]], DetectionObjective]:
     """Return the log of four steps, and what they have trained."""
-    some = objective(replace(TINY, norm=norm), echo=Echo(0.5))
+    some = objective(config, **methods)
     inputs = TrainInputs(batches=cycled(samples(4), 2), labelled=2, fingerprint={})
     loop = LoopConfig(steps=4, warmup=0.0, precision="float32", diagnose_every=diagnose_every)
     train(some, loop, OptimizerConfig(), inputs, RunDir(str(folder)))
     return read_history(RunDir(str(folder))), some
+
+
+def test_a_method_whose_teachers_are_all_muted_has_the_ratio_0(tmp_path: Path) -> None:
+    (diagnosed, *_), _ = trained(tmp_path, 1, TINY, muted=PKD(PKDConfig(), TINY, {}))
+    assert diagnosed["gradient_ratio/muted"] == 0.0
 
 
 def test_batch_norms_normalize_by_the_batch_while_it_is_measured() -> None:
@@ -107,7 +115,9 @@ def test_batch_norms_normalize_by_the_batch_while_it_is_measured() -> None:
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_every_other_step_has_it_in_the_log_and_the_training_is_the_same(tmp_path: Path, norm: Norm) -> None:
-    (plain, one), (diagnosed, other) = run(tmp_path / "plain", 0, norm), run(tmp_path / "diagnosed", 2, norm)
+    config = replace(TINY, norm=norm)
+    plain, one = trained(tmp_path / "plain", 0, config, echo=Echo(0.5))
+    diagnosed, other = trained(tmp_path / "diagnosed", 2, config, echo=Echo(0.5))
     assert [line.get("gradient_ratio/echo") for line in plain] == [None] * 4
     assert [line.get("gradient_ratio/echo") for line in diagnosed] == [
         pytest.approx(0.5, rel=1e-4), None, pytest.approx(0.5, rel=1e-4), None,
