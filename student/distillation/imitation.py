@@ -43,6 +43,9 @@ class Imitation(DistillationMethod):
     class_weights: for each teacher of classes, float32 [K], how much a cell of each class counts
     """
 
+    # What the branches predict comes before the fusion, from which the pyramid is made.
+    compares_pyramids = False
+
     def __init__(self, config: ImitationConfig, class_weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.config = config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from torch import nn
 
@@ -17,7 +18,11 @@ class DistillationMethod(nn.Module):
 
     Its parameters train with the student's, are clipped by a norm of their own, and are never exported. Random numbers
     come from `batch.chance` under a purpose of its own, so that the student's sampling stays what it is without.
+
+    compares_pyramids: whether the losses depend on the student's pyramid, or only on what that is computed from
     """
+
+    compares_pyramids: ClassVar[bool] = True
 
     @abstractmethod
     def losses(

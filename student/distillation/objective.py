@@ -101,7 +101,9 @@ class DetectionObjective(Objective):
 
         The norm of the gradient of the method's weighted losses with respect to the pyramid, of all levels together,
         over that of detection's losses. A method much above 1 decides what the backbone learns, and one much below
-        changes nothing. The proposals are drawn anew. Running statistics of batch norms stay as the step left them.
+        changes nothing. Imitation has none: its losses come before the pyramid.
+
+        The proposals are drawn anew. Running statistics of batch norms stay as the step left them.
         """
         with _keeping_statistics(self):
             output = self.student.training_output(batch.images, batch.labels, batch.generators)
@@ -111,8 +113,9 @@ class DetectionObjective(Objective):
             detection = _norm(own, pyramid)
             ratios = {}
             for name, method in self._methods():
-                losses = method.losses(self.student, output, batch, progress)
-                ratios[f"gradient_ratio/{name}"] = _norm(losses.values(), pyramid) / detection
+                if method.compares_pyramids:
+                    losses = method.losses(self.student, output, batch, progress)
+                    ratios[f"gradient_ratio/{name}"] = _norm(losses.values(), pyramid) / detection
             return ratios
 
     def after_step(self, progress: float) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor
 from student.config import Norm, StudentConfig
 from student.detector import DetectorOutput, Student
 from student.distillation.batch import DetectionBatch
+from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import DetectionObjective, LossWeights
 from student.distillation.pkd import PKD, PKDConfig
-from tests.student.students import TINY, build, cycled, samples
+from tests.student.students import TAUGHT, TINY, build, cycled, samples, targets_of
 from training.generators import Chance
 from training.loop import LoopConfig, TrainInputs, train
 from training.metrics_log import read_history
@@ -101,6 +102,13 @@ def trained(
 def test_a_method_whose_teachers_are_all_muted_has_the_ratio_0(tmp_path: Path) -> None:
     (diagnosed, *_), _ = trained(tmp_path, 1, TINY, muted=PKD(PKDConfig(), TINY, {}))
     assert diagnosed["gradient_ratio/muted"] == 0.0
+
+
+def test_imitation_which_acts_before_the_pyramid_has_none() -> None:
+    some = objective(TAUGHT, imitation=Imitation(ImitationConfig(), {}), echo=Echo(0.5))
+    batch = some.collate(Batch(samples(2), 2, 0), targets_of(samples(2)), Chance(0, 0, (0, 1)))
+    assert all(loss.value > 0 for name, loss in some(batch, 0.5).items() if name.startswith("imitation/"))
+    assert set(some.diagnostics(batch, 0.5)) == {"gradient_ratio/echo"}
 
 
 def test_batch_norms_normalize_by_the_batch_while_it_is_measured() -> None:
