@@ -14,7 +14,6 @@ from student.distillation.adapters import PyramidAdapters
 from student.distillation.batch import DetectionBatch
 from student.distillation.detector_teacher import DetectorTeacher, DetectorTeacherOutput
 from student.distillation.method import DistillationMethod
-from student.labels import labels_on
 from student.matching import images_at_once
 from training.boxes import pairwise_iou
 from training.fingerprint import Plain
@@ -73,7 +72,7 @@ class FGFI(DistillationMethod):
         levels = output.features.pyramid
         anchors = student.rpn.anchors(levels, (batch.images.shape[-2], batch.images.shape[-1]))
         cells = sum(level.shape[-2] * level.shape[-1] for level in levels)
-        labelled = self._mask(anchors, labels_on(anchors.device, batch.labels).boxes, cells)
+        labelled = self._mask(anchors, output.labels.boxes, cells)
         weight = self.config.weight * min(1.0, progress / _RAMP)
         losses = {}
         for name, teacher in batch.detectors.items():

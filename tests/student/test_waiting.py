@@ -63,9 +63,8 @@ class FakeGpu:
     def losses(self, student: Student, count: int) -> tuple[dict[str, Tensor], list[tuple[int, ...]]]:
         """Return the losses of so many images, and the shapes of what was copied from device to device."""
         with self.mode, Copies() as copies:
-            features = student.features(self.images(count))
             labels = [objects_of((10, 10, 34, 28, 1, 20.0)), objects_of()] * (count // 2)
-            return student.detection_output(features, SIZE, labels, generators(count)).losses, copies.shapes
+            return student.training_output(self.images(count), labels, generators(count)).losses, copies.shapes
 
 
 @pytest.fixture
