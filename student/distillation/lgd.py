@@ -126,7 +126,10 @@ class LGD(DistillationMethod):
         return maps
 
     def _distance(self, pyramid: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
-        """Return the distillation loss, the mean over levels, computed in float32 under autocast as well."""
+        """Return the distillation loss, the mean over levels.
+
+        Under autocast the adapter's convolutions are computed in its type, and the distance in float32.
+        """
         pairs = zip(pyramid, maps, strict=True)
         return torch.stack(
             [normed_distance(self.adapter(level).float(), truth.detach()) for level, truth in pairs]
