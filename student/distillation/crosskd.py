@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -15,7 +15,6 @@ from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.kd import softened_divergence
 from student.distillation.method import DistillationMethod
 from student.distillation.student_boxes import StudentBoxes
-from training.fingerprint import Plain
 from training.objective import Loss
 
 _EPSILON = 1e-6
@@ -55,6 +54,8 @@ class CrossKD(DistillationMethod):
     detectors: the teachers, by their names
     """
 
+    config: CrossKDConfig
+
     def __init__(self, config: CrossKDConfig, student: StudentConfig, detectors: Mapping[str, DetectorTeacher]) -> None:
         super().__init__()
         self.config = config
@@ -77,10 +78,6 @@ class CrossKD(DistillationMethod):
             losses[f"crosskd/{name}/classification"] = Loss(boxes.mean(divergence), self.config.classification)
             losses[f"crosskd/{name}/box"] = Loss(box, self.config.box)
         return losses
-
-    def fingerprint(self) -> dict[str, Plain]:
-        """Return the weights and the temperature."""
-        return asdict(self.config)
 
 
 def _of_class(classes: Tensor, deltas: Tensor) -> Tensor:

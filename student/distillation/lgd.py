@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from student.distillation.instructive_maps import InstructiveMaps
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
 from student.labels import Labels, labels_on
-from training.fingerprint import Plain
 from training.objective import Loss
 
 _EPSILON = 1e-5
@@ -56,6 +55,8 @@ class LGD(DistillationMethod):
     student: whose pyramid it is
     weights: of the detection losses
     """
+
+    config: LGDConfig
 
     def __init__(self, config: LGDConfig, student: StudentConfig, weights: LossWeights) -> None:
         super().__init__()
@@ -134,10 +135,6 @@ class LGD(DistillationMethod):
         return torch.stack(
             [normed_distance(self.adapter(level).float(), truth.detach()) for level, truth in pairs]
         ).mean()
-
-    def fingerprint(self) -> dict[str, Plain]:
-        """Return the weights and what is switched on."""
-        return asdict(self.config)
 
 
 def normed_distance(features: Tensor, truth: Tensor) -> Tensor:

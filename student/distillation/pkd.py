@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from student.distillation.adapters import PyramidAdapters
 from student.distillation.batch import DetectionBatch
 from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.method import DistillationMethod
-from training.fingerprint import Plain
 from training.objective import Loss
 
 # Added to a channel's variance: one that is constant has no correlation, and a finite gradient.
@@ -46,6 +45,8 @@ class PKD(DistillationMethod):
     detectors: the teachers, by their names
     """
 
+    config: PKDConfig
+
     def __init__(self, config: PKDConfig, student: StudentConfig, detectors: Mapping[str, DetectorTeacher]) -> None:
         super().__init__()
         self.config = config
@@ -62,10 +63,6 @@ class PKD(DistillationMethod):
             distances = [correlation_distance(adapted, truth).mean() for adapted, truth in levels]
             losses[f"pkd/{name}"] = Loss(torch.stack(distances).sum(), self.config.weight)
         return losses
-
-    def fingerprint(self) -> dict[str, Plain]:
-        """Return the weight."""
-        return asdict(self.config)
 
 
 def correlation_distance(features: Tensor, truth: Tensor) -> Tensor:
