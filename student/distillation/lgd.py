@@ -17,6 +17,7 @@ from student.distillation.batch import DetectionBatch
 from student.distillation.instructive_maps import InstructiveMaps
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
+from student.distillation.standardization import standardized
 from student.labels import Labels, labels_on
 from training.objective import Loss
 
@@ -147,10 +148,8 @@ def normed_distance(features: Tensor, truth: Tensor) -> Tensor:
 
 
 def normed(features: Tensor) -> Tensor:
-    """Return [B, C, h, w] with mean 0 and variance 1 over the cells of each image and channel, or 0 of one cell."""
-    # torch's instance norm refuses maps of one cell.
-    variance, mean = torch.var_mean(features, (2, 3), correction=0, keepdim=True)
-    return (features - mean) * (variance + _EPSILON).rsqrt()
+    """Return [B, C, h, w] as they are compared: each channel of each image with mean 0 and variance 1."""
+    return standardized(features, _EPSILON)
 
 
 def _labels(labels: Labels, chosen: Sequence[int]) -> Labels:

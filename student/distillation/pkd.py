@@ -14,6 +14,7 @@ from student.distillation.adapters import PyramidAdapters
 from student.distillation.batch import DetectionBatch
 from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.method import DistillationMethod
+from student.distillation.standardization import standardized
 from training.objective import Loss
 
 # Added to a channel's variance: one that is constant has no correlation, and a finite gradient.
@@ -67,10 +68,5 @@ class PKD(DistillationMethod):
 
 def correlation_distance(features: Tensor, truth: Tensor) -> Tensor:
     """Return 1 - r [B, C] of features [B, C, h, w] with others, over the cells of each image and channel."""
-    return (_standardized(features) - _standardized(truth)).square().mean((2, 3)) / 2
-
-
-def _standardized(features: Tensor) -> Tensor:
-    """Return [B, C, h, w] of mean 0 and deviation 1 over the cells, 0 in all of them where they are the same."""
-    variance, mean = torch.var_mean(features, (2, 3), correction=0, keepdim=True)
-    return (features - mean) * (variance + _EPSILON).rsqrt()
+    own, other = (standardized(values, _EPSILON) for values in (features, truth))
+    return (own - other).square().mean((2, 3)) / 2
