@@ -105,9 +105,9 @@ def _depth_error(
     image_size: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
     """Return the error [B, S] of the student's encoded depths, and the teacher's probability of their classes."""
-    probability, column = truth.logits.softmax(-1)[..., 1:].max(-1)
+    probability, classes = truth.most_likely()
     depths = student.heads.encoded_depths(predicted.pooled, boxes, image_size)
     # Each encodes by its own longest depth.
     expected = encode_depth(teacher.depths_m(truth, boxes), student.config.max_depth_m)
-    depths, expected = (values.gather(2, column[..., None] + 1)[..., 0] for values in (depths, expected))
+    depths, expected = (values.gather(2, classes[..., None])[..., 0] for values in (depths, expected))
     return smooth_l1_loss(depths, expected, beta=student.config.depth_beta, reduction="none"), probability
