@@ -111,7 +111,7 @@ class RoIPredictions:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
+class BatchDetections:
     """At most D objects in each of B images, the most confident first; a score of NOTHING where there is none.
 
     boxes: float32 [B, D, 4]; classes: int64 [B, D]; scores: float32 [B, D]
@@ -206,10 +206,10 @@ class DepthRoIHeads(nn.Module):
         error = smooth_l1_loss(predicted, truth, beta=self._depth_beta, reduction="none").sum(1)
         return (error / known.sum(1).clamp(min=1)).mean()
 
-    def find(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> Found:
+    def find(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> BatchDetections:
         """Return the objects that the images of levels [B, C, h, w] show."""
         predictions = self.predict(levels, proposals.boxes)
-        return found_of(predictions, proposals, image_size, self._min_score, self._most)
+        return detections_of(predictions, proposals, image_size, self._min_score, self._most)
 
     def depths_m(self, levels: Sequence[Tensor], rois: Tensor, classes: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Return the depths [K] of rois [K, 5] of these classes [K], for final boxes as Mask R-CNN predicts masks."""
@@ -229,9 +229,9 @@ class DepthRoIHeads(nn.Module):
         return [Detections(*one) for one in each]
 
 
-def found_of(
+def detections_of(
     predictions: RoIPredictions, proposals: Proposals, image_size: tuple[int, int], min_score: float, most: int
-) -> Found:
+) -> BatchDetections:
     """Return what a box head's predictions for the proposals find in images of (height, width) pixels.
 
     min_score: of a detection, more than that; most: detections of an image
@@ -245,7 +245,7 @@ def found_of(
     scores = suppressed(boxes, torch.where(usable, scores, NOTHING), _SUPPRESSING_IOU).flatten(1)
     best = scores.argsort(dim=1, descending=True, stable=True)[:, : min(most, scores.shape[1])]
     classes = torch.div(best, shape[1], rounding_mode="floor") + 1
-    return Found(rows_of(boxes.flatten(1, 2), best), classes, scores.gather(1, best))
+    return BatchDetections(rows_of(boxes.flatten(1, 2), best), classes, scores.gather(1, best))
 
 
 def _geometry(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -23,7 +23,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from student.backbone import Features
 from student.config import grid_of
 from student.detections import CLASS_NAMES
-from student.roi_heads import Found, RoIPredictions, found_of
+from student.roi_heads import BatchDetections, RoIPredictions, detections_of
 from student.rpn import Proposals
 from teachers.card import TeacherError
 from teachers.classes import COCO_LABELS, COCO_TO_TYPE
@@ -153,11 +153,11 @@ class TorchvisionHeads:
         shape = boxes.shape[:2]
         return RoIPredictions(pooled.view(*shape, -1), logits.view(*shape, -1), deltas.view(*shape, -1))
 
-    def find(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> Found:
+    def find(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> BatchDetections:
         """Return the objects that the images of levels [B, C, h, w] show, by torchvision's thresholds."""
         predictions = self.predict(levels, proposals.boxes)
         heads = self._roi_heads
-        return found_of(predictions, proposals, image_size, heads.score_thresh, heads.detections_per_img)
+        return detections_of(predictions, proposals, image_size, heads.score_thresh, heads.detections_per_img)
 
 
 def folded(logits: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
