@@ -92,19 +92,19 @@ class Student(nn.Module):
         torchvision starts the proposals' layers at almost nothing, from where only AdamW's steps lead away quickly.
         The weights of a convolution in groups are no matrix: each group has one of its own, a depthwise one a row.
         """
-        entrance = next(layer for layer in self.backbone.trunk.modules() if isinstance(layer, nn.Conv2d))
-        answers = [
+        first_convolution = next(layer for layer in self.backbone.trunk.modules() if isinstance(layer, nn.Conv2d))
+        output_layers = [
             *(branch.predictor for branch in self.backbone.branches.values()),
             *(layer for layer in self.rpn.head.modules() if isinstance(layer, nn.Conv2d)),
             *(self.heads.box_predictor.cls_score, self.heads.box_predictor.bbox_pred, self.heads.depth_head.predictor),
         ]
-        facing = {id(layer.weight) for layer in (entrance, *answers)}
+        excluded = {id(layer.weight) for layer in (first_convolution, *output_layers)}
         matrices = {
             id(layer.weight)
             for layer in self.modules()
             if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
         }
-        return [weight for weight in self.parameters() if weight.requires_grad and id(weight) in matrices - facing]
+        return [weight for weight in self.parameters() if weight.requires_grad and id(weight) in matrices - excluded]
 
     def pretrained_weights(self) -> list[nn.Parameter]:
         """Return the parameters that start from given weights."""

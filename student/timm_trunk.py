@@ -59,7 +59,7 @@ class TimmTrunk(TopDownTrunk):
     def forward(self, images: Tensor) -> TrunkFeatures:
         """Return the features of images float32 [B, 3, H, W]; H and W are multiples of 32."""
         maps = self.network(images)
-        return self.up_again([maps[number] for number in self._used])
+        return self.top_down([maps[number] for number in self._used])
 
     def train(self, mode: bool = True) -> TimmTrunk:
         """Set the mode of all that is not frozen."""

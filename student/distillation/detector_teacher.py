@@ -124,7 +124,7 @@ class DetectorTeacherOutput:
 class DetectorTeacher:
     """A detector that is asked about images and never changes.
 
-    It is no module, so that whoever holds it has its weights neither among his parameters nor in his state dict.
+    It is no module, so that a module that holds it has its weights neither among its parameters nor in its state dict.
 
     weights_sha256: hex digest of its weights and configuration; of a run's detector the same as of its export
     """

@@ -81,14 +81,14 @@ class TorchvisionDetector(nn.Module):
     """
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
     def __init__(self, name: str, network: FasterRCNN) -> None:
         super().__init__()
         self.config = TorchvisionPyramid()
         self.name, self.network = name, network
         self.heads = TorchvisionHeads(network)
-        for what, values in (("mean", network.transform.image_mean), ("deviation", network.transform.image_std)):
+        for what, values in (("mean", network.transform.image_mean), ("std", network.transform.image_std)):
             self.register_buffer(what, torch.tensor(values)[:, None, None], persistent=False)
 
     @staticmethod
@@ -120,7 +120,7 @@ class TorchvisionDetector(nn.Module):
         """
         self.config.grid(images.shape[-2], images.shape[-1])
         scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-        levels = self.network.backbone((scaled - self.mean) / self.deviation)
+        levels = self.network.backbone((scaled - self.mean) / self.std)
         return Features(tuple(levels[str(number)].float() for number in range(self.config.levels)), {})
 
     @torch.no_grad()
@@ -140,7 +140,7 @@ class TorchvisionDetector(nn.Module):
 
 
 class TorchvisionHeads:
-    """The box head of a `TorchvisionDetector`, whose answers are of the student's classes; it holds no weights."""
+    """The box head of a `TorchvisionDetector`, whose predictions are of the student's classes; it holds no weights."""
 
     def __init__(self, network: FasterRCNN) -> None:
         self._roi_heads = network.roi_heads
