@@ -36,7 +36,16 @@ from student.config import StudentError
 from student.detector import Student
 from student.distillation.objective import LossWeights
 from student.distillation.trained import read_objective
-from student.evaluation.attack import CLEAN, NOISE, SUM, Attack, Clean, Outcome, Strength, attack_student
+from student.evaluation.attack import (
+    CLEAN,
+    NOISE,
+    SUM,
+    Attack,
+    AttackBatch,
+    AttackResult,
+    AttackStrength,
+    attack_student,
+)
 from student.evaluation.branches import ALL, FREE, REPLACEMENTS, Ablation, ablate_branches
 from student.evaluation.responses import Response, branch_responses
 from student.report import attack as attack_report
@@ -103,7 +112,7 @@ def attack(config: AttackConfig, console: Console) -> None:
     teachers = {name: absolute(url) for name, url in parse_teachers(config.teachers).items()}
     cards = read_cards(teachers)
     runs = _read_runs(config, cards, console)
-    outcomes: dict[str, list[Outcome]] = {}
+    outcomes: dict[str, list[AttackResult]] = {}
     with ProgressBar(console) as bar:
         for run in runs:
             outcomes[run.name] = _attack(config, run, teachers, bar)
@@ -152,19 +161,19 @@ def _telling(bar: ProgressBar, stage: str, total: int) -> Callable[[int], None]:
     return lambda done: bar.update(stage, done, total, "images")
 
 
-def _attack(config: AttackConfig, run: _Run, teachers: dict[str, str], bar: ProgressBar) -> list[Outcome]:
+def _attack(config: AttackConfig, run: _Run, teachers: dict[str, str], bar: ProgressBar) -> list[AttackResult]:
     device = device_of(config.device)
     objective = read_objective(run.student, run.checkpoint).to(device)
     width, height = run.frames.image_size
     imitated = {name: url for name, url in teachers.items() if name in run.branches}
     pool = open_pool(imitated, run.student.config.grid(height, width), device)
     batches, images = drawn_batches(run.frames, config.batch, config.images)
-    clean: list[Clean] = []
+    clean: list[AttackBatch] = []
     for samples, targets in pool.follow(batches):
         first = clean[-1].places[-1] + 1 if clean else 0
         # The points are not needed any more.
         seen = [replace(sample, lidar=None) for sample in samples]
-        clean.append(Clean(samples=seen, targets=targets, places=tuple(range(first, first + len(seen)))))
+        clean.append(AttackBatch(samples=seen, targets=targets, places=tuple(range(first, first + len(seen)))))
     losses = [option.name for option in fields(LossWeights)] + [f"imitation/{teacher}" for teacher in imitated]
     # What single losses do is compared with what all of them, and noise, do at the same size.
     sizes = sorted({*config.epsilons, config.epsilon})
@@ -177,7 +186,7 @@ def _attack(config: AttackConfig, run: _Run, teachers: dict[str, str], bar: Prog
         objective,
         clean,
         attacks,
-        Strength(steps=config.steps, seed=config.seed),
+        AttackStrength(steps=config.steps, seed=config.seed),
         _telling(bar, run.name, len(attacks) * images),
     )
 

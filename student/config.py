@@ -23,8 +23,8 @@ _OWN_TRUNKS = {"fpn": 5, "stride1": 3}
 _TIMM = "timm:"
 
 Value = TypeVar("Value")
-# What a training finds out; nobody gives it on a command line.
-Found = Annotated[Value, tyro.conf.Fixed, tyro.conf.Suppress]
+# What a training derives from teachers, boxes and files; it is no option of a command line.
+Derived = Annotated[Value, tyro.conf.Fixed, tyro.conf.Suppress]
 # What version 0.1 did not write down: it followed from the name of the preset.
 _OF_PRESET = ("trunk", "branch_kernel", "rpn_positive_iou", "depth_sees_box", "depth_beta")
 
@@ -82,7 +82,7 @@ class StudentConfig:
     """Everything that decides about a student's weights and what they mean; the defaults are ClassroomNet's."""
 
     # One for each teacher, in the order in which they are fused.
-    branches: Found[tuple[BranchSpec, ...]] = ()
+    branches: Derived[tuple[BranchSpec, ...]] = ()
     # `fpn` goes down to 1/32 of the resolution and up again to a quarter; `timm:NAME` does so with a model of timm's,
     # such as timm:resnet50; `stride1` keeps the resolution (paper).
     trunk: str = "fpn"
@@ -90,7 +90,7 @@ class StudentConfig:
     # safetensors or as torch.save writes it.
     trunk_weights: str | None = None
     # SHA-256 of their file.
-    trunk_weights_sha256: Found[str | None] = None
+    trunk_weights_sha256: Derived[str | None] = None
     # The licence of these weights, for the model card of an exported student.
     trunk_weights_license: str | None = None
     # Stages of a trunk of timm's that stay as they are, from the image on: 1 is all that leads to stride 4, 2 to 8 …
@@ -120,14 +120,14 @@ class StudentConfig:
     # Neurons of the box head.
     head_width: int = 256
     # The region proposal network's anchors.
-    anchors: Found[AnchorShapes] = AnchorShapes()
+    anchors: Derived[AnchorShapes] = AnchorShapes()
     # Anchors that overlap an object by this IoU are to propose it.
     rpn_positive_iou: float = 0.5
     # The depth head sees where in the image a box is, and how large.
     depth_sees_box: bool = True
     # Error of an encoded depth from which on its loss is linear.
     depth_beta: float = 0.05
-    # Depths beyond are told as this.
+    # Larger depths are clamped to this.
     max_depth_m: float = 75.0
     # Anchors and proposals per image that are sampled for the losses.
     rpn_batch: int = 256

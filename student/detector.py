@@ -12,7 +12,7 @@ from datalake.sample import Objects
 from student.backbone import Backbone, Features
 from student.config import StudentConfig, StudentError
 from student.detections import Detections
-from student.labels import labels_on
+from student.labels import Labels, labels_on
 from student.layers import memory_format
 from student.roi_heads import DepthRoIHeads, RoIPredictions, RoIs
 from student.rpn import ProposalNetwork, Proposals
@@ -40,6 +40,7 @@ class DetectorOutput:
     """What one training pass of the detector computed for B images.
 
     losses: `objectness`, `rpn_box`, `classification`, `box` and `depth`, scalars, means over the labelled images
+    labels: of the labelled images
     features: of all images
     proposals: of the labelled images, before any is sampled
     rois: the proposals and labelled boxes that were sampled of each labelled image
@@ -47,6 +48,7 @@ class DetectorOutput:
     """
 
     losses: dict[str, Tensor]
+    labels: Labels
     features: Features
     proposals: Proposals
     rois: RoIs
@@ -90,19 +92,19 @@ class Student(nn.Module):
         torchvision starts the proposals' layers at almost nothing, from where only AdamW's steps lead away quickly.
         The weights of a convolution in groups are no matrix: each group has one of its own, a depthwise one a row.
         """
-        entrance = next(layer for layer in self.backbone.trunk.modules() if isinstance(layer, nn.Conv2d))
-        answers = [
+        first_convolution = next(layer for layer in self.backbone.trunk.modules() if isinstance(layer, nn.Conv2d))
+        output_layers = [
             *(branch.predictor for branch in self.backbone.branches.values()),
             *(layer for layer in self.rpn.head.modules() if isinstance(layer, nn.Conv2d)),
             *(self.heads.box_predictor.cls_score, self.heads.box_predictor.bbox_pred, self.heads.depth_head.predictor),
         ]
-        facing = {id(layer.weight) for layer in (entrance, *answers)}
+        excluded = {id(layer.weight) for layer in (first_convolution, *output_layers)}
         matrices = {
             id(layer.weight)
             for layer in self.modules()
             if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
         }
-        return [weight for weight in self.parameters() if weight.requires_grad and id(weight) in matrices - facing]
+        return [weight for weight in self.parameters() if weight.requires_grad and id(weight) in matrices - excluded]
 
     def pretrained_weights(self) -> list[nn.Parameter]:
         """Return the parameters that start from given weights."""
@@ -117,38 +119,39 @@ class Student(nn.Module):
         labels: of the first of the images; what follows has none. Boxes without an area are ignored
         generators: one for each labelled image, which decides the anchors and proposals that are sampled
         """
-        return self.detection_output(self.features(images), (images.shape[-2], images.shape[-1]), labels, generators)
+        if not labels:
+            raise StudentError("expected at least one labelled image to learn detection from")
+        features, there = self.features(images), labels_on(images.device, labels)
+        return self.detection_output(features, (images.shape[-2], images.shape[-1]), there, generators)
 
     def detection_output(
         self,
         features: Features,
         image_size: tuple[int, int],
-        labels: Sequence[Objects],
+        labels: Labels,
         generators: Sequence[torch.Generator],
     ) -> DetectorOutput:
         """Return the same for features that are there already, of images of (height, width) pixels."""
-        if not labels:
-            raise StudentError("expected at least one labelled image to learn detection from")
-        levels = [level[: len(labels)] for level in features.pyramid]
+        images = len(labels.counts)
+        levels = [level[:images] for level in features.pyramid]
         device = levels[0].device
-        truth = labels_on(device, labels)
         anchors = self.rpn.anchors(levels, image_size)
-        keys = draw_keys([len(anchors)] * len(labels), generators, device)
+        keys = draw_keys([len(anchors)] * images, generators, device)
         objectness, deltas = self.rpn(levels)
-        found, proposed = self.rpn.losses(objectness, deltas, anchors, truth, keys)
+        found, proposed = self.rpn.losses(objectness, deltas, anchors, labels, keys)
         proposals = self.rpn.propose(objectness, deltas, anchors, levels, image_size)
-        keys = draw_keys(self.heads.candidates(proposals, truth), generators, device)
-        rois = self.heads.choose(proposals, truth, keys)
+        keys = draw_keys(self.heads.candidates(proposals, labels), generators, device)
+        rois = self.heads.choose(proposals, labels, keys)
         predictions = self.heads.predict(levels, rois.boxes)
         losses = {
             "objectness": found,
             "rpn_box": proposed,
             **self.heads.losses(predictions, rois, image_size),
         }
-        if not truth.finite:
+        if not labels.finite:
             # The loop names the sample of a loss that is not finite, on every worker.
             losses["rpn_box"] = losses["rpn_box"] * torch.nan
-        return DetectorOutput(losses, features, proposals, rois, predictions)
+        return DetectorOutput(losses, labels, features, proposals, rois, predictions)
 
     @torch.no_grad()
     def propose(self, levels: Sequence[Tensor], image_size: tuple[int, int]) -> Proposals:

@@ -10,6 +10,8 @@ The program needs torch, and torchvision imported for its operators, and no teac
     exported = move_to_device_pass(torch.export.load("student.pt2"), "cuda")
 
 moves its weights, constants and whatever it makes as it goes; `exported.module()` then takes images that lie there.
+Where this package is, `load_program` does both for a folder at any fsspec URL, and says in one line what is wrong with
+it.
 """
 
 from __future__ import annotations
@@ -125,6 +127,8 @@ def load_exported(url: str) -> Student:
 
 def load_program(url: str, device: torch.device | str = "cpu") -> Program:
     """Return the program in the folder at `url`, for images uint8 [1, 3, H, W] on `device`.
+
+    For users of this package; those without it load the file by torch alone.
 
     Raises StudentError where the file is missing or is not a program.
     """

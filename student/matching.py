@@ -47,7 +47,7 @@ def match_boxes(
     image every anchor is "the closest".
     """
     parts = [
-        match_at_once(
+        _match_at_once(
             objects[some], valid[some], boxes if boxes.ndim == 2 else boxes[some], high=high, low=low,
             every_object=every_object,
         )
@@ -56,7 +56,7 @@ def match_boxes(
     return Matches(torch.cat([part.index for part in parts]), torch.cat([part.label for part in parts]))
 
 
-def match_at_once(
+def _match_at_once(
     objects: Tensor, valid: Tensor, boxes: Tensor, *, high: float, low: float, every_object: bool
 ) -> Matches:
     """Return the same, with memory for the overlaps of all images."""

@@ -17,7 +17,7 @@ from student.detections import Detections
 from student.labels import Labels
 from student.matching import match_boxes
 from student.rpn import Proposals
-from student.sampling import sample
+from student.sampling import rows_of, sample
 from training.boxes import Weights, decode_boxes, encode_boxes, shorter_sides
 from training.pooling import LevelPool, rois_of
 from training.suppression import NOTHING, suppressed
@@ -96,9 +96,22 @@ class RoIPredictions:
     logits: Tensor
     deltas: Tensor
 
+    def most_likely(self) -> tuple[Tensor, Tensor]:
+        """Return float32 and int64 [B, S]: the most probability of a class but the background, and which class that is.
+
+        The background has its share of the probabilities.
+        """
+        probability, column = self.logits.softmax(-1)[..., 1:].max(-1)
+        return probability, column + 1
+
+    def deltas_of(self, classes: Tensor) -> Tensor:
+        """Return float32 [B, S, 4], the deltas of one class int64 [B, S] of each RoI."""
+        column = classes[..., None, None].expand(-1, -1, 1, 4)
+        return self.deltas.view(*classes.shape, -1, 4).gather(2, column)[:, :, 0]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
+class BatchDetections:
     """At most D objects in each of B images, the most confident first; a score of NOTHING where there is none.
 
     boxes: float32 [B, D, 4]; classes: int64 [B, D]; scores: float32 [B, D]
@@ -149,9 +162,9 @@ class DepthRoIHeads(nn.Module):
         index = matches.index.gather(1, drawn.index)
         positive = (label.gather(1, drawn.index) > 0) & drawn.valid
         return RoIs(
-            _rows(boxes, drawn.index),
+            rows_of(boxes, drawn.index),
             torch.where(positive, labels.classes.gather(1, index), torch.where(drawn.valid, 0, -1)),
-            _rows(labels.boxes, index),
+            rows_of(labels.boxes, index),
             labels.depth_m.gather(1, index),
         )
 
@@ -169,11 +182,11 @@ class DepthRoIHeads(nn.Module):
 
     def losses(self, predictions: RoIPredictions, rois: RoIs, image_size: tuple[int, int]) -> dict[str, Tensor]:
         """Return the losses `classification`, `box` and `depth`, means over the images."""
-        logits, deltas = predictions.logits.flatten(0, 1), predictions.deltas
+        logits = predictions.logits.flatten(0, 1)
         classes, images = rois.classes, len(rois.classes)
         rows = self._size * images
-        positive, column = classes > 0, classes.clamp(min=0)
-        predicted = deltas.view(*classes.shape, -1, 4).gather(2, column[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
+        positive = classes > 0
+        predicted = predictions.deltas_of(classes.clamp(min=0))
         truth = encode_boxes(rois.object_boxes, rois.boxes, _WEIGHTS)
         # Taken out before anything is computed from them: of what is not an object's there may be no logarithm.
         predicted, truth = (torch.where(positive[..., None], values, 0.0) for values in (predicted, truth))
@@ -193,10 +206,10 @@ class DepthRoIHeads(nn.Module):
         error = smooth_l1_loss(predicted, truth, beta=self._depth_beta, reduction="none").sum(1)
         return (error / known.sum(1).clamp(min=1)).mean()
 
-    def find(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> Found:
+    def find(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> BatchDetections:
         """Return the objects that the images of levels [B, C, h, w] show."""
         predictions = self.predict(levels, proposals.boxes)
-        return found_of(predictions, proposals, image_size, self._min_score, self._most)
+        return detections_of(predictions, proposals, image_size, self._min_score, self._most)
 
     def depths_m(self, levels: Sequence[Tensor], rois: Tensor, classes: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Return the depths [K] of rois [K, 5] of these classes [K], for final boxes as Mask R-CNN predicts masks."""
@@ -216,9 +229,9 @@ class DepthRoIHeads(nn.Module):
         return [Detections(*one) for one in each]
 
 
-def found_of(
+def detections_of(
     predictions: RoIPredictions, proposals: Proposals, image_size: tuple[int, int], min_score: float, most: int
-) -> Found:
+) -> BatchDetections:
     """Return what a box head's predictions for the proposals find in images of (height, width) pixels.
 
     min_score: of a detection, more than that; most: detections of an image
@@ -232,7 +245,7 @@ def found_of(
     scores = suppressed(boxes, torch.where(usable, scores, NOTHING), _SUPPRESSING_IOU).flatten(1)
     best = scores.argsort(dim=1, descending=True, stable=True)[:, : min(most, scores.shape[1])]
     classes = torch.div(best, shape[1], rounding_mode="floor") + 1
-    return Found(_rows(boxes.flatten(1, 2), best), classes, scores.gather(1, best))
+    return BatchDetections(rows_of(boxes.flatten(1, 2), best), classes, scores.gather(1, best))
 
 
 def _geometry(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -241,8 +254,3 @@ def _geometry(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     shares = torch.stack([boxes[:, 0::2].float() / width, boxes[:, 1::2].float() / height], 2).flatten(1)
     sizes = (shares[:, 2:] - shares[:, :2]).clamp(min=1e-3).log()
     return torch.cat([shares, sizes], 1)
-
-
-def _rows(table: Tensor, index: Tensor) -> Tensor:
-    """Return [B, N, 4], rows [B, N] of tables [B, M, 4]."""
-    return table.gather(1, index[..., None].expand(-1, -1, table.shape[2]))

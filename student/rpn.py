@@ -16,7 +16,7 @@ from torchvision.ops import clip_boxes_to_image
 from student.config import StudentConfig
 from student.labels import Labels
 from student.matching import match_boxes
-from student.sampling import sample
+from student.sampling import rows_of, sample
 from training.boxes import Weights, decode_boxes, encode_boxes, shorter_sides
 from training.suppression import NOTHING, suppressed
 
@@ -104,7 +104,7 @@ class ProposalNetwork(nn.Module):
             real.append(pad(torch.ones_like(best, dtype=torch.bool), (0, max(counts) - count)))
             first += everything
         index = torch.stack(chosen, 1)
-        boxes = decode_boxes(_rows(deltas, index.flatten(1)).view(*index.shape, 4), anchors[index], _WEIGHTS)
+        boxes = decode_boxes(rows_of(deltas, index.flatten(1)).view(*index.shape, 4), anchors[index], _WEIGHTS)
         boxes = clip_boxes_to_image(boxes, image_size)
         scores = objectness.gather(1, index.flatten(1)).view_as(index).sigmoid()
         # What is not a number is not proposed.
@@ -112,7 +112,7 @@ class ProposalNetwork(nn.Module):
         scores = suppressed(boxes, torch.where(usable, scores, NOTHING), _SUPPRESSING_IOU).flatten(1)
         order = scores.argsort(dim=1, descending=True, stable=True)[:, : min(self._most, sum(counts))]
         valid = scores.gather(1, order) > NOTHING
-        return Proposals(torch.where(valid[..., None], _rows(boxes.flatten(1, 2), order), 0.0), valid)
+        return Proposals(torch.where(valid[..., None], rows_of(boxes.flatten(1, 2), order), 0.0), valid)
 
     def losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, labels: Labels, keys: Tensor
@@ -130,10 +130,12 @@ class ProposalNetwork(nn.Module):
         found = binary_cross_entropy_with_logits(
             objectness.gather(1, drawn.index), positive.float(), weight=drawn.valid.float(), reduction="sum"
         )
-        truth = encode_boxes(_rows(labels.boxes, matches.index.gather(1, drawn.index)), anchors[drawn.index], _WEIGHTS)
+        truth = encode_boxes(
+            rows_of(labels.boxes, matches.index.gather(1, drawn.index)), anchors[drawn.index], _WEIGHTS
+        )
         # Taken out before anything is computed from them: of what is not an object's there may be no logarithm.
         predicted, truth = (
-            torch.where(positive[..., None], values, 0.0) for values in (_rows(deltas, drawn.index), truth)
+            torch.where(positive[..., None], values, 0.0) for values in (rows_of(deltas, drawn.index), truth)
         )
         boxes = smooth_l1_loss(predicted, truth, beta=_BETA, reduction="sum")
         return found / anchors_looked_at, boxes / anchors_looked_at
@@ -149,8 +151,3 @@ def anchor_generator(config: StudentConfig) -> AnchorGenerator:
             for level, anchors in enumerate(generator.cell_anchors)
         ]
     return generator
-
-
-def _rows(table: Tensor, index: Tensor) -> Tensor:
-    """Return [B, N, 4], rows [B, N] of tables [B, M, 4]."""
-    return table.gather(1, index[..., None].expand(-1, -1, table.shape[2]))

@@ -57,3 +57,8 @@ def sample(label: Tensor, keys: Tensor, size: int, positive_share: float) -> Dra
     first = torch.where(positives.values >= 0, positives.values + _FIRST, rank.gather(1, positives.indices))
     chosen = rank.scatter(1, positives.indices, first).topk(min(size, label.shape[1]), 1)
     return Drawn(chosen.indices, chosen.values >= 0)
+
+
+def rows_of(table: Tensor, index: Tensor) -> Tensor:
+    """Return [B, S, 4], rows int64 [B, S] of tables [B, N, 4]."""
+    return table.gather(1, index[..., None].expand(-1, -1, table.shape[2]))

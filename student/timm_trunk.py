@@ -23,7 +23,7 @@ class TimmTrunk(TopDownTrunk):
     """A model of timm without its classifier, from whose maps a way leads up again.
 
     It has random weights; `load` gives it others. Stages and batch norms that the configuration freezes are never
-    trained, and are in eval mode always.
+    trained, and are in eval mode always, with whatever is random in them.
     """
 
     network: Any
@@ -53,19 +53,19 @@ class TimmTrunk(TopDownTrunk):
                 )
         widths: list[int] = self.network.feature_info.channels()
         self.add_top_down(config, [widths[number] for number in self._used])
-        self._frozen_norms: list[nn.Module] = []
+        self._frozen: list[nn.Module] = []
         self._freeze(config.freeze_stages, bool(config.freeze_norms))
 
     def forward(self, images: Tensor) -> TrunkFeatures:
         """Return the features of images float32 [B, 3, H, W]; H and W are multiples of 32."""
         maps = self.network(images)
-        return self.up_again([maps[number] for number in self._used])
+        return self.top_down([maps[number] for number in self._used])
 
     def train(self, mode: bool = True) -> TimmTrunk:
         """Set the mode of all that is not frozen."""
         super().train(mode)
-        for norm in self._frozen_norms:
-            norm.eval()
+        for module in self._frozen:
+            module.eval()
         return self
 
     def load(self, state: Mapping[str, Tensor], source: str) -> tuple[str, ...]:
@@ -108,12 +108,19 @@ class TimmTrunk(TopDownTrunk):
                 slopes = torch.autograd.grad(frozen_map.sum(), parameters, allow_unused=True)
             for parameter, slope in zip(parameters, slopes, strict=True):
                 parameter.requires_grad_(slope is None)
-        for module in self.network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                if norms:
-                    module.requires_grad_(False)
-                if not any(parameter.requires_grad for parameter in module.parameters()):
-                    self._frozen_norms.append(module)
+        batch_norms = [one for one in self.network.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+        if norms:
+            for norm in batch_norms:
+                norm.requires_grad_(False)
+            self._frozen += batch_norms
+        # What has no parameters of its own, such as dropout, is frozen with the module that it is a part of.
+        self._frozen += [one for one in self.network.modules() if _is_frozen(one)]
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    """Return whether a module has parameters, and none of them is trained."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
 def published_normalization(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -63,7 +63,7 @@ class TopDownTrunk(nn.Module):
         self.smooth = ConvNorm(config.width, config.width, 3, norm=norm)
         self.coarse_widths = (config.width,) * (len(self.laterals) - 1)
 
-    def up_again(self, down: Sequence[Tensor]) -> TrunkFeatures:
+    def top_down(self, down: Sequence[Tensor]) -> TrunkFeatures:
         """Return the features of maps [B, channels, h, w] at strides 4, 8, 16 and 32."""
         sides = [lateral(f) for lateral, f in zip(self.laterals, down, strict=True)]
         up = sides[-1]
@@ -101,7 +101,7 @@ class ClassroomTrunk(TopDownTrunk):
         for layers in self.stages:
             features = layers(features)
             down.append(features)
-        return self.up_again(down)
+        return self.top_down(down)
 
 
 def build_trunk(config: StudentConfig) -> PaperTrunk | TopDownTrunk:

@@ -24,7 +24,7 @@ class DetectionBatch:
     labels: of the first of the images; the others have none
     targets: what the map teachers say of all images, by the teachers' names
     generators: one for each labelled image: which anchors and proposals the detection losses look at
-    chance: for whoever draws other numbers, under a purpose of his own
+    chance: for all other random numbers, each kind under a purpose of its own
     detectors: what the detector teachers make of all images, by the teachers' names
     """
 

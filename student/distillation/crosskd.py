@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-
-from torch import Tensor
+from dataclasses import dataclass
 
 from student.config import StudentConfig
 from student.detector import DetectorOutput, Student
@@ -15,7 +13,6 @@ from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.kd import softened_divergence
 from student.distillation.method import DistillationMethod
 from student.distillation.student_boxes import StudentBoxes
-from training.fingerprint import Plain
 from training.objective import Loss
 
 _EPSILON = 1e-6
@@ -55,6 +52,8 @@ class CrossKD(DistillationMethod):
     detectors: the teachers, by their names
     """
 
+    config: CrossKDConfig
+
     def __init__(self, config: CrossKDConfig, student: StudentConfig, detectors: Mapping[str, DetectorTeacher]) -> None:
         super().__init__()
         self.config = config
@@ -71,19 +70,9 @@ class CrossKD(DistillationMethod):
             truth = teacher.predict(boxes.boxes)
             crossed = teacher.detector.heads.predict(self.adapters.adapt(name, output.features.pyramid), boxes.boxes)
             divergence = softened_divergence(crossed.logits, truth.logits, self.config.temperature)
-            probability, column = truth.logits.softmax(-1)[..., 1:].max(-1)
-            deltas, expected = (_of_class(column + 1, predictions.deltas) for predictions in (crossed, truth))
+            probability, classes = truth.most_likely()
+            deltas, expected = (predictions.deltas_of(classes) for predictions in (crossed, truth))
             box = boxes.mean((deltas - expected).abs().mean(-1), probability, least=_EPSILON)
             losses[f"crosskd/{name}/classification"] = Loss(boxes.mean(divergence), self.config.classification)
             losses[f"crosskd/{name}/box"] = Loss(box, self.config.box)
         return losses
-
-    def fingerprint(self) -> dict[str, Plain]:
-        """Return the weights and the temperature."""
-        return asdict(self.config)
-
-
-def _of_class(classes: Tensor, deltas: Tensor) -> Tensor:
-    """Return [B, S, 4], the deltas of classes [B, S] among those [B, S, 4M] of all."""
-    column = classes[..., None, None].expand(-1, -1, 1, 4)
-    return deltas.view(*classes.shape, -1, 4).gather(2, column)[:, :, 0]

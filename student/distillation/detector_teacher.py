@@ -14,7 +14,7 @@ from student.backbone import Features
 from student.depth import decode_depth
 from student.detector import Student
 from student.export import weights_file
-from student.roi_heads import Found, RoIPredictions
+from student.roi_heads import BatchDetections, RoIPredictions
 from student.rpn import Proposals
 from teachers.card import TeacherError
 
@@ -44,7 +44,7 @@ class BoxHead(Protocol):
     def predict(self, levels: Sequence[Tensor], boxes: Tensor) -> RoIPredictions:
         """Return what is predicted of boxes [B, S, 4] in the images of levels [B, C, h, w]."""
 
-    def find(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> Found:
+    def find(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> BatchDetections:
         """Return what is found in images of (height, width) pixels."""
 
 
@@ -99,7 +99,7 @@ class DetectorTeacherOutput:
             return self.detector.propose(self.pyramid, self.image_size)
 
     @cached_property
-    def detections(self) -> Found:
+    def detections(self) -> BatchDetections:
         """What the teacher finds in all of the images, without depths; computed once."""
         with torch.no_grad():
             return self.detector.heads.find(self.pyramid, self.proposals, self.image_size)
@@ -124,7 +124,7 @@ class DetectorTeacherOutput:
 class DetectorTeacher:
     """A detector that is asked about images and never changes.
 
-    It is no module, so that whoever holds it has its weights neither among his parameters nor in his state dict.
+    It is no module, so that a module that holds it has its weights neither among its parameters nor in its state dict.
 
     weights_sha256: hex digest of its weights and configuration; of a run's detector the same as of its export
     """

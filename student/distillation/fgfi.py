@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,10 +14,8 @@ from student.distillation.adapters import PyramidAdapters
 from student.distillation.batch import DetectionBatch
 from student.distillation.detector_teacher import DetectorTeacher, DetectorTeacherOutput
 from student.distillation.method import DistillationMethod
-from student.labels import labels_on
 from student.matching import images_at_once
 from training.boxes import pairwise_iou
-from training.fingerprint import Plain
 from training.objective import Loss
 
 # In this share of the training the weight rises from 0: at first the student's features mean nothing.
@@ -61,6 +59,8 @@ class FGFI(DistillationMethod):
     detectors: the teachers, by their names
     """
 
+    config: FGFIConfig
+
     def __init__(self, config: FGFIConfig, student: StudentConfig, detectors: Mapping[str, DetectorTeacher]) -> None:
         super().__init__()
         self.config = config
@@ -73,7 +73,7 @@ class FGFI(DistillationMethod):
         levels = output.features.pyramid
         anchors = student.rpn.anchors(levels, (batch.images.shape[-2], batch.images.shape[-1]))
         cells = sum(level.shape[-2] * level.shape[-1] for level in levels)
-        labelled = self._mask(anchors, labels_on(anchors.device, batch.labels).boxes, cells)
+        labelled = self._mask(anchors, output.labels.boxes, cells)
         weight = self.config.weight * min(1.0, progress / _RAMP)
         losses = {}
         for name, teacher in batch.detectors.items():
@@ -92,10 +92,6 @@ class FGFI(DistillationMethod):
         """Return what the teacher detects in the images from `first` on, float32 [B, D, 4], 0 where it is not sure."""
         found = teacher.with_pyramid(tuple(level[first:] for level in teacher.pyramid)).detections
         return torch.where((found.scores > self.config.min_score)[..., None], found.boxes, 0.0)
-
-    def fingerprint(self) -> dict[str, Plain]:
-        """Return the weight, and what it weighs."""
-        return asdict(self.config)
 
 
 @torch.no_grad()

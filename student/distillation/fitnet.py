@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from student.distillation.adapters import PyramidAdapters
 from student.distillation.batch import DetectionBatch
 from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.method import DistillationMethod
-from training.fingerprint import Plain
 from training.objective import Loss
 
 # Log variances stay within. Without a bound the loss of features that match has no minimum.
@@ -49,6 +48,8 @@ class FitNet(DistillationMethod):
     detectors: the teachers, by their names
     """
 
+    config: FitNetConfig
+
     def __init__(self, config: FitNetConfig, student: StudentConfig, detectors: Mapping[str, DetectorTeacher]) -> None:
         super().__init__()
         self.config = config
@@ -81,10 +82,6 @@ class FitNet(DistillationMethod):
         assert isinstance(predictors, nn.ModuleList)
         log_variance = _MOST_LOG_VARIANCE * (predictors[level](features) / _MOST_LOG_VARIANCE).tanh()
         return (error / (_EPSILON + log_variance.exp()) + log_variance).mean()
-
-    def fingerprint(self) -> dict[str, Plain]:
-        """Return the weight, and what it weighs."""
-        return asdict(self.config)
 
 
 def _zero(width: int) -> nn.Conv2d:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from student.detector import DetectorOutput, Student
 from student.distillation.batch import DetectionBatch
 from student.distillation.method import DistillationMethod
 from teachers.target import Target
-from training.fingerprint import Plain
 from training.objective import Loss
 
 
@@ -42,6 +41,10 @@ class Imitation(DistillationMethod):
 
     class_weights: for each teacher of classes, float32 [K], how much a cell of each class counts
     """
+
+    config: ImitationConfig
+    # What the branches predict comes before the fusion, from which the pyramid is made.
+    compares_pyramids = False
 
     def __init__(self, config: ImitationConfig, class_weights: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -83,10 +86,6 @@ class Imitation(DistillationMethod):
         start = self.config.classification if target.kind == "classification" else self.config.regression
         fall = (1 - math.cos(math.pi * progress)) / 2
         return start * (1 - (1 - self.config.final_factor) * fall)
-
-    def fingerprint(self) -> dict[str, Plain]:
-        """Return the weights."""
-        return asdict(self.config)
 
 
 def imitation_loss(

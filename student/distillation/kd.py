@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from student.distillation.detector_teacher import DetectorTeacherOutput
 from student.distillation.method import DistillationMethod
 from student.distillation.student_boxes import StudentBoxes
 from student.roi_heads import RoIPredictions
-from training.fingerprint import Plain
 from training.objective import Loss
 
 
@@ -48,6 +47,8 @@ class KD(DistillationMethod):
     less. Of what is surely background nobody knows a depth.
     """
 
+    config: KDConfig
+
     def __init__(self, config: KDConfig) -> None:
         super().__init__()
         self.config = config
@@ -69,10 +70,6 @@ class KD(DistillationMethod):
                 error, probability = _depth_error(student, predicted, teacher, truth, boxes.boxes, image_size)
                 losses[f"kd/{name}/depth"] = Loss(boxes.mean(error, probability), self.config.depth)
         return losses
-
-    def fingerprint(self) -> dict[str, Plain]:
-        """Return the weights and the temperature."""
-        return asdict(self.config)
 
 
 def softened_divergence(logits: Tensor, truth: Tensor, temperature: float) -> Tensor:
@@ -108,9 +105,9 @@ def _depth_error(
     image_size: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
     """Return the error [B, S] of the student's encoded depths, and the teacher's probability of their classes."""
-    probability, column = truth.logits.softmax(-1)[..., 1:].max(-1)
+    probability, classes = truth.most_likely()
     depths = student.heads.encoded_depths(predicted.pooled, boxes, image_size)
     # Each encodes by its own longest depth.
     expected = encode_depth(teacher.depths_m(truth, boxes), student.config.max_depth_m)
-    depths, expected = (values.gather(2, column[..., None] + 1)[..., 0] for values in (depths, expected))
+    depths, expected = (values.gather(2, classes[..., None])[..., 0] for values in (depths, expected))
     return smooth_l1_loss(depths, expected, beta=student.config.depth_beta, reduction="none"), probability

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from student.distillation.batch import DetectionBatch
 from student.distillation.instructive_maps import InstructiveMaps
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import LossWeights
-from student.labels import labels_on
-from training.fingerprint import Plain
+from student.distillation.standardization import standardized
+from student.labels import Labels, labels_on
 from training.objective import Loss
 
 _EPSILON = 1e-5
@@ -57,6 +57,8 @@ class LGD(DistillationMethod):
     weights: of the detection losses
     """
 
+    config: LGDConfig
+
     def __init__(self, config: LGDConfig, student: StudentConfig, weights: LossWeights) -> None:
         super().__init__()
         self.config, self.weights = config, weights
@@ -75,11 +77,11 @@ class LGD(DistillationMethod):
     ) -> dict[str, Loss]:
         """Return `lgd/distillation`, and of each detection loss the maps' as `lgd/…`; means over labelled images."""
         device = batch.images.device
-        chosen = [image for image, count in enumerate(labels_on(device, batch.labels).counts) if count]
+        chosen = [image for image, count in enumerate(output.labels.counts) if count]
         pyramid = [_images(level, chosen) for level in output.features.pyramid] if chosen else []
         values = dict.fromkeys(["distillation", *output.losses], torch.zeros((), device=device))
         if chosen:
-            labels = [batch.labels[image] for image in chosen]
+            labels = _labels(output.labels, chosen)
             image_size = (batch.images.shape[-2], batch.images.shape[-1])
             maps = self._maps(pyramid, labels, image_size)
             generators = batch.chance.generators("lgd")
@@ -90,7 +92,7 @@ class LGD(DistillationMethod):
             features = [level if learned else level.detach() for level in pyramid]
             values = {"distillation": self._distance(features, maps), **found.losses}
         # An image without objects is one of those that the mean is over: what the others weigh depends on none.
-        share = len(chosen) / len(batch.labels)
+        share = len(chosen) / len(output.labels.counts)
         weighted = {"distillation": self.config.weight}
         weighted |= {name: self.config.detection_weight * getattr(self.weights, name) for name in output.losses}
         return {f"lgd/{name}": Loss(share * values[name], weight) for name, weight in weighted.items()}
@@ -104,14 +106,14 @@ class LGD(DistillationMethod):
         """
         if student.training:
             raise StudentError("the student is in training mode; call eval() before it predicts")
-        counts = labels_on(images.device, labels).counts
-        chosen = [image for image, count in enumerate(counts) if count]
+        there = labels_on(images.device, labels)
+        chosen = [image for image, count in enumerate(there.counts) if count]
         nothing = Detections(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0))
         found = [nothing.to(images.device)] * len(images)
         if chosen:
             image_size = (images.shape[-2], images.shape[-1])
             pyramid = student.features(_images(images, chosen)).pyramid
-            maps = self._maps(pyramid, [labels[image] for image in chosen], image_size)
+            maps = self._maps(pyramid, _labels(there, chosen), image_size)
             objectness, deltas = student.rpn(maps)
             anchors = student.rpn.anchors(maps, image_size)
             proposals = student.rpn.propose(objectness, deltas, anchors, maps, image_size)
@@ -119,24 +121,21 @@ class LGD(DistillationMethod):
                 found[image] = one
         return found
 
-    def _maps(
-        self, pyramid: Sequence[Tensor], labels: Sequence[Objects], image_size: tuple[int, int]
-    ) -> tuple[Tensor, ...]:
+    def _maps(self, pyramid: Sequence[Tensor], labels: Labels, image_size: tuple[int, int]) -> tuple[Tensor, ...]:
         """Return the instructive maps float32 [B, C, h, w] of images that each have an object."""
         seen = [level if self.config.appearance_trains_backbone else level.detach() for level in pyramid]
-        maps: tuple[Tensor, ...] = self.maps(seen, labels_on(pyramid[0].device, labels), image_size)
+        maps: tuple[Tensor, ...] = self.maps(seen, labels, image_size)
         return maps
 
     def _distance(self, pyramid: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
-        """Return the distillation loss, the mean over levels, computed in float32 under autocast as well."""
+        """Return the distillation loss, the mean over levels.
+
+        Under autocast the adapter's convolutions are computed in its type, and the distance in float32.
+        """
         pairs = zip(pyramid, maps, strict=True)
         return torch.stack(
             [normed_distance(self.adapter(level).float(), truth.detach()) for level, truth in pairs]
         ).mean()
-
-    def fingerprint(self) -> dict[str, Plain]:
-        """Return the weights and what is switched on."""
-        return asdict(self.config)
 
 
 def normed_distance(features: Tensor, truth: Tensor) -> Tensor:
@@ -149,10 +148,14 @@ def normed_distance(features: Tensor, truth: Tensor) -> Tensor:
 
 
 def normed(features: Tensor) -> Tensor:
-    """Return [B, C, h, w] with mean 0 and variance 1 over the cells of each image and channel, or 0 of one cell."""
-    # torch's instance norm refuses maps of one cell.
-    variance, mean = torch.var_mean(features, (2, 3), correction=0, keepdim=True)
-    return (features - mean) * (variance + _EPSILON).rsqrt()
+    """Return [B, C, h, w] as they are compared: each channel of each image with mean 0 and variance 1."""
+    return standardized(features, _EPSILON)
+
+
+def _labels(labels: Labels, chosen: Sequence[int]) -> Labels:
+    """Return the labels of the chosen ones of the images."""
+    boxes, classes, depth_m = (_images(values, chosen) for values in (labels.boxes, labels.classes, labels.depth_m))
+    return Labels(boxes, classes, depth_m, tuple(labels.counts[image] for image in chosen), labels.finite)
 
 
 def _images(values: Tensor, chosen: Sequence[int]) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import asdict
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
@@ -11,13 +13,22 @@ from student.distillation.batch import DetectionBatch
 from training.fingerprint import Plain
 from training.objective import Loss
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 
 class DistillationMethod(nn.Module):
     """Losses beside detection's, by which the student learns from teachers.
 
     Its parameters train with the student's, are clipped by a norm of their own, and are never exported. Random numbers
     come from `batch.chance` under a purpose of its own, so that the student's sampling stays what it is without.
+
+    config: weights of the losses and other settings, numbers and words; None: there are none
+    compares_pyramids: whether the losses depend on the student's pyramid, or only on what that is computed from
     """
+
+    config: DataclassInstance | None = None
+    compares_pyramids: ClassVar[bool] = True
 
     @abstractmethod
     def losses(
@@ -33,5 +44,5 @@ class DistillationMethod(nn.Module):
         """Follow an optimizer step."""
 
     def fingerprint(self) -> dict[str, Plain]:
-        """Return what a run that continues this one must share with it."""
-        return {}
+        """Return what a run that continues this one must share with it: by default all settings."""
+        return {} if self.config is None else asdict(self.config)

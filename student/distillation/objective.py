@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -100,17 +101,22 @@ class DetectionObjective(Objective):
 
         The norm of the gradient of the method's weighted losses with respect to the pyramid, of all levels together,
         over that of detection's losses. A method much above 1 decides what the backbone learns, and one much below
-        changes nothing. The proposals are drawn anew.
+        changes nothing. Imitation has none: its losses come before the pyramid.
+
+        The proposals are drawn anew. Running statistics of batch norms stay as the step left them.
         """
-        output = self.student.training_output(batch.images, batch.labels, batch.generators)
-        batch = self._with_detectors(batch)
-        pyramid = output.features.pyramid
-        detection = _norm([Loss(value, getattr(self.weights, name)) for name, value in output.losses.items()], pyramid)
-        ratios = {}
-        for name, method in self._methods():
-            losses = method.losses(self.student, output, batch, progress)
-            ratios[f"gradient_ratio/{name}"] = _norm(losses.values(), pyramid) / detection
-        return ratios
+        with _keeping_statistics(self):
+            output = self.student.training_output(batch.images, batch.labels, batch.generators)
+            batch = self._with_detectors(batch)
+            pyramid = output.features.pyramid
+            own = [Loss(value, getattr(self.weights, name)) for name, value in output.losses.items()]
+            detection = _norm(own, pyramid)
+            ratios = {}
+            for name, method in self._methods():
+                if method.compares_pyramids:
+                    losses = method.losses(self.student, output, batch, progress)
+                    ratios[f"gradient_ratio/{name}"] = _norm(losses.values(), pyramid) / detection
+            return ratios
 
     def after_step(self, progress: float) -> None:
         """Call the methods' `after_step`."""
@@ -168,9 +174,28 @@ class DetectionObjective(Objective):
             yield name, method
 
 
+@contextmanager
+def _keeping_statistics(module: nn.Module) -> Iterator[None]:
+    """Have batch norms that are in training normalize by the batch and update no running statistics."""
+    tracking = [
+        norm
+        for norm in module.modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training and norm.track_running_stats
+    ]
+    for norm in tracking:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True
+
+
 def _norm(losses: Iterable[Loss], pyramid: Sequence[Tensor]) -> Tensor:
     """Return the norm of the gradient of a weighted sum with respect to all levels; 0 where they have no part in it."""
-    total = torch.stack([loss.weight * loss.value for loss in losses]).sum()
+    weighted = [loss.weight * loss.value for loss in losses]
+    # Of a method whose teachers are all muted there is no loss.
+    total = torch.stack(weighted).sum() if weighted else pyramid[0].new_zeros(())
     if not total.requires_grad:
         return total.new_zeros(())
     found = torch.autograd.grad(total, list(pyramid), retain_graph=True, allow_unused=True)

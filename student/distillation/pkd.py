@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from student.distillation.adapters import PyramidAdapters
 from student.distillation.batch import DetectionBatch
 from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.method import DistillationMethod
-from training.fingerprint import Plain
+from student.distillation.standardization import standardized
 from training.objective import Loss
 
 # Added to a channel's variance: one that is constant has no correlation, and a finite gradient.
@@ -46,6 +46,8 @@ class PKD(DistillationMethod):
     detectors: the teachers, by their names
     """
 
+    config: PKDConfig
+
     def __init__(self, config: PKDConfig, student: StudentConfig, detectors: Mapping[str, DetectorTeacher]) -> None:
         super().__init__()
         self.config = config
@@ -63,17 +65,8 @@ class PKD(DistillationMethod):
             losses[f"pkd/{name}"] = Loss(torch.stack(distances).sum(), self.config.weight)
         return losses
 
-    def fingerprint(self) -> dict[str, Plain]:
-        """Return the weight."""
-        return asdict(self.config)
-
 
 def correlation_distance(features: Tensor, truth: Tensor) -> Tensor:
     """Return 1 - r [B, C] of features [B, C, h, w] with others, over the cells of each image and channel."""
-    return (_standardized(features) - _standardized(truth)).square().mean((2, 3)) / 2
-
-
-def _standardized(features: Tensor) -> Tensor:
-    """Return [B, C, h, w] of mean 0 and deviation 1 over the cells, 0 in all of them where they are the same."""
-    variance, mean = torch.var_mean(features, (2, 3), correction=0, keepdim=True)
-    return (features - mean) * (variance + _EPSILON).rsqrt()
+    own, other = (standardized(values, _EPSILON) for values in (features, truth))
+    return (own - other).square().mean((2, 3)) / 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,6 @@ from student.distillation.batch import DetectionBatch
 from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.method import DistillationMethod
 from student.layers import norm_layer
-from training.fingerprint import Plain
 from training.objective import Loss
 
 # Cells in height and in width that the context loss pools a level to, beside the level itself.
@@ -47,6 +46,8 @@ class ReviewKD(DistillationMethod):
     student: whose pyramid it is
     detectors: the teachers, by their names
     """
+
+    config: ReviewKDConfig
 
     def __init__(
         self, config: ReviewKDConfig, student: StudentConfig, detectors: Mapping[str, DetectorTeacher]
@@ -85,10 +86,6 @@ class ReviewKD(DistillationMethod):
         for fusion, level in zip(reversed(fusions), reversed(pyramid), strict=True):
             found.append(fusion(level, found[-1].passed_on if found else None))
         return found[::-1]
-
-    def fingerprint(self) -> dict[str, Plain]:
-        """Return the weight."""
-        return asdict(self.config)
 
 
 class Fused(NamedTuple):

@@ -23,7 +23,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from student.backbone import Features
 from student.config import grid_of
 from student.detections import CLASS_NAMES
-from student.roi_heads import Found, RoIPredictions, found_of
+from student.roi_heads import BatchDetections, RoIPredictions, detections_of
 from student.rpn import Proposals
 from teachers.card import TeacherError
 from teachers.classes import COCO_LABELS, COCO_TO_TYPE
@@ -81,14 +81,14 @@ class TorchvisionDetector(nn.Module):
     """
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
     def __init__(self, name: str, network: FasterRCNN) -> None:
         super().__init__()
         self.config = TorchvisionPyramid()
         self.name, self.network = name, network
         self.heads = TorchvisionHeads(network)
-        for what, values in (("mean", network.transform.image_mean), ("deviation", network.transform.image_std)):
+        for what, values in (("mean", network.transform.image_mean), ("std", network.transform.image_std)):
             self.register_buffer(what, torch.tensor(values)[:, None, None], persistent=False)
 
     @staticmethod
@@ -120,7 +120,7 @@ class TorchvisionDetector(nn.Module):
         """
         self.config.grid(images.shape[-2], images.shape[-1])
         scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-        levels = self.network.backbone((scaled - self.mean) / self.deviation)
+        levels = self.network.backbone((scaled - self.mean) / self.std)
         return Features(tuple(levels[str(number)].float() for number in range(self.config.levels)), {})
 
     @torch.no_grad()
@@ -140,7 +140,7 @@ class TorchvisionDetector(nn.Module):
 
 
 class TorchvisionHeads:
-    """The box head of a `TorchvisionDetector`, whose answers are of the student's classes; it holds no weights."""
+    """The box head of a `TorchvisionDetector`, whose predictions are of the student's classes; it holds no weights."""
 
     def __init__(self, network: FasterRCNN) -> None:
         self._roi_heads = network.roi_heads
@@ -153,11 +153,11 @@ class TorchvisionHeads:
         shape = boxes.shape[:2]
         return RoIPredictions(pooled.view(*shape, -1), logits.view(*shape, -1), deltas.view(*shape, -1))
 
-    def find(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> Found:
+    def find(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> BatchDetections:
         """Return the objects that the images of levels [B, C, h, w] show, by torchvision's thresholds."""
         predictions = self.predict(levels, proposals.boxes)
         heads = self._roi_heads
-        return found_of(predictions, proposals, image_size, heads.score_thresh, heads.detections_per_img)
+        return detections_of(predictions, proposals, image_size, heads.score_thresh, heads.detections_per_img)
 
 
 def folded(logits: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:

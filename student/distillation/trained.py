@@ -46,14 +46,14 @@ class TrainedMethods:
 def read_lgd(student: Student, checkpoint: Checkpoint) -> LGD:
     """Return the LGD that the student of the checkpoint was trained with, on the CPU, in eval mode.
 
+    The detection losses on its maps have the weights that they have by default: what it makes does not depend on them.
+
     Raises StudentError where it was trained without.
     """
     state = _state(checkpoint, "lgd")
     if not state:
         raise StudentError("expected a run of train.py with --distill lgd, got: one without")
-    # The run's fingerprint has them as they were; that of a method knows no other types.
-    settings = {field.name: checkpoint.fingerprint[f"lgd.{field.name}"] for field in fields(LGDConfig)}
-    method = LGD(LGDConfig(**settings), student.config, LossWeights())  # type: ignore[arg-type]
+    method = LGD(LGDConfig(**_options(checkpoint, "lgd", LGDConfig)), student.config, LossWeights())
     method.load_state_dict(state)
     return method.eval()
 

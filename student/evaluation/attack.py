@@ -43,7 +43,7 @@ class Attack:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Strength:
+class AttackStrength:
     """How attacks are made.
 
     seed: decides where they start, and which anchors and proposals their losses look at
@@ -54,7 +54,7 @@ class Strength:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Clean:
+class AttackBatch:
     """A batch of images as they are.
 
     targets: what map teachers say of them; asked once, they never see an attacked image
@@ -67,7 +67,7 @@ class Clean:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Outcome:
+class AttackResult:
     """What an attack has done.
 
     images, objects: how many there are, labelled ones of the latter
@@ -105,11 +105,11 @@ def projected_gradient(
 
 def attack_student(
     objective: DetectionObjective,
-    batches: Sequence[Clean],
+    batches: Sequence[AttackBatch],
     attacks: Sequence[Attack],
-    strength: Strength,
+    strength: AttackStrength,
     progress: Callable[[int], None] = lambda _images: None,
-) -> list[Outcome]:
+) -> list[AttackResult]:
     """Return what each of the attacks does to the objective's student on the images.
 
     The images alone change: the student is in eval mode, gets no gradients, and computes in float32. A step of an
@@ -126,13 +126,15 @@ def attack_student(
     if not any(len(sample.objects.boxes) for batch in batches for sample in batch.samples):
         raise StudentError("none of the images has a labelled object, and so nothing can break; take more of them")
     samples = [sample for batch in batches for sample in batch.samples]
-    outcomes: list[Outcome] = []
+    results: list[AttackResult] = []
     for attack in attacks:
-        outcomes.append(_outcome(objective, batches, attack, strength, len(outcomes) * len(samples), progress))
-    return outcomes
+        results.append(_result(objective, batches, attack, strength, len(results) * len(samples), progress))
+    return results
 
 
-def attacked_images(objective: DetectionObjective, clean: Clean, attack: Attack, strength: Strength) -> Tensor:
+def attacked_images(
+    objective: DetectionObjective, clean: AttackBatch, attack: Attack, strength: AttackStrength
+) -> Tensor:
     """Return the images float32 [B, 3, H, W] within 0 … 1 after an attack; of noise, each value moves by epsilon."""
     device = next(objective.student.parameters()).device
     images = torch.stack([sample.image for sample in clean.samples]).to(device).float() / 255
@@ -154,7 +156,7 @@ def attacked_images(objective: DetectionObjective, clean: Clean, attack: Attack,
     return projected_gradient(images, loss, start, epsilon, strength.steps)
 
 
-def losses_of(objective: DetectionObjective, clean: Clean, images: Tensor, chance: Chance) -> dict[str, Tensor]:
+def losses_of(objective: DetectionObjective, clean: AttackBatch, images: Tensor, chance: Chance) -> dict[str, Tensor]:
     """Return each loss of images in the place of the clean ones, and SUM, as weighted at the end of the training.
 
     Raises StudentError, naming the images, where one is not finite.
@@ -177,14 +179,14 @@ def losses_of(objective: DetectionObjective, clean: Clean, images: Tensor, chanc
     return values
 
 
-def _outcome(
+def _result(
     objective: DetectionObjective,
-    batches: Sequence[Clean],
+    batches: Sequence[AttackBatch],
     attack: Attack,
-    strength: Strength,
+    strength: AttackStrength,
     done: int,
     progress: Callable[[int], None],
-) -> Outcome:
+) -> AttackResult:
     """Return what one attack does; so many images were done before it."""
     totals: dict[str, float] = defaultdict(float)
     depth_errors: list[Tensor] = []
@@ -213,7 +215,7 @@ def _outcome(
         metrics[DEPTH_OF_LABELS] = float(errors.double().mean())
     metrics |= {f"loss/{name}": total / result.samples for name, total in totals.items()}
     objects = sum(len(sample.objects.boxes) for clean in batches for sample in clean.samples)
-    return Outcome(attack=attack, images=result.samples, objects=objects, metrics=metrics, examples=examples)
+    return AttackResult(attack=attack, images=result.samples, objects=objects, metrics=metrics, examples=examples)
 
 
 @torch.no_grad()

@@ -62,18 +62,15 @@ def ablate_branches(
     if len(samples) < 2 or not objects:
         raise StudentError("expected two images or more, and a labelled object in one of them; take more of them")
     own = branch_features(student, batches)
-    cases: list[tuple[str | None, Replacement | None, dict[str, Tensor]]] = [(None, None, {})]
-    for branch in (*own, ALL):
-        for replacement in REPLACEMENTS:
-            replaced = own if branch == ALL else {branch: own[branch]}
-            parts = {name: _replaced(values, replacement) for name, values in replaced.items()}
-            cases.append((branch, replacement, parts))
+    cases: list[tuple[str | None, Replacement | None]] = [(None, None)]
+    cases += [(branch, replacement) for branch in (*own, ALL) for replacement in REPLACEMENTS]
     found = []
-    for number, (name, how, parts) in enumerate(cases):
-        with substituted(student, parts):
+    for number, (branch, replacement) in enumerate(cases):
+        # Made one at a time: each may be as large as the features of all images.
+        with substituted(student, _replacements(own, branch, replacement)):
             metrics, examples = _evaluated(student, batches, number * len(samples), progress)
         counts = {"images": len(samples), "objects": objects}
-        found.append(Ablation(branch=name, replacement=how, **counts, metrics=metrics, examples=examples))
+        found.append(Ablation(branch=branch, replacement=replacement, **counts, metrics=metrics, examples=examples))
     return found
 
 
@@ -133,6 +130,13 @@ def _branches(student: Student) -> dict[str, nn.Module]:
 def _passed(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     """Return what of a branch's output goes to the fusion."""
     return output if isinstance(output, Tensor) else output[1]
+
+
+def _replacements(own: Mapping[str, Tensor], branch: str | None, replacement: Replacement | None) -> dict[str, Tensor]:
+    """Return what stands in the place of the features of one branch, or of all of them."""
+    if branch is None or replacement is None:
+        return {}
+    return {name: _replaced(values, replacement) for name, values in own.items() if branch in (name, ALL)}
 
 
 def _replaced(values: Tensor, replacement: Replacement) -> Tensor:

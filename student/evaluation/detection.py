@@ -19,7 +19,7 @@ from datalake.sample import Objects
 from student.detections import CLASS_NAMES, Detections
 from student.evaluation.image import box_sizes, detections_on_cpu, objects_on_cpu
 from student.evaluation.ranges import ABOVE_16_PIXELS, DISTANCES, EVERYTHING, SIZES, Range
-from student.evaluation.waymo import LabelledBoxes, MatchedBoxes, ScoredBoxes, match_boxes
+from student.evaluation.waymo import LabelledBoxes, MatchedBoxes, ScoredBoxes, match_for_waymo
 
 # In per cent: COCO's AP is the mean over these.
 _IOUS = tuple(range(50, 100, 5))
@@ -86,7 +86,7 @@ class DetectionScores:
             torch.zeros(len(objects.boxes), dtype=torch.int8) if objects.difficulty is None else objects.difficulty
             for objects in there
         ]
-        return match_boxes(
+        return match_for_waymo(
             ScoredBoxes(
                 image=_numbers([one.boxes for one in found]),
                 boxes=_joined([one.boxes for one in found], (0, 4)),

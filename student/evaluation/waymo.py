@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from student.detections import CLASS_NAMES
-from student.evaluation.matching import Matching
+from student.evaluation.incremental_assignment import IncrementalAssignment
 from student.evaluation.ranges import DISTANCES, Range
 
 LEVELS = {"LEVEL_1": 1, "LEVEL_2": 2}
@@ -174,7 +174,7 @@ class MatchedBoxes:
         }
 
 
-def match_boxes(detections: ScoredBoxes, labels: LabelledBoxes) -> MatchedBoxes:
+def match_for_waymo(detections: ScoredBoxes, labels: LabelledBoxes) -> MatchedBoxes:
     """Match detections with labels of the same image and type, for every cutoff on the score at once.
 
     At each cutoff the detections from it on are matched so that the sum of overlaps is the largest, of pairs that
@@ -194,7 +194,7 @@ def match_boxes(detections: ScoredBoxes, labels: LabelledBoxes) -> MatchedBoxes:
         # Most detections can be matched with nothing; the others are added by falling score.
         mine, weights = mine[weights.any(1)], weights[weights.any(1)]
         wrong_from[mine] = -np.inf
-        matching = Matching()
+        matching = IncrementalAssignment()
         for detection, row in zip(mine, weights, strict=True):
             edges = np.flatnonzero(row)
             found, wrong = matching.add(list(zip(edges.tolist(), row[edges].tolist(), strict=True)))

@@ -105,9 +105,9 @@ class ByolObjective(Objective):
         return {"byol": Loss(byol_loss(first, of_second) + byol_loss(second, of_first))}
 
     def diagnostics(self, batch: Views, progress: float) -> dict[str, Tensor]:
-        """Return the figures of `collapse_figures`, of the recent first views' projections."""
+        """Return `collapse_metrics` of the recent first views' projections."""
         del batch, progress
-        return self.recent.figures()
+        return self.recent.metrics()
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

@@ -37,12 +37,12 @@ class RecentVectors(nn.Module):
         self.count += len(vectors)
 
     @torch.no_grad()
-    def figures(self) -> dict[str, Tensor]:
-        """Return `collapse_figures` of those that there are."""
-        return collapse_figures(self.vectors[: int(self.count)])
+    def metrics(self) -> dict[str, Tensor]:
+        """Return `collapse_metrics` of those that there are."""
+        return collapse_metrics(self.vectors[: int(self.count)])
 
 
-def collapse_figures(vectors: Tensor) -> dict[str, Tensor]:
+def collapse_metrics(vectors: Tensor) -> dict[str, Tensor]:
     """Return what tells whether vectors float32 [n, d] of n images have collapsed, each scaled to length 1 first.
 
     `collapse/std`: sqrt(d) times the mean over dimensions of the deviation; 1: in all directions alike, 0: constant
@@ -66,15 +66,15 @@ def collapse_figures(vectors: Tensor) -> dict[str, Tensor]:
 
 
 def collapse_of(metrics: Mapping[str, float], least_vectors: int) -> str | None:
-    """Return in one line what has collapsed, or None; of fewer vectors than `least_vectors` nothing is said."""
+    """Return in one line what has collapsed; None where nothing has, or of fewer vectors than `least_vectors`."""
     if metrics.get(VECTORS, 0) < least_vectors:
         return None
     std, rank, cosine = metrics[STD], metrics[RANK], metrics[COSINE]
-    said = []
+    signs = []
     if std < _LEAST_STD:
-        said.append(f"std {std:.3f} < {_LEAST_STD}: projections are about the same")
+        signs.append(f"std {std:.3f} < {_LEAST_STD}: projections are about the same")
     if cosine > _MOST_COSINE:
-        said.append(f"mean cosine {cosine:.3f} > {_MOST_COSINE}: different images look alike")
+        signs.append(f"mean cosine {cosine:.3f} > {_MOST_COSINE}: different images look alike")
     if rank < _LEAST_RANK:
-        said.append(f"effective rank {rank:.1f} < {_LEAST_RANK:g}: projections lie in few dimensions")
-    return f"collapse: {'; '.join(said)}" if said else None
+        signs.append(f"effective rank {rank:.1f} < {_LEAST_RANK:g}: projections lie in few dimensions")
+    return f"collapse: {'; '.join(signs)}" if signs else None

@@ -78,7 +78,12 @@ class Crop:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Views:
-    """Two views of each of B pairs, float32 [B, 3, h, w] within 0 … 1, and what of their images they show."""
+    """Two views of each of B pairs.
+
+    first, second: float32 [B, 3, h, w] within 0 … 1
+    crops: what of their images the two of each pair show: by it, losses of places in an image tell which cells of the
+        one view show what cells of the other do; BYOL's, of whole views, has no use for it
+    """
 
     first: Tensor
     second: Tensor
@@ -104,10 +109,7 @@ def make_views(
             drawn.append(_draw_colors(number, config, generator))
 
     def views(images: Sequence[Tensor], number: int) -> Tensor:
-        shown = [
-            cut(image.to(device).float() / 255, pair[number], config.size)
-            for image, pair in zip(images, crops, strict=True)
-        ]
+        shown = [cut(image.to(device), pair[number], config.size) for image, pair in zip(images, crops, strict=True)]
         return _recolored(torch.stack(shown), torch.stack(colors[number]))
 
     return Views(views(first, 0), views(second, 1), crops)
@@ -124,8 +126,13 @@ def draw_crops(width: int, height: int, config: ViewConfig, generator: torch.Gen
 
 
 def cut(image: Tensor, crop: Crop, size: tuple[int, int]) -> Tensor:
-    """Return what the crop shows of an image float32 [C, H, W] as [C, h, w]; size: w and h."""
+    """Return what the crop shows of an image [C, H, W], float or uint8, as float [C, h, w]; size: w and h.
+
+    Values of uint8 become those within 0 … 1.
+    """
     shown = image[None, :, crop.y0 : crop.y1, crop.x0 : crop.x1]
+    if shown.dtype == torch.uint8:
+        shown = shown.float() / 255
     # Without it a crop that is made smaller would show single pixels of fine texture.
     scaled = functional.interpolate(shown, size[::-1], mode="bilinear", align_corners=False, antialias=True)[0]
     return scaled.flip(-1) if crop.mirrored else scaled
@@ -172,8 +179,9 @@ def _recolored(images: Tensor, drawn: Tensor) -> Tensor:
     luma = torch.einsum("c,bchw->bhw", _YIQ[0].to(device), images).mean((1, 2))[:, None, None, None]
     images = ((images - luma) * contrast + luma).clamp(0, 1)
     images = torch.einsum("bdc,bchw->bdhw", _color_matrices(drawn[:, 2], drawn[:, 3]).to(device), images).clamp(0, 1)
-    if bool((blurred := drawn[:, 4] > 0).any()):
-        some = blurred.to(device)
+    # Numbers that the host knows: for a mask on the device it would wait until it had counted it.
+    if blurred := [number for number, deviation in enumerate(drawn[:, 4].tolist()) if deviation > 0]:
+        some = torch.tensor(blurred).to(device)
         images[some] = _blurred(images[some], drawn[blurred, 4].to(device))
     inverted = (drawn[:, 5] > 0).to(device)[:, None, None, None] & (images >= 0.5)
     return torch.where(inverted, 1 - images, images)

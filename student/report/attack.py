@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from student.evaluation.attack import CLEAN, DEPTH_OF_LABELS, NOISE, SUM, Attack, Outcome
+from student.evaluation.attack import CLEAN, DEPTH_OF_LABELS, NOISE, SUM, Attack, AttackResult
 from student.evaluation.run import Example
 from student.report.charts import heat_map, over_strength
 from student.report.damage import damage
@@ -17,7 +17,7 @@ from student.report.images import ImageArray, beside, draw_detections, scale_to
 from student.report.page import Page
 
 # Run -> its outcomes, the clean one first.
-Outcomes = Mapping[str, Sequence[Outcome]]
+ResultsByRun = Mapping[str, Sequence[AttackResult]]
 
 # Metric -> what it is called, and whether more of it is better.
 _TASKS = {
@@ -30,7 +30,7 @@ _LEAST_SCORE = 0.5
 _PANEL_PX, _COLUMNS = 768, 3
 
 
-def table(outcomes: Outcomes) -> tuple[list[str], list[list[str]]]:
+def table(outcomes: ResultsByRun) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows: an attack a row, each run's tasks side by side, and what is lost of its AP50."""
     attacks = dict.fromkeys(str(outcome.attack) for found in outcomes.values() for outcome in found)
     header, rows = ["attack"], [[attack] for attack in attacks]
@@ -47,7 +47,7 @@ def table(outcomes: Outcomes) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def fill_page(page: Page, outcomes: Outcomes, epsilon: float) -> None:
+def fill_page(page: Page, outcomes: ResultsByRun, epsilon: float) -> None:
     """Draw the outcomes of one or more runs on a page; at `epsilon` each loss was attacked alone."""
     page.text(
         "Each attack moves the pixels of the images towards a larger loss (projected gradient ascent within a maximum"
@@ -88,7 +88,7 @@ def fill_page(page: Page, outcomes: Outcomes, epsilon: float) -> None:
             page.image(_panels(found, epsilon, number), where(example))
 
 
-def _matrix(found: Sequence[Outcome], epsilon: float) -> bytes:
+def _matrix(found: Sequence[AttackResult], epsilon: float) -> bytes:
     clean = found[0].metrics
     rows = [one for one in found if one.attack.goal == CLEAN or one.attack.epsilon == epsilon]
     losses = [name for name in clean if name.startswith("loss/")]
@@ -111,7 +111,7 @@ def _matrix(found: Sequence[Outcome], epsilon: float) -> bytes:
     return heat_map(np.array(values, np.float64), texts, names, columns, f"raised loss, by {epsilon:g}/255")
 
 
-def _curves(outcomes: Outcomes) -> bytes:
+def _curves(outcomes: ResultsByRun) -> bytes:
     panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for name, (title, _) in _TASKS.items():
         lines = {}
@@ -127,7 +127,7 @@ def _curves(outcomes: Outcomes) -> bytes:
     return over_strength(panels, "most that a value changes [1/255]")
 
 
-def _panels(found: Sequence[Outcome], epsilon: float, number: int) -> ImageArray:
+def _panels(found: Sequence[AttackResult], epsilon: float, number: int) -> ImageArray:
     """Return one image as it is and under some of the attacks, with what was changed of it by the sum's."""
     largest = max(one.attack.epsilon for one in found)
     shown = {(CLEAN, 0), (NOISE, epsilon), ("objectness", epsilon), (SUM, epsilon), (SUM, largest)}

@@ -155,9 +155,9 @@ def scores_of(student: Student, teacher: DetectorTeacher, samples: Sequence[Samp
     for sample in samples:
         levels, image_size = _pyramid(student, sample)
         proposals = student.propose(levels, image_size)
-        said = student.heads.predict(levels, proposals.boxes)
+        predicted = student.heads.predict(levels, proposals.boxes)
         truth = teacher.predict(_image(student, sample)).predict(proposals.boxes)
-        own.append(said.logits[proposals.valid].softmax(-1).cpu())
+        own.append(predicted.logits[proposals.valid].softmax(-1).cpu())
         theirs.append(truth.logits[proposals.valid].softmax(-1).cpu())
     return torch.cat(own), torch.cat(theirs)
 

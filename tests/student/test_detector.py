@@ -19,7 +19,7 @@ DETECTION = ("objectness", "rpn_box", "classification", "box", "depth")
 def losses(student: Student, images: Tensor, labels: list[Objects], first: int = 0) -> dict[str, Tensor]:
     """Return the losses of images that stand at `first` and behind it in the whole batch."""
     drawn = generators(first + len(labels))[first:]
-    return student.detection_output(student.features(images), (HEIGHT, WIDTH), labels, drawn).losses
+    return student.training_output(images, labels, drawn).losses
 
 
 def test_losses_do_not_depend_on_how_a_batch_is_cut() -> None:
@@ -28,14 +28,8 @@ def test_losses_do_not_depend_on_how_a_batch_is_cut() -> None:
     # Images that differ in how much there is to learn: three objects, none, one of them without a depth.
     labels = [some[0].objects, objects_of(), objects_of((10, 10, 30, 30, 1, torch.nan), (40, 30, 60, 50, 2, 9.0))]
     images = torch.stack([one.image for one in some])
-    size = (int(images.shape[-2]), int(images.shape[-1]))
-    whole = student.detection_output(student.features(images), size, labels, generators(3)).losses
-    parts = [
-        student.detection_output(
-            student.features(images[i : i + 1]), size, labels[i : i + 1], [generators(3)[i]]
-        ).losses
-        for i in range(3)
-    ]
+    whole = losses(student, images, labels)
+    parts = [losses(student, images[i : i + 1], labels[i : i + 1], first=i) for i in range(3)]
     assert tuple(whole) == DETECTION
     for name, loss in whole.items():
         assert float(loss.detach()) == pytest.approx(sum(float(part[name].detach()) for part in parts) / 3, rel=1e-4)

@@ -28,8 +28,7 @@ MAN = (50.0, 8.0, 60.0, 32.0, 2)
 
 
 def losses(student: Student, objects: Objects) -> dict[str, Tensor]:
-    features = student.features(draw(objects)[None])
-    return student.detection_output(features, (HEIGHT, WIDTH), [objects], generators(1)).losses
+    return student.training_output(draw(objects)[None], [objects], generators(1)).losses
 
 
 def depth_gradient(student: Student, objects: Objects) -> Tensor:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import timm
@@ -182,6 +183,29 @@ def test_frozen_norms_keep_all_of_theirs_and_nothing_else_does() -> None:
     changed = changed_by_training(replace(GIVEN, freeze_norms=True))
     kinds = {name: value.ndim for name, value in network_of(build(GIVEN)).state_dict().items()}
     assert changed == {name for name, dimensions in kinds.items() if dimensions == 4}
+
+
+def test_frozen_stages_drop_nothing_out() -> None:
+    trunk = trunk_of(replace(GIVEN, trunk="timm:convnext_atto", freeze_stages=2)).train()
+    for module in trunk.network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    image = torch.rand(1, 3, HEIGHT, WIDTH)
+    pairs = zip(trunk.network(image), trunk.network(image), strict=True)
+    assert [torch.equal(one, other) for one, other in pairs] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("freeze_norms", [False, True])
+def test_norms_without_parameters_are_frozen_where_norms_are(
+    monkeypatch: pytest.MonkeyPatch, freeze_norms: bool
+) -> None:
+    create = timm.create_model
+    plain = partial(nn.BatchNorm2d, affine=False)
+    monkeypatch.setattr(timm, "create_model", partial(create, norm_layer=plain, zero_init_last=False))
+    trunk = trunk_of(replace(GIVEN, freeze_norms=freeze_norms)).train()
+    trunk.network(torch.rand(2, 3, HEIGHT, WIDTH))
+    counts = {int(value) for name, value in trunk.network.state_dict().items() if name.endswith("num_batches_tracked")}
+    assert counts == {0 if freeze_norms else 1}
 
 
 def test_nothing_is_frozen_where_nobody_asks() -> None:

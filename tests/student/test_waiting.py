@@ -21,7 +21,7 @@ from student import detector
 from student.config import StudentConfig
 from student.detector import Student
 from student.labels import Labels
-from student.roi_heads import Found
+from student.roi_heads import BatchDetections
 from student.trunk import TrunkFeatures
 from tests.student.students import HEIGHT, TAUGHT, WIDTH, generators, objects_of
 
@@ -63,9 +63,8 @@ class FakeGpu:
     def losses(self, student: Student, count: int) -> tuple[dict[str, Tensor], list[tuple[int, ...]]]:
         """Return the losses of so many images, and the shapes of what was copied from device to device."""
         with self.mode, Copies() as copies:
-            features = student.features(self.images(count))
             labels = [objects_of((10, 10, 34, 28, 1, 20.0)), objects_of()] * (count // 2)
-            return student.detection_output(features, SIZE, labels, generators(count)).losses, copies.shapes
+            return student.training_output(self.images(count), labels, generators(count)).losses, copies.shapes
 
 
 @pytest.fixture
@@ -118,7 +117,7 @@ def test_what_is_found_lies_on_a_gpu_in_shapes_that_are_known_before(gpu: FakeGp
         levels = student.features(gpu.images(3)).pyramid
         objectness, deltas = student.rpn(levels)
         proposals = student.rpn.propose(objectness, deltas, student.rpn.anchors(levels, SIZE), levels, SIZE)
-        found: Found = student.heads.find(levels, proposals, SIZE)
+        found: BatchDetections = student.heads.find(levels, proposals, SIZE)
     assert found.boxes.shape == (3, TAUGHT.detections, 4)
     assert found.boxes.device == GPU
 

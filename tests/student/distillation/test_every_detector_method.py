@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from student import labels as labels_module
 from student.detector import DetectorOutput, Student
 from student.distillation.batch import DetectionBatch
 from student.distillation.crosskd import CrossKD, CrossKDConfig
@@ -18,8 +19,9 @@ from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.fgfi import FGFI, FGFIConfig
 from student.distillation.fitnet import FitNet, FitNetConfig
 from student.distillation.kd import KD, KDConfig
+from student.distillation.lgd import LGD, LGDConfig
 from student.distillation.method import DistillationMethod
-from student.distillation.objective import DetectionObjective
+from student.distillation.objective import DetectionObjective, LossWeights
 from student.distillation.pkd import PKD, PKDConfig
 from student.distillation.reviewkd import ReviewKD, ReviewKDConfig
 from student.roi_heads import RoIPredictions
@@ -58,6 +60,24 @@ def gradients(some: DetectionObjective, *, bfloat16: bool = False) -> list[Tenso
         losses = some(batch([0, 1, 2], 2), 0.0)
     total(losses.values()).backward()
     return [None if p.grad is None else p.grad for p in some.student.parameters()]
+
+
+def test_labels_go_to_the_device_once_in_a_step_whatever_methods_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: list[tuple[int, ...]] = []
+    buffer = labels_module.host_buffer
+
+    def counted(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        packed.append(shape)
+        return buffer(shape, dtype, device)
+
+    monkeypatch.setattr(labels_module, "host_buffer", counted)
+    detectors = {"big": DetectorTeacher(decided(WIDE, 5))}
+    methods = {name: build(1.0, detectors) for name, build in METHODS.items()}
+    methods["lgd"] = LGD(LGDConfig(), TINY, LossWeights())
+    some = DetectionObjective(decided(TINY), LossWeights(), methods, detectors=detectors)
+    found = some(batch([0, 1, 2], 2), 1.0)
+    assert {name.partition("/")[0] for name in found} >= methods.keys()
+    assert packed == [(2, 3, 6)]
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])

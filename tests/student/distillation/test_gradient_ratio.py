@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from student.config import Norm, StudentConfig
 from student.detector import DetectorOutput, Student
 from student.distillation.batch import DetectionBatch
+from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.method import DistillationMethod
 from student.distillation.objective import DetectionObjective, LossWeights
-from tests.student.students import TINY, build, cycled, samples
+from student.distillation.pkd import PKD, PKDConfig
+from tests.student.students import TAUGHT, TINY, build, cycled, samples, targets_of
 from training.generators import Chance
 from training.loop import LoopConfig, TrainInputs, train
 from training.metrics_log import read_history
@@ -51,8 +56,24 @@ class Apart(DistillationMethod):
         return {"apart/number": Loss(self.number)}
 
 
-def objective(**methods: DistillationMethod) -> DetectionObjective:
-    return DetectionObjective(build(TINY), LossWeights(), methods)
+class Watching(DistillationMethod):
+    """Keeps what it is given to compare; costs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pyramids: list[tuple[Tensor, ...]] = []
+
+    def losses(
+        self, student: Student, output: DetectorOutput, batch: DetectionBatch, progress: float
+    ) -> dict[str, Loss]:
+        """Return a loss of 0."""
+        del student, batch, progress
+        self.pyramids.append(output.features.pyramid)
+        return {"watching/nothing": Loss(0 * output.features.pyramid[0].sum())}
+
+
+def objective(config: StudentConfig = TINY, **methods: DistillationMethod) -> DetectionObjective:
+    return DetectionObjective(build(config), LossWeights(), methods)
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.5, 3.0])
@@ -67,17 +88,44 @@ def test_a_method_that_repeats_detection_has_the_ratio_of_its_weight(factor: flo
     assert all(parameter.grad is None for parameter in some.parameters())
 
 
-def run(folder: Path, diagnose_every: int) -> tuple[list[dict[str, float]], DetectionObjective]:
+def trained(
+    folder: Path, diagnose_every: int, config: StudentConfig, **methods: DistillationMethod
+) -> tuple[list[dict[str, float]], DetectionObjective]:
     """Return the log of four steps, and what they have trained."""
-    some = objective(echo=Echo(0.5))
+    some = objective(config, **methods)
     inputs = TrainInputs(batches=cycled(samples(4), 2), labelled=2, fingerprint={})
     loop = LoopConfig(steps=4, warmup=0.0, precision="float32", diagnose_every=diagnose_every)
     train(some, loop, OptimizerConfig(), inputs, RunDir(str(folder)))
     return read_history(RunDir(str(folder))), some
 
 
-def test_every_other_step_has_it_in_the_log_and_the_training_is_the_same(tmp_path: Path) -> None:
-    (plain, one), (diagnosed, other) = run(tmp_path / "plain", 0), run(tmp_path / "diagnosed", 2)
+def test_a_method_whose_teachers_are_all_muted_has_the_ratio_0(tmp_path: Path) -> None:
+    (diagnosed, *_), _ = trained(tmp_path, 1, TINY, muted=PKD(PKDConfig(), TINY, {}))
+    assert diagnosed["gradient_ratio/muted"] == 0.0
+
+
+def test_imitation_which_acts_before_the_pyramid_has_none() -> None:
+    some = objective(TAUGHT, imitation=Imitation(ImitationConfig(), {}), echo=Echo(0.5))
+    batch = some.collate(Batch(samples(2), 2, 0), targets_of(samples(2)), Chance(0, 0, (0, 1)))
+    assert all(loss.value > 0 for name, loss in some(batch, 0.5).items() if name.startswith("imitation/"))
+    assert set(some.diagnostics(batch, 0.5)) == {"gradient_ratio/echo"}
+
+
+def test_batch_norms_normalize_by_the_batch_while_it_is_measured() -> None:
+    watching = Watching()
+    some = objective(replace(TINY, norm="batch"), watching=watching).train()
+    batch = some.collate(Batch(samples(2), 2, 0), {}, Chance(0, 0, (0, 1)))
+    some(batch, 0.5)
+    some.diagnostics(batch, 0.5)
+    in_step, measured = watching.pyramids
+    assert all(torch.equal(one, other) for one, other in zip(in_step, measured, strict=True))
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_every_other_step_has_it_in_the_log_and_the_training_is_the_same(tmp_path: Path, norm: Norm) -> None:
+    config = replace(TINY, norm=norm)
+    plain, one = trained(tmp_path / "plain", 0, config, echo=Echo(0.5))
+    diagnosed, other = trained(tmp_path / "diagnosed", 2, config, echo=Echo(0.5))
     assert [line.get("gradient_ratio/echo") for line in plain] == [None] * 4
     assert [line.get("gradient_ratio/echo") for line in diagnosed] == [
         pytest.approx(0.5, rel=1e-4), None, pytest.approx(0.5, rel=1e-4), None,

@@ -19,9 +19,9 @@ from student.evaluation.attack import (
     NOISE,
     SUM,
     Attack,
-    Clean,
-    Outcome,
-    Strength,
+    AttackBatch,
+    AttackResult,
+    AttackStrength,
     attack_student,
     attacked_images,
     projected_gradient,
@@ -30,7 +30,7 @@ from student.evaluation.run import evaluate_student
 from tests.student.students import TAUGHT, TINY, build, generators, objects_of, sample, samples, targets_of
 
 FOUR = samples(4)
-QUICK = Strength(steps=3)
+QUICK = AttackStrength(steps=3)
 UNCHANGED = Attack(goal=CLEAN, epsilon=0)
 EPSILON = 8 / 255
 
@@ -52,11 +52,11 @@ def taught() -> DetectionObjective:
     ).eval()
 
 
-def clean(some: Sequence[Sample] = FOUR, first: int = 0) -> Clean:
-    return Clean(samples=some, targets=targets_of(some), places=tuple(range(first, first + len(some))))
+def clean(some: Sequence[Sample] = FOUR, first: int = 0) -> AttackBatch:
+    return AttackBatch(samples=some, targets=targets_of(some), places=tuple(range(first, first + len(some))))
 
 
-def outcomes(attacks: Sequence[Attack], strength: Strength = QUICK) -> list[Outcome]:
+def outcomes(attacks: Sequence[Attack], strength: AttackStrength = QUICK) -> list[AttackResult]:
     return attack_student(taught(), [clean(FOUR[:3]), clean(FOUR[3:], 3)], attacks, strength)
 
 
@@ -162,9 +162,11 @@ def test_an_attack_breaks_a_trained_student_as_noise_does_not() -> None:
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
     objective = DetectionObjective(student, LossWeights(), {}).eval()
-    whole = Clean(samples=FOUR, targets={}, places=(0, 1, 2, 3))
+    whole = AttackBatch(samples=FOUR, targets={}, places=(0, 1, 2, 3))
     attacks = [UNCHANGED, *(Attack(goal=goal, epsilon=32) for goal in (NOISE, SUM))]
-    before, noise, attacked = (one.metrics for one in attack_student(objective, [whole], attacks, Strength(steps=10)))
+    before, noise, attacked = (
+        one.metrics for one in attack_student(objective, [whole], attacks, AttackStrength(steps=10))
+    )
     assert before["AP50"] > 0.5
     assert attacked["AP50"] < noise["AP50"] - 0.2
     assert attacked["loss/sum"] > 2 * noise["loss/sum"]

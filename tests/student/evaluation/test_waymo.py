@@ -15,7 +15,7 @@ from student.evaluation.waymo import (
     MatchedBoxes,
     OperatingPoints,
     ScoredBoxes,
-    match_boxes,
+    match_for_waymo,
     score_cutoffs,
 )
 
@@ -65,20 +65,22 @@ def points_of(matched: MatchedBoxes) -> list[OperatingPoints]:
 
 
 def test_average_precision_is_the_official_one(official: Official) -> None:
-    found = [one.average_precision for one in points_of(match_boxes(official.detections, official.labels))]
+    found = [one.average_precision for one in points_of(match_for_waymo(official.detections, official.labels))]
     assert np.count_nonzero(official.average_precision) >= 6
     np.testing.assert_allclose(found, official.average_precision, rtol=0, atol=1e-6)
 
 
 def test_counts_at_each_cutoff_are_the_official_ones(official: Official) -> None:
-    for mine, theirs in zip(points_of(match_boxes(official.detections, official.labels)), official.points, strict=True):
+    for mine, theirs in zip(
+        points_of(match_for_waymo(official.detections, official.labels)), official.points, strict=True
+    ):
         counts = [mine.true_positives, mine.false_positives, mine.false_negatives]
         np.testing.assert_array_equal(np.stack(counts, 1), theirs[:, 2:])
         np.testing.assert_allclose(np.stack([mine.precision, mine.recall], 1), theirs[:, :2], rtol=0, atol=1e-6)
 
 
 def test_metrics_are_named_by_level_and_type_and_the_mean_leaves_signs_out(official: Official) -> None:
-    metrics = match_boxes(official.detections, official.labels).metrics()
+    metrics = match_for_waymo(official.detections, official.labels).metrics()
     by_name = dict(zip(OFFICIAL_NAMES, official.average_precision.tolist(), strict=True))
     for level in ("LEVEL_1", "LEVEL_2"):
         ranked = {name: by_name[f"OBJECT_TYPE_TYPE_{name}_{level}"] for name in ("VEHICLE", "PEDESTRIAN", "CYCLIST")}
@@ -91,7 +93,7 @@ def test_the_order_of_boxes_does_not_matter(official: Official) -> None:
     random = np.random.default_rng(0)
     detections, labels = official.detections, official.labels
     first, second = random.permutation(len(detections.boxes)), random.permutation(len(labels.boxes))
-    mixed = match_boxes(
+    mixed = match_for_waymo(
         ScoredBoxes(
             detections.image[first],
             detections.boxes[first],
@@ -107,7 +109,7 @@ def test_the_order_of_boxes_does_not_matter(official: Official) -> None:
             labels.distance_m[second],
         ),
     )
-    assert mixed.metrics() == match_boxes(detections, labels).metrics()
+    assert mixed.metrics() == match_for_waymo(detections, labels).metrics()
 
 
 def boxes_at(*lefts: float) -> NDArray[np.float32]:
@@ -137,30 +139,30 @@ def some(
 
 
 def test_a_hard_object_that_is_missed_counts_at_level_2_alone() -> None:
-    metrics = match_boxes(*some([(0, 0.9, 10)], [(0, 1, 10), (1, 2, 10)])).metrics()
+    metrics = match_for_waymo(*some([(0, 0.9, 10)], [(0, 1, 10), (1, 2, 10)])).metrics()
     assert (metrics["waymo/LEVEL_1/VEHICLE"], metrics["waymo/LEVEL_2/VEHICLE"]) == pytest.approx((1.0, 0.5))
 
 
 def test_an_object_without_difficulty_counts_at_both_levels() -> None:
-    metrics = match_boxes(*some([(0, 0.9, 10)], [(0, 1, 10), (1, 0, 10)])).metrics()
+    metrics = match_for_waymo(*some([(0, 0.9, 10)], [(0, 1, 10), (1, 0, 10)])).metrics()
     assert (metrics["waymo/LEVEL_1/VEHICLE"], metrics["waymo/LEVEL_2/VEHICLE"]) == pytest.approx((0.5, 0.5))
 
 
 def test_distances_are_those_of_objects_and_of_wrong_detections_as_predicted() -> None:
     # Found at another distance than predicted; missed far away; wrong in between.
     detections, labels = some([(0, 0.9, 50), (2, 0.95, 30)], [(0, 1, 10), (1, 1, 50), (3, 1, np.nan)])
-    metrics = match_boxes(detections, labels).metrics()
+    metrics = match_for_waymo(detections, labels).metrics()
     assert metrics["waymo-ours/LEVEL_2/0-20m"] == 1
     assert metrics["waymo-ours/LEVEL_2/40m+"] == 0
     assert "waymo-ours/LEVEL_2/20-40m" not in metrics
-    near = match_boxes(replace(detections, distance_m=np.array([50, 10], np.float32)), labels).metrics()
+    near = match_for_waymo(replace(detections, distance_m=np.array([50, 10], np.float32)), labels).metrics()
     assert near["waymo-ours/LEVEL_2/0-20m"] == pytest.approx(0.5)
 
 
 def test_nothing_found_is_zero_and_nothing_labelled_is_no_metric() -> None:
-    assert set(match_boxes(*some([], [(0, 1, 10)])).metrics().values()) == {0.0}
-    assert match_boxes(*some([(0, 0.9, 10)], [])).metrics() == {}
-    assert match_boxes(*some([], [])).metrics() == {}
+    assert set(match_for_waymo(*some([], [(0, 1, 10)])).metrics().values()) == {0.0}
+    assert match_for_waymo(*some([(0, 0.9, 10)], [])).metrics() == {}
+    assert match_for_waymo(*some([], [])).metrics() == {}
 
 
 @pytest.mark.parametrize("count", [101, 150, 198, 1000])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from student.pretraining.byol import ByolConfig, ByolObjective, byol_loss, momentum_at
-from student.pretraining.collapse import COSINE, RANK, STD, VECTORS, RecentVectors, collapse_figures, collapse_of
+from student.pretraining.collapse import COSINE, RANK, STD, VECTORS, RecentVectors, collapse_metrics, collapse_of
 from student.pretraining.views import ViewConfig, Views
 from tests.student.students import TINY, sample
 from training.generators import Chance
@@ -144,13 +144,13 @@ def test_constant_projections_raise_the_alarm() -> None:
 def test_projections_on_a_line_raise_the_alarm_for_their_rank() -> None:
     random = torch.Generator().manual_seed(0)
     line = torch.randn(256, 1, generator=random) * torch.ones(1, 32)
-    told = collapse_of({name: float(value) for name, value in collapse_figures(line).items()}, 256)
+    told = collapse_of({name: float(value) for name, value in collapse_metrics(line).items()}, 256)
     assert told is not None
     assert "effective rank" in told
 
 
 def test_spread_projections_raise_none() -> None:
-    figures = collapse_figures(torch.randn(256, 32, generator=torch.Generator().manual_seed(0)))
+    figures = collapse_metrics(torch.randn(256, 32, generator=torch.Generator().manual_seed(0)))
     numbers = {name: float(value) for name, value in figures.items()}
     assert numbers[STD] == pytest.approx(1, abs=0.03)
     assert abs(numbers[COSINE]) < 0.01
@@ -165,14 +165,14 @@ def test_figures_are_those_of_loops() -> None:
     deviations = [float(np.std([row[column] for row in unit])) for column in range(4)]
     values = np.sqrt(np.linalg.eigvalsh(np.cov(np.array(unit).T, bias=True)).clip(0))
     shares = values / values.sum()
-    found = collapse_figures(torch.from_numpy(vectors))
+    found = collapse_metrics(torch.from_numpy(vectors))
     assert float(found[COSINE]) == pytest.approx(sum(cosines) / 30)
     assert float(found[STD]) == pytest.approx(2 * sum(deviations) / 4)
     assert float(found[RANK]) == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)))
 
 
 def test_too_few_projections_say_nothing() -> None:
-    figures = {name: float(value) for name, value in collapse_figures(torch.ones(7, 3)).items()}
+    figures = {name: float(value) for name, value in collapse_metrics(torch.ones(7, 3)).items()}
     assert collapse_of(figures, 8) is None
     assert collapse_of(figures, 7) is not None
 
@@ -182,4 +182,4 @@ def test_the_newest_vectors_replace_the_oldest() -> None:
     for first in (0.0, 2.0):
         recent.append(torch.tensor([[first], [first + 1]]))
     assert sorted(recent.vectors[:, 0].tolist()) == [1, 2, 3]
-    assert float(recent.figures()[VECTORS]) == 3
+    assert float(recent.metrics()[VECTORS]) == 3

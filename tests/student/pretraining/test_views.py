@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from student.pretraining.views import Crop, ViewConfig, cut, draw_crops, make_views
 
@@ -93,6 +95,26 @@ def test_a_turned_hue_is_another_hue_of_the_same_luma() -> None:
     for r, g, b in colors:
         assert 0.299 * r + 0.587 * g + 0.114 * b == pytest.approx(luma, abs=2e-3)
     assert len({round(colorsys.rgb_to_hsv(*color)[0], 2) for color in colors}) > 2
+
+
+class Masks(TorchDispatchMode):
+    """Notes where tensors are indexed by masks: a GPU would have to count them before the host goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default):
+            self.found += [str(func) for index in args[1] if index is not None and index.dtype == torch.bool]
+        return func(*args, **(kwargs or {}))
+
+
+def test_making_views_counts_no_mask() -> None:
+    images = [torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8)] * 8
+    with Masks() as masks:
+        make_views(images, images, generators(8), ViewConfig(blur=(0.5, 0.5), solarize=(0.5, 0.5)), CPU)
+    assert masks.found == []
 
 
 def test_solarized_views_have_bright_pixels_inverted() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from student.detections import Detections
-from student.evaluation.attack import CLEAN, NOISE, SUM, Attack, Outcome
+from student.evaluation.attack import CLEAN, NOISE, SUM, Attack, AttackResult
 from student.evaluation.branches import Ablation, Replacement
 from student.evaluation.run import Example
 from student.report import attack, branches
@@ -23,11 +23,13 @@ def example() -> Example:
     return Example(one, Detections(one.objects.boxes, one.objects.classes, torch.ones(3), one.objects.depth_m), {}, {})
 
 
-def attacked(goal: str, epsilon: float, ap50: float, **more: float) -> Outcome:
+def attacked(goal: str, epsilon: float, ap50: float, **more: float) -> AttackResult:
     shown = example()
     moved = replace(shown, sample=replace(shown.sample, image=shown.sample.image.float() / 255))
     metrics = {"AP50": ap50, "recall@100": 0.5, "loss/sum": 2.0 - ap50, **more}
-    return Outcome(attack=Attack(goal=goal, epsilon=epsilon), images=1, objects=3, metrics=metrics, examples=[moved])
+    return AttackResult(
+        attack=Attack(goal=goal, epsilon=epsilon), images=1, objects=3, metrics=metrics, examples=[moved]
+    )
 
 
 FOUND = [

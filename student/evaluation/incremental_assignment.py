@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 
-class Matching:
+class IncrementalAssignment:
     """An assignment of maximum weight between detections, added one by one, and objects, known from the start.
 
     After every `add` the matching is the best for all detections so far, as the Hungarian algorithm finds it for them

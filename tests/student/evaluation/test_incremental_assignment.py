@@ -7,7 +7,7 @@ from itertools import permutations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student.evaluation.matching import Matching
+from student.evaluation.incremental_assignment import IncrementalAssignment
 
 # Weight of detection (row) and object (column); 0: they cannot be matched.
 Weights = list[list[int]]
@@ -34,7 +34,7 @@ def best_sum(rows: Weights) -> int:
 @given(WEIGHTS)
 @settings(deadline=None, max_examples=60)
 def test_the_sum_is_the_largest_after_each_detection(rows: Weights) -> None:
-    matching = Matching()
+    matching = IncrementalAssignment()
     for count, row in enumerate(rows, start=1):
         matching.add(edges(row))
         pairs = matching.pairs
@@ -46,7 +46,7 @@ def test_the_sum_is_the_largest_after_each_detection(rows: Weights) -> None:
 @given(WEIGHTS)
 @settings(deadline=None, max_examples=60)
 def test_what_add_returns_is_how_the_matching_changed(rows: Weights) -> None:
-    matching = Matching()
+    matching = IncrementalAssignment()
     for number, row in enumerate(rows):
         before = matching.pairs
         found, wrong = matching.add(edges(row))
@@ -57,14 +57,14 @@ def test_what_add_returns_is_how_the_matching_changed(rows: Weights) -> None:
 
 
 def test_a_better_detection_displaces_the_one_that_came_before() -> None:
-    matching = Matching()
+    matching = IncrementalAssignment()
     assert matching.add([(0, 6)]) == (0, None)
     assert matching.add([(0, 9)]) == (None, 0)
     assert matching.pairs == {1: 0}
 
 
 def test_a_detection_moves_to_its_second_object_for_the_sum() -> None:
-    matching = Matching()
+    matching = IncrementalAssignment()
     assert matching.add([(0, 9), (1, 8)]) == (0, None)
     assert matching.add([(0, 7)]) == (1, None)
     assert matching.pairs == {0: 1, 1: 0}
