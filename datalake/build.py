@@ -87,9 +87,8 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
     store = Store(lake_url)
     report = SegmentReport(
         plan.segment,
-        incomplete=any(source.cut_off_at is not None for source in plan.sources),
+        incomplete=any(file.cut_off_at is not None for file in plan.sources),
         superseding=bool(plan.supersedes),
-        missing=source.missing(plan),
     )
     quarantine = [_bad_row(plan.segment, bad) for bad in plan.bad]
     sensors: dict[tuple[str, str], dict[str, Any]] = {}
@@ -99,6 +98,7 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
     with SegmentWriter(store, attempt, source.cameras) as writer:
         try:
             _check_complete(plan, config)
+            report.missing = source.missing(plan)
             affected = _write_frames(plan, source, config, writer, quarantine, sensors, features, report)
             _check_quarantine(plan, config, affected, quarantine, report)
         except SegmentError as failure:

@@ -129,7 +129,10 @@ class Source(Protocol):
         """Return a segment's frames by time, from what its files hold of them."""
 
     def missing(self, plan: SegmentPlan) -> list[str]:
-        """Return what the segment's files lack that others of this format have, each with what that means."""
+        """Return what the segment's files lack that others of this format have, each with what that means.
+
+        Raises SegmentError where two of them hold the same.
+        """
 
     def frames(self, plan: SegmentPlan, cameras: frozenset[str], timed: Timed) -> Iterator[FrameRead]:
         """Yield what becomes of each frame of the plan, in its order, with images and 2D labels of `cameras` alone.

@@ -80,7 +80,7 @@ class WaymoV2:
         return [replace(ref, index=place) for place, ref in enumerate(first.values())]
 
     def missing(self, plan: SegmentPlan) -> list[str]:
-        """Return a line for each component that the segment does not have."""
+        """Return a line for each component that the segment lacks; raises SegmentError where it has one twice."""
         present = {component.folder for _, component in _files(plan)}
         return [f"{name}: {one.absence}" for name, one in COMPONENTS.items() if name not in present]
 

@@ -170,6 +170,18 @@ def test_a_file_that_grew_since_it_was_indexed_fails_the_segment(small: Path, tm
     assert (report.outcome, "somebody is writing it" in report.reason) == ("failed", True)
 
 
+def test_two_files_of_a_component_fail_their_segment_alone(small: Path, build: Build) -> None:
+    for path in small.glob("*/*.parquet"):
+        table = pq.read_table(path)
+        place = table.column_names.index("key.segment_context_name")
+        other = pa.array(["another"] * len(table), table.schema.field(place).type)
+        pq.write_table(table.set_column(place, table.schema.field(place), other), path.with_name("another.parquet"))
+    shutil.copy(only := small / "camera_box/another.parquet", only.with_name("again.parquet"))
+    failed, committed = sorted(build(small).reports, key=lambda report: report.segment != "another")
+    assert (failed.segment, failed.outcome, committed.outcome) == ("another", "failed", "committed")
+    assert "both are its camera_box; name one of them" in failed.reason
+
+
 def test_few_rows_are_in_memory_at_a_time(small: Path, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     size = pq.read_table(only_file(small, "lidar")).nbytes
     # Two of the three frames would be too much to keep.
