@@ -88,7 +88,7 @@ def _read_camera_calibrations(record: Any) -> dict[str, CameraCalibration]:
             height=message.height,
             intrinsic=intrinsic if intrinsic.shape == (9,) and np.isfinite(intrinsic).all() else None,
             camera_to_vehicle=read_transform(message.extrinsic),
-            rolling_shutter_direction=message.rolling_shutter_direction,
+            rolling_shutter_direction=_optional(message, "rolling_shutter_direction"),
         )
     return calibrations
 
@@ -134,8 +134,13 @@ def _read_exposure(message: Any) -> Exposure:
 
 def _number(message: Any, name: str) -> float | None:
     """Return a number of a message, or None where it is missing or not finite."""
-    value: float = getattr(message, name)
-    return value if message.HasField(name) and np.isfinite(value) else None
+    value: float | None = _optional(message, name)
+    return value if value is not None and np.isfinite(value) else None
+
+
+def _optional(message: Any, name: str) -> Any:
+    """Return a field of a message, or None where it is missing: its default is nobody's measurement."""
+    return getattr(message, name) if message.HasField(name) else None
 
 
 def _read_labels_2d(
@@ -160,7 +165,7 @@ def _read_labels_2d(
                 level,
                 sizes.get(camera),
                 faults,
-                tracking_difficulty=label.tracking_difficulty_level,
+                tracking_difficulty=_optional(label, "tracking_difficulty_level"),
                 lidar_object_id=_text(label.association.laser_object_id),
             )
             if checked is not None:
@@ -182,12 +187,12 @@ def _read_labels_3d(record: Any, faults: list[Fault]) -> tuple[Label3D, ...]:
             lidar_points,
             level,
             faults,
-            tracking_difficulty=label.tracking_difficulty_level,
-            top_lidar_points=label.num_top_lidar_points_in_box,
-            speed_z_mps=motion.speed_z,
-            acceleration_x_mps2=motion.accel_x,
-            acceleration_y_mps2=motion.accel_y,
-            acceleration_z_mps2=motion.accel_z,
+            tracking_difficulty=_optional(label, "tracking_difficulty_level"),
+            top_lidar_points=_optional(label, "num_top_lidar_points_in_box"),
+            speed_z_mps=_optional(motion, "speed_z"),
+            acceleration_x_mps2=_optional(motion, "accel_x"),
+            acceleration_y_mps2=_optional(motion, "accel_y"),
+            acceleration_z_mps2=_optional(motion, "accel_z"),
             most_visible_camera=_text(label.most_visible_camera_name),
             camera_synced_box=synced_box(_box(label.camera_synced_box, BOX_3D)),
         )
@@ -202,4 +207,4 @@ def _text(value: Any) -> str | None:
 
 
 def _box(message: Any, parts: tuple[str, ...]) -> dict[str, float | None]:
-    return {part: getattr(message, part) if message.HasField(part) else None for part in parts}
+    return {part: _optional(message, part) for part in parts}
