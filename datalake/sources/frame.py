@@ -27,12 +27,14 @@ class Fault:
     """A part of a frame that could not be kept, and why; the rest of the frame goes on.
 
     stage: where it was found: `record`, `frame`, `image`, `lidar`, `label`
+    component: the component of Waymo 2.x that has this part; a record of 1.x has the parts of all
     source: the file that it was found in, where a frame comes from several
     """
 
     stage: str
     error_type: str
     message: str
+    component: str | None = None
     source: str | None = None
 
 

@@ -97,14 +97,15 @@ class WaymoV2:
                 _check_sizes(files, sizes)
                 segment = _read_segment(plan, files)
             of_frames = {name: file for name, file in files.items() if file.component.of_frame}
-            strays = _strays(plan, of_frames)
+            # What belongs to no frame is told once, with the first.
+            strays = [*segment.faults, *_strays(plan, of_frames)]
             for ref in plan.records:
                 rows, damage, strays = {}, strays, []
                 with timed("read"):
                     for name, file in of_frames.items():
                         rows[name], reason = file.rows_at(ref.timestamp_us)
                         if reason:
-                            damage.append(Fault("record", "ComponentError", reason, file.uri))
+                            damage.append(Fault("record", "ComponentError", reason, name, file.uri))
                 with timed("parse"):
                     frame = read_frame(segment, ref.timestamp_us, rows, cameras, damage)
                 yield FrameRead(ref, frame, bytes=size)
@@ -138,7 +139,7 @@ def _read_segment(plan: SegmentPlan, files: dict[str, ComponentFile]) -> Segment
         rows = {name: file.all_rows() for name, file in files.items() if not file.component.of_frame}
     except LakeError as error:
         raise SegmentError(str(error)) from error
-    return read_segment(plan.segment, {name: file.uri for name, file in files.items()}, rows, [])
+    return read_segment(plan.segment, {name: file.uri for name, file in files.items()}, rows)
 
 
 def _strays(plan: SegmentPlan, files: dict[str, ComponentFile]) -> list[Fault]:
@@ -149,5 +150,5 @@ def _strays(plan: SegmentPlan, files: dict[str, ComponentFile]) -> list[Fault]:
         strays = [time for time in file.times.tolist() if time > 0 and time not in times]
         if strays:
             text = f"{len(strays)} rows are of a time at which there is no frame (first: {strays[0]})"
-            faults.append(Fault("frame", "ComponentError", text, file.uri))
+            faults.append(Fault("frame", "ComponentError", text, file.component.folder, file.uri))
     return faults
