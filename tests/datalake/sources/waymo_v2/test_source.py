@@ -216,6 +216,18 @@ def test_quarantine_names_the_file_of_what_only_the_laser_on_top_has(
     assert {fault["source"] for fault in built.rows("quarantine")} == {only_file(folder, component).as_uri()}
 
 
+@pytest.mark.parametrize("error", [pa.ArrowMemoryError, pa.ArrowCancelled])
+def test_a_file_is_not_called_damaged_where_memory_ran_out(
+    small: Path, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error("malloc of size 1000 failed")
+
+    monkeypatch.setattr(pq.ParquetFile, "read", fail)
+    with pytest.raises(error):
+        index_source(only_file(small, "camera_box").as_uri())
+
+
 def test_a_row_without_a_time_is_quarantined(small: Path, build: Build) -> None:
     path = only_file(small, "lidar_box")
     table = pq.read_table(path)
