@@ -18,12 +18,10 @@ from datalake.convert import calibration_rows, frame_rows, map_rows
 from datalake.lake import now, write_commit
 from datalake.schema import CALIBRATION, MAP, QUARANTINE, TABLES, PointMode
 from datalake.sources.formats import source_named
-from datalake.sources.frame import CAMERAS, Fault
+from datalake.sources.frame import ALL_CAMERAS, Fault
 from datalake.sources.source import BadRecord, RecordRef, SegmentError, SegmentPlan, Source
 from datalake.store import Store
 from datalake.writer import SegmentWriter
-
-ALL_CAMERAS = tuple(camera for camera in CAMERAS if camera)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from datalake.errors import UserError
 from datalake.schema import FIRST_TABLES, POINT_MODES, SCHEMA_VERSION, TABLES, PointMode
-from datalake.sources.frame import CAMERAS, FrameError
+from datalake.sources.frame import ALL_CAMERAS, FrameError
 from datalake.sources.segment_name import check_segment_name
 
 Part = TypeVar("Part")
@@ -19,14 +19,13 @@ _SPLIT_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 ATTEMPT = re.compile(r"[0-9a-f]{16}")
 # Of lakes from before there were several.
 DEFAULT_FORMAT = "waymo_v1"
-WAYMO_CAMERAS = tuple(camera for camera in CAMERAS if camera)
 # A camera in `Commit.chunks`: the character at its place in `Commit.camera_names`.
 CAMERA_MARKS = "123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _COMMIT_DEFAULTS: dict[str, Any] = {
     "number": 0,
     "supersedes": (),
     "format": DEFAULT_FORMAT,
-    "camera_names": WAYMO_CAMERAS,
+    "camera_names": ALL_CAMERAS,
 }
 _SOURCE_DEFAULTS: dict[str, Any] = {"checksum": "", "cut_off_at": None}
 
@@ -89,7 +88,7 @@ class Commit:
     number: int = 0
     supersedes: tuple[str, ...] = ()
     format: str = DEFAULT_FORMAT
-    camera_names: tuple[str, ...] = WAYMO_CAMERAS
+    camera_names: tuple[str, ...] = ALL_CAMERAS
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -135,7 +134,7 @@ class Commit:
                     "cameras": _listed(values, "cameras"),
                     "chunks": _listed(values, "chunks"),
                     "supersedes": _listed(values, "supersedes", ()),
-                    "camera_names": _listed(values, "camera_names", WAYMO_CAMERAS),
+                    "camera_names": _listed(values, "camera_names", ALL_CAMERAS),
                     "sources": tuple(_known(SourceFile, source) for source in values["sources"]),
                     "files": {
                         table: _known(DataFile, file) for table, file in values["files"].items() if table in TABLES

@@ -16,6 +16,12 @@ from numpy.typing import NDArray
 CAMERAS = (None, "FRONT", "FRONT_LEFT", "FRONT_RIGHT", "SIDE_LEFT", "SIDE_RIGHT")
 LASERS = (None, "TOP", "FRONT", "SIDE_LEFT", "SIDE_RIGHT", "REAR")
 OBJECT_TYPES = (None, "VEHICLE", "PEDESTRIAN", "SIGN", "CYCLIST")
+ALL_CAMERAS = tuple(camera for camera in CAMERAS if camera)
+
+
+def camera_named(number: int) -> str | None:
+    """Return the camera with this number in `CAMERAS`, None where there is none."""
+    return CAMERAS[number] if 0 < number < len(CAMERAS) else None
 
 
 class FrameError(ValueError):

@@ -18,6 +18,7 @@ from datalake.sources.frame import (
     Label2D,
     Label3D,
     LaserCalibration,
+    camera_named,
 )
 from datalake.sources.image import check_image, image_sizes, projected_inside
 from datalake.sources.label import check_label_2d, check_label_3d, synced_box
@@ -155,7 +156,7 @@ def _by_camera(rows: Sequence[Row], what: str, component: str, faults: list[Faul
     found: dict[str, Row] = {}
     for row in rows:
         number = row.key("camera_name") or 0
-        camera = CAMERAS[number] if 0 < number < len(CAMERAS) else None
+        camera = camera_named(number)
         if camera is None:
             text = f"the {what} of the unknown camera {number} is left out"
             faults.append(Fault("image", "FrameError", text, component))
@@ -177,7 +178,7 @@ def _read_labels_2d(
     }
     for row in rows.get("camera_box", []):
         number = row.key("camera_name") or 0
-        camera = CAMERAS[number] if 0 < number < len(CAMERAS) else None
+        camera = camera_named(number)
         if camera is None:
             text = f"a 2D label belongs to the unknown camera {number}"
             faults.append(Fault("label", "FrameError", text, "camera_box"))
@@ -222,7 +223,7 @@ def _read_labels_3d(rows: dict[str, list[Row]], faults: list[Fault]) -> tuple[La
             acceleration_x_mps2=row.value("acceleration.x"),
             acceleration_y_mps2=row.value("acceleration.y"),
             acceleration_z_mps2=row.value("acceleration.z"),
-            most_visible_camera=CAMERAS[number] if 0 < number < len(CAMERAS) else None,
+            most_visible_camera=camera_named(number),
             camera_synced_box=None if seen is None else synced_box(_box_3d(seen, "camera_synced_box")),
         )
         if label is not None:

@@ -9,9 +9,18 @@ from dataclasses import dataclass, replace
 
 from datalake.commit import LakeError
 from datalake.place import file_system
-from datalake.sources.frame import CAMERAS, OBJECT_TYPES, Fault, FrameError
+from datalake.sources.frame import ALL_CAMERAS, Fault, FrameError
 from datalake.sources.segment_name import check_segment_name
-from datalake.sources.source import BadRecord, FrameRead, RecordRef, SegmentError, SegmentPlan, SourceIndex, Timed
+from datalake.sources.source import (
+    BadRecord,
+    FrameRead,
+    RecordRef,
+    SegmentError,
+    SegmentPlan,
+    SourceIndex,
+    Timed,
+    check_size,
+)
 from datalake.sources.waymo_v2.component import COMPONENTS, FRAME_COMPONENTS, Component, component_of
 from datalake.sources.waymo_v2.component_file import ComponentFile
 from datalake.sources.waymo_v2.parse import SegmentInfo, read_frame, read_segment
@@ -24,8 +33,7 @@ class WaymoV2:
     """The `Source` of the Parquet components of Waymo perception 2.x."""
 
     name: str = "waymo_v2"
-    cameras: tuple[str, ...] = tuple(camera for camera in CAMERAS if camera)
-    classes: tuple[str, ...] = tuple(kind for kind in OBJECT_TYPES if kind)
+    cameras: tuple[str, ...] = ALL_CAMERAS
 
     def reads(self, uri: str) -> bool:
         """Return whether the file is called as Parquet files are."""
@@ -86,15 +94,16 @@ class WaymoV2:
 
     def frames(self, plan: SegmentPlan, cameras: frozenset[str], timed: Timed) -> Iterator[FrameRead]:
         """Yield each frame, from the rows of all components at its time."""
-        sizes = {source.uri: source.bytes for source in plan.sources}
-        size = sum(sizes.values()) // max(1, len(plan.records))
+        size = sum(source.bytes for source in plan.sources) // max(1, len(plan.records))
         with ExitStack() as stack:
             with timed("read"):
                 files = {
                     component.folder: stack.enter_context(ComponentFile(uri, component))
                     for uri, component in _files(plan)
                 }
-                _check_sizes(files, sizes)
+                sources = {source.uri: source for source in plan.sources}
+                for file in files.values():
+                    check_size(sources[file.uri], file.size)
                 segment = _read_segment(plan, files)
             of_frames = {name: file for name, file in files.items() if file.component.of_frame}
             # What belongs to no frame is told once, with the first.
@@ -121,15 +130,6 @@ def _files(plan: SegmentPlan) -> Iterator[tuple[str, Component]]:
         if (other := seen.setdefault(component.folder, source.uri)) != source.uri:
             raise SegmentError(f"{other} and {source.uri} both are its {component.folder}; name one of them")
         yield source.uri, component
-
-
-def _check_sizes(files: dict[str, ComponentFile], sizes: dict[str, int]) -> None:
-    for file in files.values():
-        if file.size != sizes[file.uri]:
-            raise SegmentError(
-                f"{file.uri} has {file.size} bytes, and had {sizes[file.uri]} when it was indexed:"
-                " somebody is writing it; run the same command again when it is complete"
-            )
 
 
 def _read_segment(plan: SegmentPlan, files: dict[str, ComponentFile]) -> SegmentInfo:
