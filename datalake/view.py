@@ -115,7 +115,7 @@ def _import_rerun() -> ModuleType:
         import rerun
     except ModuleNotFoundError as error:
         raise LakeError(
-            f"a recording needs rerun-sdk, which is not installed ({error.name}): pip install 'classroomnet[view]'"
+            f"a recording needs rerun-sdk, which is not installed ({error.name}): pip install -e '.[view]'"
         ) from error
     # Otherwise what it cannot read is left out of the recording with a warning.
     rerun.set_strict_mode(True)

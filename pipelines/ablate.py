@@ -38,6 +38,7 @@ from datalake.children import process_pool
 from datalake.cli import run_command
 from datalake.limits import check_range
 from pipelines.data import check_disjoint_splits, check_no_leakage
+from pipelines.detector_teachers import prepare_detectors
 from pipelines.device import device_of
 from pipelines.image_size import find_image_size
 from pipelines.option_ranges import check_options
@@ -296,6 +297,8 @@ def opened(study: AblateConfig, console: Console) -> AblateConfig:
         for name, url in study.train.map_teachers.items():
             replace(cached, split=split).open(name, url)
     size = find_image_size(study.train.image_size, lake, study.train.cameras, console)
+    evaluated = frozenset(commit.segment for commit in lake.in_split(study.eval_split))
+    prepare_detectors(study.train.detectors, study.train.student, size, lake, evaluated, console)
     return replace(study, train=replace(study.train, snapshot=lake.snapshot, image_size=size))
 
 

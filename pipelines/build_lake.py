@@ -20,11 +20,11 @@ from datalake.build import ALL_CAMERAS, BuildConfig
 from datalake.cli import run_command
 from datalake.commit import LakeError
 from datalake.fanout import BuildReport, build_lake
-from datalake.limits import check_range
 from datalake.process_tasks import run_in_processes
 from datalake.ray_tasks import run_on_ray
 from datalake.schema import PointMode
 from pipelines.cluster import cluster
+from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.progress import ProgressBar
 
@@ -63,8 +63,7 @@ def run(config: BuildLakeConfig, console: Console) -> int:
         raise LakeError(
             f"--cameras: unknown {', '.join(unknown) or '(none)'}; expected some of {', '.join(ALL_CAMERAS)}"
         )
-    check_range("--max-quarantined", config.max_quarantined, 0, 1)
-    check_range("--grace-hours", config.grace_hours, 0)
+    check_options(config)
     started = time.monotonic()
     settings = BuildConfig(
         split=config.split,

@@ -34,7 +34,6 @@ from datalake.derived_table import derived_commits_folders, list_derived_tables
 from datalake.fanout import BuildReport, build_lake
 from datalake.info import print_info
 from datalake.lake import Lake, open_lake
-from datalake.limits import check_range
 from datalake.process_tasks import run_in_processes
 from datalake.ray_tasks import run_on_ray
 from datalake.show import save_frame
@@ -43,6 +42,7 @@ from datalake.verify import verify
 from pipelines import cache_targets, evaluate, train, train_teachers
 from pipelines.build_lake import summary
 from pipelines.cluster import cluster
+from pipelines.option_ranges import check_options
 from pipelines.paths import cluster_address
 from pipelines.progress import ProgressBar
 from pipelines.train_config import TrainConfig
@@ -102,16 +102,7 @@ def run(config: DemoConfig, console: Console) -> int:
     """Run every step and return the exit status: 0 only if every segment is committed and verified."""
     if re.match(r"[a-z0-9+]+:/", str(config.out)):
         raise LakeError(f"--out {config.out}: trainings keep files of their own in a local folder; --store takes a URL")
-    for option, count in (
-        ("--teach-segments", config.teach_segments),
-        ("--train-segments", config.train_segments),
-        ("--val-segments", config.val_segments),
-        ("--frames", config.frames),
-        ("--lidar-steps", config.lidar_steps),
-        ("--mask-steps", config.mask_steps),
-        ("--student-steps", config.student_steps),
-    ):
-        check_range(option, count, 1)
+    check_options(config)
     config = replace(config, out=config.out.expanduser())
     started = time.monotonic()
     lake_url = f"{config.place}/lake"

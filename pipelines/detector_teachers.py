@@ -66,13 +66,13 @@ def prepare_detectors(
     student: StudentConfig,
     image_size: tuple[int, int],
     lake: Lake,
-    unlabelled_segments: frozenset[str],
+    hidden_segments: frozenset[str],
     console: Console,
 ) -> dict[str, DetectorTeacher]:
     """Return the detectors in these folders by the teachers' names, and say what each of them learned from.
 
     image_size: width and height of the student's images in pixels
-    unlabelled_segments: of the lake, whose labels the student does not have
+    hidden_segments: of the lake, whose labels the student must not know: it sees them without, or is evaluated on them
 
     Raises TeacherError or StudentError for a detector that cannot teach this student, or would pass on such labels.
     """
@@ -82,11 +82,11 @@ def prepare_detectors(
         config = detectors[name].config
         _check_fit(name, config, student, image_size)
         if card is not None:
-            learned = _check_card(name, card, unlabelled_segments)
+            learned = _check_card(name, card, hidden_segments)
         elif checkpoint is None:
             learned = "exported, so nobody can tell whose labels it has seen"
         else:
-            learned = _check_labels(name, checkpoint, lake, unlabelled_segments)
+            learned = _check_labels(name, checkpoint, lake, hidden_segments)
             if (seen := checkpoint.fingerprint.get("image_size")) not in (None, str(image_size)):
                 learned += f"; it learned from images of {seen} pixels, not {image_size}"
         console.print(f"teacher {name}: a detector of width {config.width}, {learned}", soft_wrap=True, highlight=False)
@@ -100,8 +100,8 @@ def _check_fit(name: str, detector: PyramidShape, student: StudentConfig, image_
     if (detector.stride, detector.levels) != (student.stride, student.levels):
         raise TeacherError(
             f"teacher {name}: a detector of {detector.levels} levels from stride {detector.stride} on cannot teach a"
-            f" student of {student.levels} from stride {student.stride} on; train it with the student's --preset and"
-            " --stride"
+            f" student of {student.levels} from stride {student.stride} on; train it with the student's"
+            " --student.trunk (train_teachers.py: --detector.student.trunk)"
         )
     width, height = image_size
     try:
@@ -110,7 +110,7 @@ def _check_fit(name: str, detector: PyramidShape, student: StudentConfig, image_
         raise StudentError(f"teacher {name}: {error}") from error
 
 
-def _check_labels(name: str, checkpoint: Checkpoint, lake: Lake, unlabelled_segments: frozenset[str]) -> str:
+def _check_labels(name: str, checkpoint: Checkpoint, lake: Lake, hidden_segments: frozenset[str]) -> str:
     """Return what the detector learned from.
 
     Raises TeacherError where it learned from labels that the student does not have: it would pass them on.
@@ -138,18 +138,18 @@ def _check_labels(name: str, checkpoint: Checkpoint, lake: Lake, unlabelled_segm
             return f"{step:,} steps; whose labels it has seen is not known: {error}"
         seen = _labelled(lake, split, fraction, seed)
         where = f"split {split}, taken for this lake's, since its own cannot be read ({error})"
-    _check_leakage(name, seen, unlabelled_segments)
+    _check_leakage(name, seen, hidden_segments)
     learned = f"{step:,} steps with the labels of {len(seen):,} segments of {where}"
     if teachers := known.get("teachers"):
         learned += f"; whose labels its own teachers have seen is not known: {teachers}"
     return learned
 
 
-def _check_card(name: str, card: TeacherCard, unlabelled_segments: frozenset[str]) -> str:
+def _check_card(name: str, card: TeacherCard, hidden_segments: frozenset[str]) -> str:
     """Return what a detector with a card learned from; raises TeacherError as `_check_labels` does."""
     if card.data is None:
         return "imported, so nobody can tell whose labels it has seen"
-    _check_leakage(name, card.data.all_segments, unlabelled_segments)
+    _check_leakage(name, card.data.all_segments, hidden_segments)
     return (
         f"AP50 {card.metrics['AP50']:.3f} on frames that it was not trained on, {card.metrics['training/steps']:,.0f}"
         f" steps with the labels of {len(card.data.all_segments):,} segments of {', '.join(card.data.segments)} of"
@@ -157,12 +157,11 @@ def _check_card(name: str, card: TeacherCard, unlabelled_segments: frozenset[str
     )
 
 
-def _check_leakage(name: str, seen: frozenset[str], unlabelled_segments: frozenset[str]) -> None:
-    if shared := sorted(seen & unlabelled_segments):
+def _check_leakage(name: str, seen: frozenset[str], hidden_segments: frozenset[str]) -> None:
+    if shared := sorted(seen & hidden_segments):
         raise TeacherError(
-            f"teacher {name} has learned from the labels of {len(shared)} segments that the student has without labels,"
-            f" e.g. {shared[0]}: it would pass them on; train it with the student's --labelled-fraction, or on another"
-            " split"
+            f"teacher {name} has learned from the labels of {len(shared)} segments that the student must not know, e.g."
+            f" {shared[0]}: it would pass them on; train it with the student's --labelled-fraction, or on another split"
         )
 
 

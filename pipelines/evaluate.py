@@ -53,7 +53,7 @@ from teachers.load import needs_points
 from teachers.loading import CachedTargets, is_detector, open_pool, parse_cached, parse_teachers, read_cards
 from teachers.pool import LocalPool
 from training.checkpoint import Checkpoint
-from training.metrics_log import HISTORY_FILE
+from training.metrics_log import read_history
 from training.precision import uses_bfloat16
 from training.run_dir import RunDir
 from training.versions import installed_versions
@@ -191,7 +191,7 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
         result=result,
         metrics={**result.metrics, **exported},
         settings=_settings(checkpoint, named, how),
-        history=_history(RunDir(checkpoint_url), checkpoint.step),
+        history=[row for row in read_history(RunDir(checkpoint_url)) if row["step"] < checkpoint.step],
         class_names={name: card.class_names for name, card in cards.items() if card.kind == "classification"},
         undistilled=frozenset(name for name in named if _learned_from(checkpoint, name) is None),
     )
@@ -247,10 +247,6 @@ def _check(
     console: Console,
 ) -> None:
     """Raise where the student cannot be evaluated as configured, or the metrics would mean nothing."""
-    if config.batch < 1:
-        raise StudentError(f"--batch {config.batch}: expected at least 1")
-    if config.samples is not None and config.samples < 1:
-        raise StudentError(f"--samples {config.samples}: expected at least 1")
     branches = [spec.name for spec in student.config.branches]
     for name, card in cards.items():
         if name not in branches:
@@ -314,12 +310,6 @@ def _cell_means(config: EvaluateConfig, frames: Frames, pool: LocalPool, tell: T
         done += len(batch)
         tell("mean", done, samples, "samples")
     return {name: mean.values() for name, mean in means.items()}
-
-
-def _history(folder: RunDir, steps: int) -> list[dict[str, float]]:
-    """Return the log of the steps that the checkpoint has done; a run that goes on has logged more, if half a line."""
-    lines = (folder.read(HISTORY_FILE) or b"").decode().split("\n")[:-1]
-    return [row for row in map(json.loads, lines) if row["step"] < steps]
 
 
 def _settings(checkpoint: Checkpoint, named: Mapping[str, str], how: Mapping[str, Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from datalake.lake import Lake
 from pipelines.data import Frames, read_boxes
 from student.anchors import FINDABLE_PX
 from student.config import StudentError
-from training.checkpoint import load_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint
 from training.run_dir import RunDir
 
 # Width and height in pixels, or what `choose_image_size` makes of the lake.
@@ -50,14 +50,21 @@ def find_image_size(
     if asked != "auto":
         return asked
     if run is not None and (checkpoint := load_checkpoint(RunDir(run))) is not None:
-        recorded = checkpoint.fingerprint.get("image_size")
-        if isinstance(recorded, str):
-            width, height = ast.literal_eval(recorded)
-            console.print(f"image size {width} x {height}, with which the run began", highlight=False)
-            return width, height
+        if (recorded := trained_image_size(checkpoint)) is not None:
+            console.print(f"image size {recorded[0]} x {recorded[1]}, with which the run began", highlight=False)
+            return recorded
     size, told = choose_image_size(lake, cameras)
     console.print(told, soft_wrap=True, highlight=False)
     return size
+
+
+def trained_image_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
+    """Return width and height of the images that a run is trained on, None where its checkpoint does not say."""
+    try:
+        width, height = ast.literal_eval(str(checkpoint.fingerprint.get("image_size")))
+    except (ValueError, TypeError, SyntaxError):
+        return None
+    return int(width), int(height)
 
 
 def choose_image_size(lake: Lake, cameras: Sequence[str]) -> tuple[tuple[int, int], str]:

@@ -145,7 +145,7 @@ def run(command: Spvnas | MaskRcnn | Detector, console: Console) -> int:
 
 def main() -> None:
     """Run from the command line."""
-    run_command("import", Command, run, __doc__)
+    run_command("import_teacher", Command, run, __doc__)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -14,7 +13,7 @@ from datalake.layers import ImageLayers, LayersOf
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
 from pipelines.device import device_of
-from pipelines.image_size import find_image_size
+from pipelines.image_size import find_image_size, trained_image_size
 from pipelines.paths import absolute
 from pipelines.train_config import TrainConfig
 from student.checkpoint import read_student
@@ -45,11 +44,8 @@ def model_layers(run: str | None, teachers: Sequence[str], split: str) -> Layers
     student, trained_size = None, None
     if run is not None:
         student, checkpoint = read_student(absolute(run))
-        trained = checkpoint.fingerprint.get("image_size")
-        if trained is None:
+        if (trained_size := trained_image_size(checkpoint)) is None:
             raise StudentError(f"{run}: the checkpoint does not say for which image size the student was trained")
-        width, height = ast.literal_eval(str(trained))
-        trained_size = (int(width), int(height))
     config = TrainConfig(lake="", out="").student if student is None else student.config
 
     @torch.no_grad()

@@ -111,7 +111,8 @@ def build_objective(plan: TrainPlan) -> DetectionObjective:
     if config.student.trunk_weights is not None:
         load_trunk(student, config.student.trunk_weights, config.out)
     if config.init is not None:
-        load_pretrained(student, config.init, config.out)
+        assert plan.init_sha256 is not None
+        load_pretrained(student, config.init, config.out, plan.init_sha256)
     if config.recompute_activations:
         recompute_activations(student)
     methods = {name: DISTILLATION_METHODS[name].build(plan) for name in plan.methods}

@@ -15,7 +15,7 @@ from pipelines.data import Frames, labelled_segments, unlabelled_per_batch
 from pipelines.detector_teachers import read_detector
 from pipelines.image_size import ImageSize, fixed
 from pipelines.paths import absolute
-from pipelines.trunk_weights import pretrained_sha256
+from pipelines.trunk_weights import pretrained_sha256, weights_sha256
 from student.augmentation import Augmentation
 from student.config import StudentConfig, StudentError
 from student.distillation.controls import Targets
@@ -35,7 +35,6 @@ from training.fingerprint import Plain, flatten
 from training.loop import LoopConfig
 from training.optimizer import OptimizerConfig
 from training.precision import uses_bfloat16
-from training.weights_file import read_weights
 
 if TYPE_CHECKING:
     from pipelines.train_setup import TrainPlan
@@ -112,11 +111,12 @@ class TrainConfig:
     lake: str
     # The checkpoint and the logs go here: a local folder or any fsspec URL.
     out: str
-    # Teachers as NAME=FOLDER, or none alone. For each that has a card the student has a branch; the folder of a run, or
-    # of an exported student, is a detector teacher, which has none.
+    # Teachers as NAME=FOLDER, or none alone. For each that answers with maps (spvcnn, mask_rcnn) the student has a
+    # branch. A detector teacher, which has none, is what `train_teachers.py --teacher detector` and `import_teacher.py
+    # detector` write, the folder of a run, or of an exported student.
     teachers: tuple[str, ...] = ("none",)
     # Distillation methods by which the student learns from its teachers; by default imitation where there are teachers
-    # with cards. Or none alone: the branches stay, but no teacher is asked.
+    # that answer with maps. Or none alone: the branches stay, but no teacher is asked.
     distill: tuple[Method, ...] = ("imitation",)
     # The targets that the methods get. Controls: `shuffled` gives each image the targets of another, `random` draws
     # them.
@@ -238,7 +238,9 @@ class TrainConfig:
             if DISTILLATION_METHODS[name].learns_from == "detectors" and not detectors:
                 raise StudentError(f"--distill {name}: expected a detector to learn from, as --teachers NAME=RUN")
             if DISTILLATION_METHODS[name].learns_from == "maps" and not maps:
-                raise StudentError(f"--distill {name}: expected a teacher with a card to learn from; leave {name} out")
+                raise StudentError(
+                    f"--distill {name}: expected a teacher that answers with maps, such as spvcnn; leave {name} out"
+                )
         if (heard := detectors.keys() - set(self.mute)) and not _learn_from("detectors", methods):
             learning = ", ".join(_learn_from("detectors", DISTILLATION_METHODS))
             raise StudentError(
@@ -249,7 +251,7 @@ class TrainConfig:
 
     @property
     def map_teachers(self) -> dict[str, str]:
-        """Name -> folder of the teachers with cards, for each of which the student has a branch."""
+        """Name -> folder of the teachers that answer with maps, for each of which the student has a branch."""
         named = parse_teachers(self.teachers)
         return {name: absolute(url) for name, url in named.items() if not is_detector(absolute(url))}
 
@@ -261,7 +263,7 @@ class TrainConfig:
 
     @property
     def active_teachers(self) -> dict[str, str]:
-        """Name -> folder of the teachers with cards who are asked."""
+        """Name -> folder of those of them who are asked."""
         if not _learn_from("maps", self.methods):
             return {}
         return {name: url for name, url in self.map_teachers.items() if name not in self.mute}
@@ -362,10 +364,9 @@ def read_preset(arguments: Sequence[str], flag: str = "--preset") -> tuple[list[
 def run_fingerprint(config: TrainConfig, device: torch.device) -> dict[str, Plain]:
     """Return what decides about a run's result, as its checkpoint has it."""
     identity = config.identity(config.open_lake(config.snapshot))
-    weights = config.located.student.trunk_weights
-    sha256 = None if weights is None else read_weights(weights).sha256
+    located = config.located
     return {
         **identity,
-        "student.trunk_weights_sha256": sha256,
+        "student.trunk_weights_sha256": weights_sha256(located.student.trunk_weights, located.out),
         "bfloat16": uses_bfloat16(config.loop.precision, device),
     }

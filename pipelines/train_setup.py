@@ -37,7 +37,8 @@ _TOLD = ("accuracy", "mIoU")
 class TrainPlan:
     """All that a worker needs to know, computed once before the first step.
 
-    teachers: name -> folder of those with cards who are asked
+    init_sha256: of the pre-trained trunk that the student starts from
+    teachers: name -> folder of those that answer with maps and are asked
     detectors: the detectors who are asked, by their names
     methods: names of the distillation methods that are on
     class_weights: of each teacher of classes
@@ -47,6 +48,7 @@ class TrainPlan:
     config: TrainConfig
     snapshot: int
     student: StudentConfig
+    init_sha256: str | None
     teachers: dict[str, str]
     detectors: dict[str, DetectorTeacher]
     methods: tuple[str, ...]
@@ -66,8 +68,7 @@ def prepare_training(
     """
     config = config.located
     student = prepare_trunk(config.student, config.out, console)
-    if config.init is not None:
-        check_pretrained(config.init, student, config.out, console)
+    init_sha256 = None if config.init is None else check_pretrained(config.init, student, config.out, console)
     lake = config.open_lake(config.snapshot)
     size = find_image_size(config.image_size, lake, config.cameras, console, run=config.out)
     config = replace(config, image_size=size)
@@ -102,6 +103,7 @@ def prepare_training(
         config=config,
         snapshot=lake.snapshot,
         student=student,
+        init_sha256=init_sha256,
         teachers=config.active_teachers,
         detectors=detectors,
         methods=config.methods,

@@ -39,7 +39,6 @@ from teachers.mask_rcnn.train import MaskRcnnTrainConfig, train_mask_rcnn
 from teachers.spvnas.train import SpvcnnTrainConfig, train_spvcnn
 from teachers.training import RunContext, TeacherData
 from training.distributed import Distributed
-from training.errors import TrainingError
 from training.run_lock import run_lock
 
 TeacherName = Literal["spvcnn", "mask_rcnn", "detector"]
@@ -90,20 +89,20 @@ def run(config: TrainTeachersConfig, console: Console) -> int:
         return _run_detector(config, lake, f"{out}/detector", console)
     for name in (config.teacher,) if config.teacher else ("spvcnn", "mask_rcnn"):
         size = find_image_size(config.image_size, lake, config.cameras, console, run=f"{out}/{name}")
-        config = with_whole_images(replace(config, image_size=size))
+        sized = with_whole_images(replace(config, image_size=size))
         with run_lock(f"{out}/{name}"), ProgressBar(console) as bar:
-            data = teacher_data(lake, config, points=name == "spvcnn", progress=bar.update)
+            data = teacher_data(lake, sized, points=name == "spvcnn", progress=bar.update)
             context = RunContext(
                 folder=f"{out}/{name}",
                 seed=config.seed,
-                fingerprint=_fingerprint(config, lake),
+                fingerprint=_fingerprint(sized, lake),
                 progress=bar.update,
                 distributed=Distributed(device=device_of(config.device)),
             )
             if name == "spvcnn":
-                card, confusion = train_spvcnn(config.spvcnn, data, context)
+                card, confusion = train_spvcnn(sized.spvcnn, data, context)
             else:
-                card, confusion = train_mask_rcnn(config.mask_rcnn, data, context)
+                card, confusion = train_mask_rcnn(sized.mask_rcnn, data, context)
         console.print(summary(card, confusion))
         console.print(context.folder, soft_wrap=True, highlight=False)
     return 0
@@ -138,7 +137,7 @@ def _run_detector(config: TrainTeachersConfig, lake: Lake, out: str, console: Co
 def teacher_data(
     lake: Lake, config: TrainTeachersConfig, *, points: bool, progress: Callable[[str, int, int, str], None]
 ) -> TeacherData:
-    """Return the samples to train and to evaluate on. Raises LakeError or TrainingError where the splits do not fit.
+    """Return the samples to train and to evaluate on. Raises LakeError where the splits do not fit.
 
     points: read what the lidar teacher needs; otherwise what the mask teacher needs
     progress: called with the stage, samples evaluated and samples in all, and their name
@@ -172,12 +171,7 @@ def teacher_data(
             yield sample
             progress("evaluate", number, total, "samples")
 
-    segments = {split: {c.segment for c in lake.in_split(split)} for split in (config.train_split, config.eval_split)}
-    if shared := sorted(segments[config.train_split] & segments[config.eval_split]):
-        raise TrainingError(
-            f"segment {shared[0]} and {len(shared) - 1} more are in both splits, {config.train_split} and"
-            f" {config.eval_split}: metrics on frames that were trained on mean nothing; name other splits"
-        )
+    check_disjoint_splits(lake, config.train_split, config.eval_split)
     # Both are checked now: a missing camera must not be found out after the training.
     evaluated = stream(config.eval_split, start=0, epochs=1).epoch_samples
     return TeacherData(
@@ -187,7 +181,7 @@ def teacher_data(
         data=TrainingData(
             lake=lake.store.url,
             snapshot=lake.snapshot,
-            segments={config.train_split: tuple(sorted(segments[config.train_split]))},
+            segments={config.train_split: tuple(sorted({c.segment for c in lake.in_split(config.train_split)}))},
             image_size=fixed(config.image_size),
         ),
     )

@@ -55,11 +55,8 @@ def prepare_trunk(student: StudentConfig, out: str, console: Console) -> Student
         return student
     try:
         weights = read_weights(url)
-    except FileNotFoundError as error:
-        checkpoint = load_checkpoint(RunDir(out))
-        sha256 = None if checkpoint is None else StudentConfig.from_json(checkpoint.config).trunk_weights_sha256
-        if sha256 is None:
-            raise StudentError(f"--student.trunk-weights {url}: no such file") from error
+    except FileNotFoundError:
+        sha256 = _recorded_sha256(url, out)
         console.print(
             f"trunk {student.trunk}: {url} is gone; the run goes on with what it has made of the weights {sha256}",
             soft_wrap=True,
@@ -74,6 +71,27 @@ def prepare_trunk(student: StudentConfig, out: str, console: Console) -> Student
         highlight=False,
     )
     return replace(student, trunk_weights_sha256=weights.sha256)
+
+
+def weights_sha256(url: str | None, out: str) -> str | None:
+    """Return the checksum of a file of weights, or that which the run in `out` began with where it is gone.
+
+    Raises StudentError where neither is there.
+    """
+    if url is None:
+        return None
+    try:
+        return read_weights(url).sha256
+    except FileNotFoundError:
+        return _recorded_sha256(url, out)
+
+
+def _recorded_sha256(url: str, out: str) -> str:
+    checkpoint = load_checkpoint(RunDir(out))
+    sha256 = None if checkpoint is None else StudentConfig.from_json(checkpoint.config).trunk_weights_sha256
+    if sha256 is None:
+        raise StudentError(f"--student.trunk-weights {url}: no such file")
+    return sha256
 
 
 def load_trunk(student: Student, url: str, out: str) -> None:
@@ -115,9 +133,11 @@ def pretrained_sha256(url: str | None, out: str) -> str | None:
 
     Where the pre-training run is gone, the checkpoint in `out` knows. Raises StudentError where neither is there.
     """
-    if url is None:
-        return None
-    if (pretrained := read_pretrained(url)) is not None:
+    return None if url is None else _init_sha256(url, read_pretrained(url), out)
+
+
+def _init_sha256(url: str, pretrained: PretrainedTrunk | None, out: str) -> str:
+    if pretrained is not None:
         return pretrained.sha256
     checkpoint = load_checkpoint(RunDir(out))
     recorded = None if checkpoint is None else checkpoint.fingerprint.get("init")
@@ -128,30 +148,36 @@ def pretrained_sha256(url: str | None, out: str) -> str | None:
     return recorded
 
 
-def check_pretrained(url: str, student: StudentConfig, out: str, console: Console) -> None:
-    """Say which trunk the student starts from; raises StudentError where it is another than the student's."""
-    sha256 = pretrained_sha256(url, out)
+def check_pretrained(url: str, student: StudentConfig, out: str, console: Console) -> str:
+    """Say which trunk the student starts from, and return its checksum.
+
+    Raises StudentError where it is another than the student's.
+    """
     if student.trunk_weights is not None:
         raise StudentError(f"--init {url}: the trunk has --student.trunk-weights already; leave one of them out")
-    if (pretrained := read_pretrained(url)) is None:
+    pretrained = read_pretrained(url)
+    sha256 = _init_sha256(url, pretrained, out)
+    if pretrained is None:
         told = f"{url} is gone; the run goes on with what it has made of the trunk {sha256}"
     else:
         _check_same_trunk(url, pretrained, student)
         told = f"pre-trained in {url}, sha256 {sha256}"
     console.print(f"trunk {student.trunk}: {told}", soft_wrap=True, highlight=False)
+    return sha256
 
 
-def load_pretrained(student: Student, url: str, out: str) -> None:
+def load_pretrained(student: Student, url: str, out: str, sha256: str) -> None:
     """Give a student's trunk the weights of a pre-training run, unless the run in `out` has a checkpoint already.
 
-    Raises StudentError where they are another trunk's.
+    sha256: of the trunk, as it was when the training was prepared
+
+    Raises StudentError where they are another trunk's, or have changed since.
     """
     if RunDir(out).exists(CHECKPOINT_FILE):
         return
-    pretrained_sha256(url, out)
     pretrained = read_pretrained(url)
-    assert pretrained is not None
-    _check_same_trunk(url, pretrained, student.config)
+    if pretrained is None or pretrained.sha256 != sha256:
+        raise StudentError(f"--init {url}: the trunk has changed since the training began; wait for its run to end")
     student.backbone.trunk.load_state_dict(pretrained.state)
 
 

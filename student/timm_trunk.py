@@ -138,9 +138,7 @@ def _timm() -> ModuleType:
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise StudentError(
-            "trunk timm:…: the package timm is not installed: pip install 'classroomnet[timm]'"
-        ) from error
+        raise StudentError("trunk timm:…: the package timm is not installed: pip install -e '.[timm]'") from error
     module: ModuleType = timm
     return module
 

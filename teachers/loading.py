@@ -79,9 +79,7 @@ def read_cards(teachers: dict[str, str]) -> dict[str, TeacherCard]:
     """
     for name, url in teachers.items():
         if is_detector(url):
-            raise TeacherError(
-                f"{name}={url}: a detector, which no branch imitates; only train.py and evaluate.py ask it"
-            )
+            raise TeacherError(f"{name}={url}: a detector, which no branch imitates; leave it out")
     return {name: read_card(url) for name, url in teachers.items()}
 
 

@@ -1,1 +1,1 @@
-"""The engine that trains everything: student, teachers and, later, pre-training."""
+"""The engine that trains everything: student, teachers and pre-training."""

@@ -38,8 +38,8 @@ def shorter_sides(boxes: Tensor) -> Tensor:
 
 def encode_boxes(boxes: Tensor, references: Tensor, weights: Weights) -> Tensor:
     """Return deltas [..., 4] that lead from references [..., 4] to boxes [..., 4] (Girshick et al. 2014, C)."""
-    x, y, width, height = _centerd(boxes)
-    x_from, y_from, width_from, height_from = _centerd(references)
+    x, y, width, height = _center_form(boxes)
+    x_from, y_from, width_from, height_from = _center_form(references)
     return torch.stack(
         [
             weights[0] * (x - x_from) / width_from,
@@ -53,7 +53,7 @@ def encode_boxes(boxes: Tensor, references: Tensor, weights: Weights) -> Tensor:
 
 def decode_boxes(deltas: Tensor, references: Tensor, weights: Weights) -> Tensor:
     """Return the boxes [..., 4] that deltas [..., 4] lead to from references [..., 4]; these broadcast."""
-    x_from, y_from, width_from, height_from = _centerd(references)
+    x_from, y_from, width_from, height_from = _center_form(references)
     dx, dy, dw, dh = (delta / weight for delta, weight in zip(deltas.unbind(-1), weights, strict=True))
     x, y = dx * width_from + x_from, dy * height_from + y_from
     half_width = 0.5 * (dw.clamp(max=_MOST_GROWTH).exp() * width_from)
@@ -61,7 +61,7 @@ def decode_boxes(deltas: Tensor, references: Tensor, weights: Weights) -> Tensor
     return torch.stack([x - half_width, y - half_height, x + half_width, y + half_height], -1)
 
 
-def _centerd(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _center_form(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return center x, center y, width and height [...] of boxes [..., 4]."""
     x0, y0, x1, y1 = boxes.unbind(-1)
     width, height = x1 - x0, y1 - y0

@@ -75,9 +75,9 @@ class MetricsLog:
 
 
 def read_history(run_dir: RunDir) -> list[dict[str, float]]:
-    """Return the metrics of a run's steps, oldest first; [] where it has logged nothing."""
+    """Return the metrics of a run's steps, oldest first, without a half-written line; [] where there are none."""
     content = run_dir.read(HISTORY_FILE) or b""
-    return [json.loads(line) for line in content.decode().splitlines()]
+    return [json.loads(line) for line in content.decode().split("\n")[:-1]]
 
 
 class _History:

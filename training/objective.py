@@ -78,7 +78,7 @@ class Objective(nn.Module):
 
     @abstractmethod
     def product(self) -> nn.Module:
-        """Return what the training is for: all that evaluation and export ever see."""
+        """Return what the training is for: the part of a checkpoint that evaluation and export read."""
 
     @abstractmethod
     def config(self) -> str:

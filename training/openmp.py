@@ -2,8 +2,8 @@
 
 By default libgomp's threads spin for some milliseconds before they sleep. Where another process holds a core, the
 thread that all wait for may be the one that does not run, and those that spin keep it from running. A shorter time
-costs 3 to 4 % on quiet cores and gains a student 5 % on busy ones (benchmarks/busy_cores.md). Processes that are started
-inherit it. Ray's workers compute on one thread, which waits for none.
+costs 3 to 4 % on quiet cores and gains a student 5 % on busy ones (benchmarks/busy_cores.md). Processes that are
+started inherit it.
 """
 
 from __future__ import annotations

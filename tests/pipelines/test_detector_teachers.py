@@ -102,7 +102,7 @@ def test_a_damaged_export_is_named(tmp_path: Path) -> None:
 
 
 def test_who_asks_for_maps_is_told_that_a_detector_has_none(drive_lake: Lake, tmp_path: Path) -> None:
-    with pytest.raises(TeacherError, match=rf"big={tmp_path}: a detector, which no branch imitates; only train\.py"):
+    with pytest.raises(TeacherError, match=rf"big={tmp_path}: a detector, which no branch imitates; leave it out"):
         read_cards({"big": write_run(tmp_path, run_of(drive_lake))})
 
 

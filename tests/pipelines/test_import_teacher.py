@@ -117,6 +117,6 @@ def test_what_cannot_be_imported_is_said_in_one_line(
 ) -> None:
     assert run(monkeypatch, *(word.format(tmp_path) for word in words)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("import: ")
+    assert line.startswith("import_teacher: ")
     assert message in line
     assert not (tmp_path / "teacher").exists()
