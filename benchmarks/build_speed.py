@@ -29,12 +29,13 @@ from rich.table import Table
 
 from benchmarks.fullsize import SOURCE, write_fullsize_segment
 from datalake.attempt import begin_attempt
-from datalake.build import ALL_CAMERAS, BuildConfig, SegmentReport, build_segment
+from datalake.build import BuildConfig, SegmentReport, build_segment
 from datalake.convert import frame_rows
 from datalake.lake import prepare_lake
 from datalake.plan import plan_segments
 from datalake.schema import TABLES, PointMode
 from datalake.sources.formats import index_source
+from datalake.sources.frame import ALL_CAMERAS
 from datalake.sources.source import SegmentPlan
 from datalake.sources.waymo_v1.matrix import decode_float_matrix, decode_int_matrix
 from datalake.sources.waymo_v1.parse import parse_frame

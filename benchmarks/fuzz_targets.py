@@ -16,7 +16,7 @@ from typing import Any
 
 from datalake import source_list
 from datalake.attempt import Attempt
-from datalake.commit import Commit, DataFile, LakeError, SourceFile, load_json
+from datalake.commit import CAMERA_MARKS, Commit, DataFile, LakeError, SourceFile, load_json
 from datalake.errors import UserError
 from datalake.lake import open_lake
 from datalake.schema import SCHEMA_VERSION, TABLES
@@ -141,7 +141,9 @@ def check_commit(data: bytes) -> None:
     assert commit.frames + commit.points + commit.quarantined >= 0
     assert all(file.bytes + file.rows + len(file.sha256) >= 0 for file in commit.files.values())
     assert all(source.uri + source.version + source.checksum or source.bytes >= 0 for source in commit.sources)
-    assert all(chunk.isdecimal() or not chunk for chunk in commit.chunks)
+    assert all(set(chunk) <= set(CAMERA_MARKS) for chunk in commit.chunks)
+    assert all(isinstance(text, str) for text in (commit.format, *commit.camera_names))
+    assert len(set(commit.camera_names)) == len(commit.camera_names)
     for name in (commit.name, *commit.supersedes, *(commit.file_name(table) for table in commit.files)):
         parts = name.split("/")
         assert not {"", ".", ".."} & set(parts), f"{name!r} points elsewhere"
@@ -169,7 +171,8 @@ def _commit_seeds() -> list[bytes]:
         supersedes=(f"_commits/train/{SEGMENT}.json",),
     )
     first = replace(commit, number=0, supersedes=())
-    return [json.dumps(each.to_json()).encode() for each in (commit, first)]
+    other = replace(first, format="other", camera_names=("LEFT", "MIDDLE", "RIGHT", "BACK"))
+    return [json.dumps(each.to_json()).encode() for each in (commit, first, other)]
 
 
 def check_lake_files(data: bytes) -> None:

@@ -44,13 +44,14 @@ from torchvision.transforms.v2.functional import resize
 
 from benchmarks.fullsize import SOURCE, write_fullsize_segment
 from benchmarks.samples import read_jpegs, records
-from datalake.build import ALL_CAMERAS, BuildConfig, build_segment
+from datalake.build import BuildConfig, build_segment
 from datalake.lake import Lake, open_lake, prepare_lake, publish_snapshot
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.plan import plan_segments
 from datalake.sample import SampleKey
 from datalake.source_list import list_sources
 from datalake.sources.formats import index_source
+from datalake.sources.frame import ALL_CAMERAS
 from datalake.store import Store
 from datalake.synthetic import DriveConfig, write_drives
 

@@ -58,11 +58,14 @@ class Fault:
 
     @staticmethod
     def read(patch: Path) -> Fault:
-        """Return the fault in a file; raises ValueError where it does not begin as all do."""
+        """Return the fault in a file; raises ValueError where it does not begin as all do, or a test is missing."""
         header = _HEADER.match(patch.read_text())
         if header is None:
             raise ValueError(f"{patch}: expected '# what is wrong', '# tests: FILE …', and then the diff")
-        return Fault(patch, header["says"], tuple(header["tests"].split()))
+        tests = tuple(header["tests"].split())
+        if missing := [test for test in tests if not (_ROOT / test.partition("::")[0]).is_file()]:
+            raise ValueError(f"{patch}: there is no {missing[0]}; name the file that the test is in now")
+        return Fault(patch, header["says"], tests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,11 @@ def try_fault(tree: Path, fault: Fault, options: Options) -> Outcome:
 
 def run(options: Options, console: Console) -> int:
     """Try every fault, print a line for each, and return exit status 0 only if all were caught."""
-    faults = [Fault.read(patch) for patch in sorted(_PATCHES.glob("*.patch"))]
+    try:
+        faults = [Fault.read(patch) for patch in sorted(_PATCHES.glob("*.patch"))]
+    except ValueError as error:
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return 2
     if unknown := sorted(set(options.only) - {fault.patch.stem for fault in faults}):
         console.print(f"--only {unknown[0]}: no such patch in {_PATCHES}", soft_wrap=True)
         return 2

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 
-from datalake.build import ALL_CAMERAS, BuildConfig, SegmentReport
+from datalake.build import BuildConfig, SegmentReport
 from datalake.commit import Commit, DataFile, SourceFile
 from datalake.lake import now, write_commit
 from datalake.schema import TABLES
+from datalake.sources.frame import ALL_CAMERAS
 from datalake.sources.source import RecordRef, SegmentPlan, SourceIndex
 from datalake.store import Store
 

@@ -5,7 +5,7 @@
 Each trunk is in a student without teachers, in a process of its own on one thread. Multiply-accumulates are counted of
 a forward pass of one image up to the feature pyramid; a step is forward, backward and optimizer, in float32 on images
 of noise with ten boxes, whose time is the processor's. Memory is the most that the process had beyond what it had
-before the student was built. Prints the table that benchmarks/trunks.md has.
+before the student was built. Prints a row for each trunk and image size.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
+from datalake.cli import run_command
+from datalake.limits import check_range
 from datalake.sample import Objects
 from student.config import StudentConfig
 from student.detector import Student
@@ -53,7 +54,7 @@ class Options:
     # Width and height of the images, two numbers each.
     image_sizes: tuple[tuple[int, int], ...] = ((384, 256), (960, 640))
     batch: int = 2
-    # Of each, of which the first does not count.
+    # Of each, at least two, of which the first does not count.
     steps: int = 3
     # Where the metrics go, as JSON.
     output: Path = Path("out/bench/trunks.json")
@@ -121,6 +122,7 @@ def gmac_of(student: Student, width: int, height: int) -> float:
 
 def run(options: Options, console: Console) -> int:
     """Measure, print the table row by row, and return the exit status 0."""
+    check_range("--steps", options.steps, 2)
     console.print(f"| trunk | image | weights, M (trunk) | GMAC an image | s a step of {options.batch} | GiB |")
     console.print("|---|---|---|---|---|---|")
     costs = {}
@@ -154,4 +156,4 @@ def _most_bytes() -> int:
 
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"
-    sys.exit(run(tyro.cli(Options, description=__doc__), Console()))
+    run_command("trunks", Options, run, __doc__)

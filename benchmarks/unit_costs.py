@@ -24,7 +24,7 @@ from benchmarks.linear import drive, snapshot
 from benchmarks.object_store import RemoteStore, remote_store
 from benchmarks.step_time import labelled_images
 from datalake.attempt import begin_attempt
-from datalake.build import ALL_CAMERAS, BuildConfig, build_segment
+from datalake.build import BuildConfig, build_segment
 from datalake.chunk import SampleOptions
 from datalake.convert import frame_rows
 from datalake.lake import Lake, open_lake, prepare_lake, publish_snapshot
@@ -32,7 +32,7 @@ from datalake.loader import LoaderConfig, SampleStream
 from datalake.plan import plan_segments
 from datalake.schema import TABLES
 from datalake.sources.formats import index_source
-from datalake.sources.frame import Frame
+from datalake.sources.frame import ALL_CAMERAS, Frame
 from datalake.sources.waymo_v1.parse import parse_frame
 from datalake.sources.waymo_v1.source import slot_of
 from datalake.sources.waymo_v1.tfrecord import RecordFile

@@ -18,12 +18,10 @@ from datalake.convert import calibration_rows, frame_rows, map_rows
 from datalake.lake import now, write_commit
 from datalake.schema import CALIBRATION, MAP, QUARANTINE, TABLES, PointMode
 from datalake.sources.formats import source_named
-from datalake.sources.frame import CAMERAS, Fault
+from datalake.sources.frame import ALL_CAMERAS, Fault
 from datalake.sources.source import BadRecord, RecordRef, SegmentError, SegmentPlan, Source
 from datalake.store import Store
 from datalake.writer import SegmentWriter
-
-ALL_CAMERAS = tuple(camera for camera in CAMERAS if camera)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +85,8 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
     store = Store(lake_url)
     report = SegmentReport(
         plan.segment,
-        incomplete=any(source.cut_off_at is not None for source in plan.sources),
+        incomplete=any(file.cut_off_at is not None for file in plan.sources),
         superseding=bool(plan.supersedes),
-        missing=source.missing(plan),
     )
     quarantine = [_bad_row(plan.segment, bad) for bad in plan.bad]
     sensors: dict[tuple[str, str], dict[str, Any]] = {}
@@ -99,6 +96,7 @@ def build_segment(plan: SegmentPlan, lake_url: str, config: BuildConfig) -> Segm
     with SegmentWriter(store, attempt, source.cameras) as writer:
         try:
             _check_complete(plan, config)
+            report.missing = source.missing(plan)
             affected = _write_frames(plan, source, config, writer, quarantine, sensors, features, report)
             _check_quarantine(plan, config, affected, quarantine, report)
         except SegmentError as failure:

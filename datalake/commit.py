@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from datalake.errors import UserError
 from datalake.schema import FIRST_TABLES, POINT_MODES, SCHEMA_VERSION, TABLES, PointMode
-from datalake.sources.frame import CAMERAS, FrameError
+from datalake.sources.frame import ALL_CAMERAS, FrameError
 from datalake.sources.segment_name import check_segment_name
 
 Part = TypeVar("Part")
@@ -19,14 +19,13 @@ _SPLIT_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 ATTEMPT = re.compile(r"[0-9a-f]{16}")
 # Of lakes from before there were several.
 DEFAULT_FORMAT = "waymo_v1"
-WAYMO_CAMERAS = tuple(camera for camera in CAMERAS if camera)
 # A camera in `Commit.chunks`: the character at its place in `Commit.camera_names`.
 CAMERA_MARKS = "123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _COMMIT_DEFAULTS: dict[str, Any] = {
     "number": 0,
     "supersedes": (),
     "format": DEFAULT_FORMAT,
-    "camera_names": WAYMO_CAMERAS,
+    "camera_names": ALL_CAMERAS,
 }
 _SOURCE_DEFAULTS: dict[str, Any] = {"checksum": "", "cut_off_at": None}
 
@@ -89,7 +88,7 @@ class Commit:
     number: int = 0
     supersedes: tuple[str, ...] = ()
     format: str = DEFAULT_FORMAT
-    camera_names: tuple[str, ...] = WAYMO_CAMERAS
+    camera_names: tuple[str, ...] = ALL_CAMERAS
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -132,10 +131,10 @@ class Commit:
             commit = Commit(
                 **{
                     **{field.name: values[field.name] for field in fields(Commit) if field.name in values},
-                    "cameras": tuple(values["cameras"]),
-                    "chunks": tuple(values["chunks"]),
-                    "supersedes": tuple(values.get("supersedes", ())),
-                    "camera_names": tuple(values.get("camera_names", WAYMO_CAMERAS)),
+                    "cameras": _listed(values, "cameras"),
+                    "chunks": _listed(values, "chunks"),
+                    "supersedes": _listed(values, "supersedes", ()),
+                    "camera_names": _listed(values, "camera_names", ALL_CAMERAS),
                     "sources": tuple(_known(SourceFile, source) for source in values["sources"]),
                     "files": {
                         table: _known(DataFile, file) for table, file in values["files"].items() if table in TABLES
@@ -162,8 +161,10 @@ class Commit:
                 raise LakeError(f"{name}: expected a number of at least 0, got {count!r}")
         if self.points_mode not in POINT_MODES:
             raise LakeError(f"points_mode: expected one of {', '.join(POINT_MODES)}, got {self.points_mode!r}")
-        if not all(isinstance(text, str) for text in (self.created_at, *self.cameras)):
-            raise LakeError("created_at, cameras: expected text")
+        if not all(isinstance(text, str) for text in (self.created_at, self.format, *self.cameras, *self.camera_names)):
+            raise LakeError("created_at, format, cameras, camera_names: expected text")
+        if len(set(self.camera_names)) < len(self.camera_names) or len(self.camera_names) > len(CAMERA_MARKS):
+            raise LakeError(f"camera_names: expected at most {len(CAMERA_MARKS)}, all different")
         if not set("".join(self.chunks)) <= set(CAMERA_MARKS[: len(self.camera_names)]):
             raise LakeError(f"chunks: expected marks of {len(self.camera_names)} cameras, got {list(self.chunks)[:3]}")
         for source in self.sources:
@@ -184,6 +185,15 @@ def check_data_file(file: DataFile) -> None:
     """Raise LakeError unless the values read for a file are of their kinds."""
     if not is_count(file.rows) or not is_count(file.bytes) or not isinstance(file.sha256, str):
         raise LakeError(f"a file is {file!r}")
+
+
+def _listed(values: dict[str, Any], name: str, default: tuple[str, ...] | None = None) -> tuple[Any, ...]:
+    """Return a list of a commit; without a default it must be there."""
+    if default is not None and name not in values:
+        return default
+    if not isinstance(found := values[name], list):
+        raise LakeError(f"{name}: expected a list, got {found!r}")
+    return tuple(found)
 
 
 def _known(kind: Callable[..., Part], values: dict[str, Any]) -> Part:

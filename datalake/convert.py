@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datalake.commit import WAYMO_CAMERAS
 from datalake.schema import DEPTH, IMAGE, KEYPOINT, LABEL, LABEL_3D, POINT, PROJECTED_LABEL, QUANTUM_PER_M, PointMode
-from datalake.sources.frame import Frame, Label2D, Points
+from datalake.sources.frame import ALL_CAMERAS, Frame, Label2D, Points
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class CameraPoints:
     depth_m: NDArray[np.float32]
 
 
-def frame_rows(frame: Frame, mode: PointMode, cameras: Sequence[str] = WAYMO_CAMERAS) -> dict[str, pa.RecordBatch]:
+def frame_rows(frame: Frame, mode: PointMode, cameras: Sequence[str] = ALL_CAMERAS) -> dict[str, pa.RecordBatch]:
     """Return the frame's rows by table name; depths are taken from the positions before any rounding.
 
     cameras: all that the frame's source knows
@@ -88,7 +87,7 @@ def map_rows(frame: Frame) -> list[dict[str, Any]]:
 
 
 def camera_points(
-    points: Points, camera: str, camera_to_vehicle: NDArray[np.float64], cameras: Sequence[str] = WAYMO_CAMERAS
+    points: Points, camera: str, camera_to_vehicle: NDArray[np.float64], cameras: Sequence[str] = ALL_CAMERAS
 ) -> CameraPoints:
     """Return the points seen by `camera`, in either of their two projection slots, with their depth.
 

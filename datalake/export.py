@@ -6,18 +6,21 @@
     OUT/data.yaml                                                YOLO: the splits that were exported, and the classes
     OUT/_export/…                                                which segments are done, and of what
 
-Numbers of images and annotations are a function of segment, time, camera and object: they stay the same in every export
-and in every split. An export that was interrupted continues with the segment at which it was.
+Numbers of images are a function of segment, time and camera, those of annotations also of the object and of its place
+among the image's labels: they stay the same in every export and in every split. An export that was interrupted
+continues with the segment at which it was.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
@@ -32,7 +35,7 @@ _STATE = "_export"
 _IMAGE_COLUMNS = ["segment", "timestamp_us", "camera", "jpeg", "width", "height", "location", "time_of_day", "weather"]
 _LABEL_COLUMNS = ["timestamp_us", "camera", "object_id", "type", "x0", "y0", "x1", "y1", "difficulty", "depth_m"]
 # Numbers of images and annotations have so many bits: a JSON reader of any language keeps them, and among a million
-# images two have the same one in one of 10,000 lakes.
+# images two have the same one in one of 10,000 lakes, whose export is refused.
 _ID_BITS = 52
 # Objects of a store are written at the same time; an image and its file of labels wait for one round trip.
 _PARALLEL_WRITES = 16
@@ -54,19 +57,15 @@ def export_split(lake: Lake, split: str, out: Store, style: Format, condition: s
         if not out.exists(done):
             rows = _export_segment(lake.of_commits(commit), commit, out, style)
             out.create(done, json.dumps(rows, separators=(",", ":")).encode())
-        yield len(json.loads(out.read(done))["images"])
+        yield len(_read_rows(out, commit)["images"])
     if style == "coco":
         _write_instances(out, split, commits, settings)
     else:
         _write_data_yaml(out)
 
 
-def image_number(segment: str, timestamp_us: int, camera: str) -> int:
-    """Return the number above 0 of an image, always the same."""
-    return _number(segment, timestamp_us, camera)
-
-
 def _number(*key: object) -> int:
+    """Return the number above 0 of an image or annotation with this key, always the same."""
     digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
     return int.from_bytes(digest[:8]) % (2**_ID_BITS - 1) + 1
 
@@ -101,7 +100,7 @@ def _export_segment(lake: Lake, commit: Commit, out: Store, style: Format) -> di
                     lines = "".join(_yolo_line(label, row["width"], row["height"]) for label in mine)
                     # An object of a store is not empty; a line's end alone is no box.
                     writes.append(pool.submit(out.write, f"labels/{commit.split}/{name}.txt", lines.encode() or b"\n"))
-                number = image_number(commit.segment, row["timestamp_us"], row["camera"])
+                number = _number(commit.segment, row["timestamp_us"], row["camera"])
                 images.append({"id": number, "file_name": f"{name}.jpg", **row})
                 annotations += [_annotation(number, place, label) for place, label in enumerate(mine)]
             for write in writes:
@@ -143,8 +142,9 @@ def _yolo_line(label: dict[str, Any], width: int, height: int) -> str:
 
 
 def _write_instances(out: Store, split: str, commits: Sequence[Commit], settings: dict[str, Any]) -> None:
-    """Write the JSON of all segments, one in memory at a time."""
+    """Write the JSON of all segments, one in memory at a time; raises LakeError where numbers are not different."""
     categories = [{"id": number, "name": name} for number, name in enumerate(OBJECT_TYPES) if name is not None]
+    _check_numbers(out, split, commits)
     head = json.dumps({"info": settings, "licenses": [], "categories": categories})
     with out.sink(f"annotations/instances_{split}.json") as sink:
         sink.write(head[:-1].encode())
@@ -152,11 +152,32 @@ def _write_instances(out: Store, split: str, commits: Sequence[Commit], settings
             sink.write(f',\n"{part}": ['.encode())
             before = b"\n"
             for commit in commits:
-                for row in json.loads(out.read(f"{_STATE}/{split}/{commit.segment}.json"))[part]:
+                for row in _read_rows(out, commit)[part]:
                     sink.write(before + json.dumps(row).encode())
                     before = b",\n"
             sink.write(b"]")
         sink.write(b"}\n")
+
+
+def _check_numbers(out: Store, split: str, commits: Sequence[Commit]) -> None:
+    """Raise LakeError where two images, or two annotations, have the same number: readers keep one of them alone."""
+    numbers = {"images": array("Q"), "annotations": array("Q")}
+    for commit in commits:
+        for part, rows in _read_rows(out, commit).items():
+            numbers[part].extend(row["id"] for row in rows)
+    for part, found in numbers.items():
+        values = np.sort(np.frombuffer(found, np.uint64))
+        if len(twice := values[1:][values[1:] == values[:-1]]):
+            raise LakeError(
+                f"{out.url}: {len(twice)} {part} of split {split} have the number of another, e.g. {twice[0]}; export"
+                " parts of the split, with --where"
+            )
+
+
+def _read_rows(out: Store, commit: Commit) -> dict[str, list[dict[str, Any]]]:
+    """Return the images and annotations of a segment that is done."""
+    rows: dict[str, list[dict[str, Any]]] = json.loads(out.read(f"{_STATE}/{commit.split}/{commit.segment}.json"))
+    return rows
 
 
 def _write_data_yaml(out: Store) -> None:

@@ -104,7 +104,7 @@ LABEL = pa.schema(
         pa.field("depth_m", pa.float32()),
         pa.field("depth_median_m", pa.float32()),
         _required("depth_points", pa.int32()),
-        pa.field("tracking_difficulty", pa.int8()),  # 0 not given, 1, 2
+        pa.field("tracking_difficulty", pa.int8()),  # 0 unknown, 1, 2
         pa.field("lidar_object_id", pa.string()),  # the same object in label_3d
     ]
 )

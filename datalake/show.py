@@ -34,16 +34,16 @@ def draw_frame(lake: Lake, split: str, segment: str, frame: int, camera: str, la
     Raises LakeError where the lake has no such segment, frame or camera.
     """
     commit = find_segment(lake, split, segment)
-    rows = lake.of_commits(commit).images(["timestamp_us", "camera", "jpeg"]).to_pylist()
+    rows = lake.of_commits(commit).images(["timestamp_us", "camera"]).to_pylist()
     times = sorted({row["timestamp_us"] for row in rows})
     if not 0 <= frame < len(times):
         raise LakeError(f"segment {segment} has frames 0 to {len(times) - 1}, not {frame}")
     timestamp_us = times[frame]
-    images = [row for row in rows if row["timestamp_us"] == timestamp_us and row["camera"] == camera]
-    if not images:
+    if {"timestamp_us": timestamp_us, "camera": camera} not in rows:
         raise LakeError(f"frame {frame} of {segment} has no image of {camera}; there are: {_cameras(rows)}")
-    image = np.asarray(Image.open(io.BytesIO(images[0]["jpeg"])).convert("RGB"))
     here = (ds.field("timestamp_us") == timestamp_us) & (ds.field("camera") == camera)
+    jpeg = _rows(lake, commit, "image", ["jpeg"], here)[0]["jpeg"]
+    image = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
     labels = _rows(lake, commit, "label", None, here)
     depth = _rows(lake, commit, "depth", None, here)[0]
     now = ds.field("timestamp_us") == timestamp_us

@@ -1,6 +1,6 @@
 """A segment as a recording for the Rerun viewer: images, boxes, depths and points on one timeline.
 
-    vehicle                          with `world`: where the vehicle is, relative to the segment's first frame
+    vehicle                          with `world`: where the vehicle is at the frame's time, relative to the first frame
     vehicle/points                   all returns; vehicle/boxes the 3D boxes
     vehicle/<camera>                 calibration; below it image, boxes (2D, with depth), depth (points on the image),
                                      and a student's detections
@@ -33,9 +33,7 @@ PointColor = Literal["class", "depth", "intensity"]
 Coordinates = Literal["vehicle", "world"]
 
 _COLUMNS = {
-    "image": [
-        "timestamp_us", "camera", "jpeg", "width", "height", "intrinsic", "camera_to_vehicle", "vehicle_to_world"
-    ],
+    "image": ["timestamp_us", "camera", "jpeg", "width", "height", "intrinsic", "camera_to_vehicle"],
     "point": ["timestamp_us", "x_m", "y_m", "z_m", "intensity", "semantic_class"],
     "label": ["timestamp_us", "camera", "object_id", "type", "x0", "y0", "x1", "y1", "depth_m"],
     "label_3d": [
@@ -153,6 +151,7 @@ def _log_segment(
     """Log everything that the lake has of these frames; return the cameras."""
     files = SegmentFiles(lake, commit)
     cameras: dict[str, None] = {}
+    poses = _poses(lake, commit) if coordinates == "world" else {}
     origin: NDArray[np.float64] | None = None
     try:
         for group, chunk in enumerate(commit.chunks):
@@ -170,7 +169,7 @@ def _log_segment(
                     continue
                 recording.at(time)
                 if coordinates == "world":
-                    pose = _pose(of_frame, commit.segment)
+                    pose = _pose(poses, time, commit.segment)
                     to_here = np.linalg.inv(pose).astype(np.float64)
                     origin = to_here if origin is None else origin
                     recording.log("vehicle", _transform(recording.rerun, origin @ pose))
@@ -320,12 +319,21 @@ def _blueprint(cameras: list[str], maps: list[str], coordinates: Coordinates) ->
     return blueprint.Blueprint(blueprint.Horizontal(scene, right, column_shares=[3, 2]), collapse_panels=True)
 
 
-def _pose(images: list[dict[str, Any]], segment: str) -> NDArray[np.float64]:
-    """Return float64 [4, 4], vehicle to world, at the exposure of the frame's first image that has one."""
-    poses = [image["vehicle_to_world"] for image in images if image["vehicle_to_world"] is not None]
-    if not poses:
-        raise LakeError(f"segment {segment} has no poses: leave out --coordinates world")
-    return np.array(poses[0]).reshape(4, 4)
+def _poses(lake: Lake, commit: Commit) -> dict[int, list[float] | None]:
+    """Return vehicle to world, 4 x 4 row-major, at each frame's time, which points and 3D boxes are of.
+
+    None where a record had none, or the lake is from before poses of frames were kept.
+    """
+    columns = lake.dataset("point", commit.split).to_table(columns=["timestamp_us", "vehicle_to_world"])
+    return {row["timestamp_us"]: row["vehicle_to_world"] for row in columns.to_pylist()}
+
+
+def _pose(poses: dict[int, list[float] | None], timestamp_us: int, segment: str) -> NDArray[np.float64]:
+    """Return the frame's pose as float64 [4, 4]; raises LakeError where it has none."""
+    pose = poses[timestamp_us]
+    if pose is None:
+        raise LakeError(f"segment {segment} has no pose at {timestamp_us}: leave out --coordinates world")
+    return np.array(pose).reshape(4, 4)
 
 
 def _transform(rerun: ModuleType, matrix: NDArray[np.float64]) -> Any:

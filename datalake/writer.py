@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datalake.attempt import Attempt, end_attempt
-from datalake.commit import CAMERA_MARKS, WAYMO_CAMERAS, DataFile
+from datalake.commit import CAMERA_MARKS, DataFile
 from datalake.schema import SEGMENT_TABLES, TABLES
+from datalake.sources.frame import ALL_CAMERAS
 from datalake.store import Sink, Store
 
 # A row group ends at eight images, or eight frames without any: one image costs one small read, and a
@@ -56,7 +57,7 @@ class SegmentWriter:
     exception inside the `with` block gives them up.
     """
 
-    def __init__(self, store: Store, attempt: Attempt, cameras: Sequence[str] = WAYMO_CAMERAS) -> None:
+    def __init__(self, store: Store, attempt: Attempt, cameras: Sequence[str] = ALL_CAMERAS) -> None:
         """cameras: the names of all that images may have, in the order that the commit will have them."""
         self._marks = dict(zip(cameras, CAMERA_MARKS, strict=False))
         self._store = store

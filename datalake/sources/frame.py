@@ -16,6 +16,12 @@ from numpy.typing import NDArray
 CAMERAS = (None, "FRONT", "FRONT_LEFT", "FRONT_RIGHT", "SIDE_LEFT", "SIDE_RIGHT")
 LASERS = (None, "TOP", "FRONT", "SIDE_LEFT", "SIDE_RIGHT", "REAR")
 OBJECT_TYPES = (None, "VEHICLE", "PEDESTRIAN", "SIGN", "CYCLIST")
+ALL_CAMERAS = tuple(camera for camera in CAMERAS if camera)
+
+
+def camera_named(number: int) -> str | None:
+    """Return the camera with this number in `CAMERAS`, None where there is none."""
+    return CAMERAS[number] if 0 < number < len(CAMERAS) else None
 
 
 class FrameError(ValueError):
@@ -27,12 +33,14 @@ class Fault:
     """A part of a frame that could not be kept, and why; the rest of the frame goes on.
 
     stage: where it was found: `record`, `frame`, `image`, `lidar`, `label`
+    component: the component of Waymo 2.x that has this part; a record of 1.x has the parts of all
     source: the file that it was found in, where a frame comes from several
     """
 
     stage: str
     error_type: str
     message: str
+    component: str | None = None
     source: str | None = None
 
 

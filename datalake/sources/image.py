@@ -47,12 +47,13 @@ def check_image(
         if intrinsic is None or camera_to_vehicle is None:
             part = "intrinsic" if intrinsic is None else "extrinsic"
             text = f"the {part} of camera {camera} is missing or not finite; image kept without it"
-            faults.append(Fault("image", "FrameError", text))
+            faults.append(Fault("image", "FrameError", text, "camera_calibration"))
     elif calibrated:
-        faults.append(Fault("image", "FrameError", f"camera {camera} has no calibration; image kept without it"))
+        text = f"camera {camera} has no calibration; image kept without it"
+        faults.append(Fault("image", "FrameError", text, "camera_calibration"))
     if vehicle_to_world is None:
         text = f"image of {camera} has no finite pose; kept without it"
-        faults.append(Fault("image", "FrameError", text))
+        faults.append(Fault("image", "FrameError", text, "camera_image"))
     png, divisor = _check_panoptic(panoptic, camera, (width, height), faults) or (None, None)
     return CameraImage(
         camera=camera,
@@ -94,7 +95,7 @@ def projected_inside(points: Points, sizes: dict[str, tuple[int, int]], faults: 
             f"{int((outside & mine).sum())} of {int(mine.sum())} projections into {camera} lie outside of its image of"
             f" {sizes[camera][0]}x{sizes[camera][1]} (scaled without them?); points kept without these"
         )
-        faults.append(Fault("lidar", "FrameError", text))
+        faults.append(Fault("lidar", "FrameError", text, "lidar_camera_projection"))
     return replace(
         points,
         camera=np.where(outside, np.int8(0), points.camera),
@@ -115,7 +116,8 @@ def _check_panoptic(
             raise PanopticError("it has no divisor")
         check_panoptic(png, size)
     except PanopticError as error:
-        faults.append(Fault("image", type(error).__name__, f"panoptic label of {camera} is left out: {error}"))
+        text = f"panoptic label of {camera} is left out: {error}"
+        faults.append(Fault("image", type(error).__name__, text, "camera_segmentation"))
         return None
     return png, divisor
 

@@ -39,7 +39,7 @@ def check_label_2d(
         x0, y0, x1, y1 = _clip(center_x, center_y, length, width, size)
     except FrameError as error:
         text = f"2D label {object_id[:40]!r} of {camera} is left out: {error}"
-        faults.append(Fault("label", "FrameError", text))
+        faults.append(Fault("label", "FrameError", text, "camera_box"))
         return None
     return Label2D(
         camera=camera, object_id=object_id, type=type_name, x0=x0, y0=y0, x1=x1, y1=y1, difficulty=difficulty, **details
@@ -65,7 +65,7 @@ def check_label_3d(
     try:
         type_name, x, y, z, length, width, height, heading = _check(object_id, kind, box, BOX_3D)
     except FrameError as error:
-        faults.append(Fault("label", "FrameError", f"3D label {object_id[:40]!r} is left out: {error}"))
+        faults.append(Fault("label", "FrameError", f"3D label {object_id[:40]!r} is left out: {error}", "lidar_box"))
         return None
     return Label3D(
         object_id=object_id,
@@ -104,7 +104,7 @@ def projected_label(
         type_name, center_x, center_y, length, width = _check(lidar_object_id, kind, box, parts, area=False)
     except FrameError as error:
         text = f"projected label {lidar_object_id[:40]!r} of {camera} is left out: {error}"
-        faults.append(Fault("label", "FrameError", text))
+        faults.append(Fault("label", "FrameError", text, "projected_lidar_box"))
         return None
     x0, y0, x1, y1 = _clip(center_x, center_y, length, width, None)
     return ProjectedLabel(camera=camera, lidar_object_id=lidar_object_id, type=type_name, x0=x0, y0=y0, x1=x1, y1=y1)

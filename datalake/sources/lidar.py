@@ -22,7 +22,14 @@ SEMANTIC_CLASSES = 23
 
 
 class LidarError(ValueError):
-    """A laser, or a part of it, cannot be turned into points."""
+    """A laser, or a part of it, cannot be turned into points.
+
+    component: as in `Fault`
+    """
+
+    def __init__(self, message: str, component: str = "lidar") -> None:
+        super().__init__(message)
+        self.component = component
 
 
 class LaserReturn(Protocol):
@@ -63,17 +70,19 @@ def laser_points(lasers: Sequence[Laser], vehicle_to_world: NDArray[np.float64] 
         try:
             parts += _read_laser(laser, vehicle_to_world, faults)
         except ValueError as error:
-            faults.append(Fault("lidar", type(error).__name__, f"laser {LASERS[laser.number]} is left out: {error}"))
+            text = f"laser {LASERS[laser.number]} is left out: {error}"
+            component = error.component if isinstance(error, LidarError) else "lidar"
+            faults.append(Fault("lidar", type(error).__name__, text, component))
     return Points.concatenate(parts)
 
 
 def _read_laser(laser: Laser, vehicle_to_world: NDArray[np.float64] | None, faults: list[Fault]) -> list[Points]:
     calibration = laser.calibration
     if calibration is None:
-        raise LidarError("it has no calibration")
+        raise LidarError("it has no calibration", "lidar_calibration")
     laser_to_vehicle = calibration.laser_to_vehicle
     if laser_to_vehicle is None:
-        raise LidarError("its extrinsic is missing or not finite")
+        raise LidarError("its extrinsic is missing or not finite", "lidar_calibration")
 
     images: dict[int, NDArray[np.float32]] = {}
     for number, stored in laser.returns.items():
@@ -87,11 +96,11 @@ def _read_laser(laser: Laser, vehicle_to_world: NDArray[np.float64] | None, faul
 
     lowest, highest = calibration.lowest_rad, calibration.highest_rad
     if len(calibration.inclination_rad) == 0 and (lowest is None or highest is None):
-        raise LidarError("its calibration has no beam inclinations")
+        raise LidarError("its calibration has no beam inclinations", "lidar_calibration")
     with np.errstate(invalid="ignore"):
         inclination = beam_inclinations(calibration.inclination_rad, lowest or 0.0, highest or 0.0, rows)
     if not np.isfinite(inclination).all():
-        raise LidarError("its beam inclinations are not finite")
+        raise LidarError("its beam inclinations are not finite", "lidar_calibration")
     parts = []
     # Overflow and NaN in poses and calibrations end in positions that are not finite, which are reported below.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -117,15 +126,19 @@ def _read_range_image(stored: LaserReturn) -> NDArray[np.float32]:
 
 
 def _read_pixel_pose(laser: Laser, rows: int, columns: int) -> NDArray[np.float32]:
-    pose = laser.pixel_pose()
-    if pose.shape != (rows, columns, 6):
-        raise LidarError(f"expected pixel poses [{rows}, {columns}, 6], got {list(pose.shape)}")
+    try:
+        pose = laser.pixel_pose()
+        if pose.shape != (rows, columns, 6):
+            raise LidarError(f"expected pixel poses [{rows}, {columns}, 6], got {list(pose.shape)}")
+    except LidarError as error:
+        error.component = "lidar_pose"
+        raise
     return pose
 
 
 def _required(vehicle_to_world: NDArray[np.float64] | None) -> NDArray[np.float64]:
     if vehicle_to_world is None:
-        raise LidarError("the frame has no pose, so ego motion cannot be compensated")
+        raise LidarError("the frame has no pose, so ego motion cannot be compensated", "vehicle_pose")
     return vehicle_to_world
 
 
@@ -186,7 +199,7 @@ def _read_projections(
         if stored is not None and stored.shape != (*shape, 6):
             raise LidarError(f"expected camera projections {[*shape, 6]}, got {list(stored.shape)}")
     except LidarError as error:
-        _fault(faults, laser, number, "is kept without camera projections", error)
+        _fault(faults, laser, number, "is kept without camera projections", error, "lidar_camera_projection")
         stored = None
     if stored is None:
         zeros = np.zeros((2, len(cells)), np.int16)
@@ -198,7 +211,8 @@ def _read_projections(
         inside = ((slots >= 0) & (slots < [[len(CAMERAS)], [1 << 15], [1 << 15]])).all(axis=1)
         if outside := int((named & ~inside).sum()):
             text = f"{outside} camera projections name no camera or no pixel"
-            _fault(faults, laser, number, "keeps their points without them", LidarError(text))
+            error = LidarError(text)
+            _fault(faults, laser, number, "keeps their points without them", error, "lidar_camera_projection")
         named &= inside
     slots *= named[:, None]
     return slots[:, 0].astype(np.int8), slots[:, 1].astype(np.int16), slots[:, 2].astype(np.int16)
@@ -222,11 +236,13 @@ def _read_semantics(
         if ((semantic < 0) | (semantic >= SEMANTIC_CLASSES)).any():
             raise LidarError(f"segmentation labels name classes outside 0 to {SEMANTIC_CLASSES - 1}")
     except LidarError as error:
-        _fault(faults, laser, number, "is kept without segmentation labels", error)
+        _fault(faults, laser, number, "is kept without segmentation labels", error, "lidar_segmentation")
         return None, None
     return semantic.astype(np.int8), instance.astype(np.int32)
 
 
-def _fault(faults: list[Fault], laser: Laser, number: int, consequence: str, error: Exception) -> None:
+def _fault(
+    faults: list[Fault], laser: Laser, number: int, consequence: str, error: LidarError, component: str = "lidar"
+) -> None:
     message = f"laser {LASERS[laser.number]} return {number} {consequence}: {error}"
-    faults.append(Fault("lidar", type(error).__name__, message))
+    faults.append(Fault("lidar", type(error).__name__, message, component))

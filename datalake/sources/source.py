@@ -98,20 +98,26 @@ class FrameRead:
     bytes: int = 0
 
 
+def check_size(source: SourceFile, size: int) -> None:
+    """Raise SegmentError unless a source still has the bytes that it had when it was indexed."""
+    if size != source.bytes:
+        raise SegmentError(
+            f"{source.uri} has {size} bytes, and had {source.bytes} when it was indexed: somebody is writing it; run"
+            " the same command again when it is complete"
+        )
+
+
 class Source(Protocol):
     """One format of data sets, as files that hold frames of segments.
 
     name: as commits have it
     cameras: the cameras it knows; the first is number 1 in `Points.camera`
-    classes: the types of objects that its labels have
     """
 
     @property
     def name(self) -> str: ...
     @property
     def cameras(self) -> tuple[str, ...]: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
 
     def reads(self, uri: str) -> bool:
         """Return whether a file of this name is of this format; nothing is opened."""
@@ -129,7 +135,10 @@ class Source(Protocol):
         """Return a segment's frames by time, from what its files hold of them."""
 
     def missing(self, plan: SegmentPlan) -> list[str]:
-        """Return what the segment's files lack that others of this format have, each with what that means."""
+        """Return what the segment's files lack that others of this format have, each with what that means.
+
+        Raises SegmentError where two of them hold the same.
+        """
 
     def frames(self, plan: SegmentPlan, cameras: frozenset[str], timed: Timed) -> Iterator[FrameRead]:
         """Yield what becomes of each frame of the plan, in its order, with images and 2D labels of `cameras` alone.

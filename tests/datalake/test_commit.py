@@ -111,6 +111,32 @@ def test_commit_that_could_point_elsewhere_is_refused(field: str, value: Any) ->
         Commit.from_json({**_json(), field: value}, "here")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("format", 5),
+        ("format", None),
+        ("cameras", "FRONT"),
+        ("chunks", "14"),
+        ("supersedes", ""),
+        ("camera_names", "12345"),
+        ("camera_names", {"1": 1, "4": 4}),
+        ("camera_names", [1, 2, 3, 4, 5]),
+        ("camera_names", ["A", "B", "C", "D", "D"]),
+        ("camera_names", [f"camera {number}" for number in range(36)]),
+    ],
+    ids=str,
+)
+def test_commit_whose_format_or_lists_are_of_another_kind_is_refused(field: str, value: Any) -> None:
+    with pytest.raises(LakeError, match=f"here: not a commit of this lake: .*{field}.*: expected"):
+        Commit.from_json({**_json(), field: value}, "here")
+
+
+def test_commit_of_another_source_comes_back_from_its_json() -> None:
+    commit = replace(COMMIT, format="other", camera_names=("LEFT", "MIDDLE", "RIGHT", "BACK"))
+    assert Commit.from_json(json.loads(json.dumps(commit.to_json())), "here") == commit
+
+
 def test_what_a_later_version_has_added_is_left_out() -> None:
     later = {**OLD, "later": 1, "sources": [{**OLD["sources"][0], "later": 1}]}
     later["files"] = {**OLD["files"], "later": {"rows": 1, "bytes": 2, "sha256": "ab", "later": 1}}

@@ -10,6 +10,7 @@ import pytest
 from pycocotools.coco import COCO  # type: ignore[import-untyped]
 from torchvision.datasets import CocoDetection
 
+from datalake import export
 from datalake.__main__ import main
 from datalake.commit import LakeError
 from datalake.export import export_split
@@ -114,6 +115,16 @@ def test_an_interrupted_export_continues_with_the_segments_that_were_left(
     assert all(path.stat().st_mtime_ns == at for path, at in written.items())
     whole, again = (json.loads((each / "annotations/instances_train.json").read_text()) for each in (coco, tmp_path))
     assert whole == again
+
+
+def test_two_images_of_the_same_number_are_refused(
+    drive_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As many numbers as two bits have, of more images.
+    monkeypatch.setattr(export, "_ID_BITS", 2)
+    with pytest.raises(LakeError, match=r"images of split train have the number of another, e\.g\. [123]"):
+        list(export_split(drive_lake, "train", Store(str(tmp_path)), "coco"))
+    assert not list(tmp_path.glob("annotations/*.json"))
 
 
 def test_an_export_of_other_settings_is_refused(drive_lake: Lake, coco: Path) -> None:

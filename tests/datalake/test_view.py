@@ -17,6 +17,8 @@ from datalake.lake import Lake
 from datalake.layers import ImageLayers
 from datalake.view import write_recording
 from tests.drives import DRIVE_FRAMES
+from tests.frames import SEGMENT, make_frames
+from tests.lakes import build_frames
 from tests.support.programs import Call
 from tests.support.recordings import logged_rows, logged_values
 
@@ -88,13 +90,34 @@ def test_points_images_and_boxes_are_those_of_the_lake(drive_lake: Lake, scene: 
 def test_in_the_world_the_vehicle_moves_as_its_poses_do(drive_lake: Lake, scene: Path) -> None:
     poses = []
     for frame in range(FRAMES):
-        first = frame_rows(drive_lake, "image", drive_lake.commits[1].segment, frame)[0]
-        poses.append(np.array(first["vehicle_to_world"]).reshape(4, 4))
+        (point,) = frame_rows(drive_lake, "point", drive_lake.commits[1].segment, frame)
+        poses.append(np.array(point["vehicle_to_world"]).reshape(4, 4))
     moved = logged_values(scene, "/vehicle", "Transform3D:translation")
     for frame, pose in enumerate(poses):
         expected = (np.linalg.inv(poses[0]) @ pose)[:3, 3]
         np.testing.assert_allclose(moved[frame][0], expected, atol=1e-3)
     assert np.linalg.norm(moved[FRAMES - 1][0]) > 0.1
+
+
+def test_in_the_world_points_are_where_the_frame_has_them_not_an_image(tmp_path: Path) -> None:
+    frames = make_frames(2)
+    for image in frames[1].images:
+        image.pose.transform[3] += 5.0
+    lake = build_frames(tmp_path, frames).lake
+    write_recording(lake, "train", SEGMENT, tmp_path / "scene.rrd", coordinates="world")
+    first, second = (np.array(frame.pose.transform).reshape(4, 4) for frame in frames)
+    moved = logged_values(tmp_path / "scene.rrd", "/vehicle", "Transform3D:translation")
+    np.testing.assert_allclose(moved[1][0], (np.linalg.inv(first) @ second)[:3, 3], atol=1e-5)
+
+
+def test_a_frame_without_a_pose_is_refused_in_the_world_alone(tmp_path: Path) -> None:
+    frames = make_frames(2)
+    frames[1].ClearField("pose")
+    lake = build_frames(tmp_path, frames).lake
+    remedy = f"segment {SEGMENT} has no pose at {frames[1].timestamp_micros}: leave out --coordinates world"
+    with pytest.raises(LakeError, match=remedy):
+        write_recording(lake, "train", SEGMENT, tmp_path / "scene.rrd", coordinates="world")
+    assert write_recording(lake, "train", SEGMENT, tmp_path / "scene.rrd") == len(frames)
 
 
 def test_only_images_for_which_the_condition_holds_are_recorded(drive_lake: Lake, tmp_path: Path, call: Call) -> None:

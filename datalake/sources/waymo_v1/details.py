@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datalake.sources.frame import CAMERAS, Fault, Keypoint, MapFeature, ProjectedLabel
+from datalake.sources.frame import CAMERAS, Fault, Keypoint, MapFeature, ProjectedLabel, camera_named
 from datalake.sources.label import projected_label
 
 _PARTS = ("center_x", "center_y", "length", "width")
@@ -20,7 +20,7 @@ def read_projected_labels(record: Any, cameras: frozenset[str], faults: list[Fau
     """Return the boxes around projected 3D labels in the images of `cameras`."""
     labels = []
     for group in record.projected_lidar_labels:
-        camera = CAMERAS[group.name] if 0 < group.name < len(CAMERAS) else None
+        camera = camera_named(group.name)
         if camera is None or camera not in cameras:
             continue
         for label in group.labels:
@@ -37,7 +37,7 @@ def read_keypoints(record: Any, cameras: frozenset[str]) -> tuple[Keypoint, ...]
     """Return the keypoints of 2D labels in the images of `cameras`, and those of 3D labels."""
     keypoints = []
     for group in record.camera_labels:
-        camera = CAMERAS[group.name] if 0 < group.name < len(CAMERAS) else None
+        camera = camera_named(group.name)
         if camera in cameras:
             # An id that is not text is told with the label.
             for label in (label for label in group.labels if isinstance(label.id, str)):

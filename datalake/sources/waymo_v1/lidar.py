@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +41,15 @@ class _Return:
         return decode_float_matrix(self.message.range_image_pose_compressed)
 
 
-def read_points(record: Any, vehicle_to_world: NDArray[np.float64] | None, faults: list[Fault]) -> Points:
+def read_points(
+    record: Any,
+    calibrations: Sequence[LaserCalibration],
+    vehicle_to_world: NDArray[np.float64] | None,
+    faults: list[Fault],
+) -> Points:
     """Return the points of a `dataset_pb2.Frame`; what cannot be read is appended to `faults`.
+
+    calibrations: the record's own; of several of one laser the last counts
 
     A record whose lasers hold no bytes at all has no lidar (the test split's camera-only frames): no points,
     no fault.
@@ -49,7 +57,6 @@ def read_points(record: Any, vehicle_to_world: NDArray[np.float64] | None, fault
     carriers = [laser for laser in record.lasers if _has_bytes(laser)]
     if not carriers:
         return Points.empty()
-    calibrations = {calibration.name: calibration for calibration in record.context.laser_calibrations}
     by_name: dict[int, Any] = {}
     for laser in carriers:
         if not 0 < laser.name < len(LASERS):
@@ -58,10 +65,11 @@ def read_points(record: Any, vehicle_to_world: NDArray[np.float64] | None, fault
             faults.append(Fault("lidar", "LidarError", f"laser {LASERS[laser.name]} appears twice; kept the first"))
         else:
             by_name[laser.name] = laser
-    for name in sorted(calibrations.keys() - by_name.keys()):
+    for name in sorted({calibration.name for calibration in record.context.laser_calibrations} - by_name.keys()):
         label = LASERS[name] if 0 < name < len(LASERS) else name
         faults.append(Fault("lidar", "LidarError", f"laser {label} is calibrated but absent"))
-    lasers = [_laser(by_name[name], calibrations.get(name)) for name in sorted(by_name)]
+    by_laser = {calibration.laser: calibration for calibration in calibrations}
+    lasers = [_laser(by_name[name], by_laser.get(LASERS[name] or "")) for name in sorted(by_name)]
     return laser_points(lasers, vehicle_to_world, faults)
 
 
@@ -83,11 +91,11 @@ def _has_bytes(laser: Any) -> bool:
     return bool(laser.ri_return1.range_image_compressed or laser.ri_return2.range_image_compressed)
 
 
-def _laser(message: Any, calibration: Any | None) -> Laser:
+def _laser(message: Any, calibration: LaserCalibration | None) -> Laser:
     first, second = _Return(message.ri_return1), _Return(message.ri_return2)
     return Laser(
         number=message.name,
-        calibration=None if calibration is None else _calibration(calibration),
+        calibration=calibration,
         returns={1: first, 2: second},
         pixel_pose=first.pixel_pose,
     )

@@ -17,6 +17,7 @@ from datalake.sources.frame import (
     FrameError,
     Label2D,
     Label3D,
+    camera_named,
 )
 from datalake.sources.image import check_image, image_sizes, projected_inside
 from datalake.sources.label import BOX_3D, check_label_2d, check_label_3d, synced_box
@@ -57,12 +58,13 @@ def parse_frame(payload: bytes, cameras: frozenset[str]) -> Frame:
     calibrations = _read_camera_calibrations(record)
     images = _read_images(record, calibrations, cameras, faults)
     sizes = image_sizes(calibrations.values(), images)
+    lasers = read_laser_calibrations(record)
     return Frame(
         segment=record.context.name,
         timestamp_us=record.timestamp_micros,
         **place,
         images=images,
-        points=projected_inside(read_points(record, vehicle_to_world, faults), sizes, faults),
+        points=projected_inside(read_points(record, lasers, vehicle_to_world, faults), sizes, faults),
         labels_2d=_read_labels_2d(record, cameras, sizes, faults),
         labels_3d=_read_labels_3d(record, faults),
         projected_labels=read_projected_labels(record, cameras, faults),
@@ -71,7 +73,7 @@ def parse_frame(payload: bytes, cameras: frozenset[str]) -> Frame:
         faults=tuple(faults),
         vehicle_to_world=vehicle_to_world,
         camera_calibrations=tuple(calibrations.values()),
-        laser_calibrations=read_laser_calibrations(record),
+        laser_calibrations=lasers,
     )
 
 
@@ -79,16 +81,16 @@ def _read_camera_calibrations(record: Any) -> dict[str, CameraCalibration]:
     """Return the record's calibration of each camera that is known; of several of one camera, the last."""
     calibrations = {}
     for message in record.context.camera_calibrations:
-        if not 0 < message.name < len(CAMERAS):
+        camera, intrinsic = camera_named(message.name), np.array(message.intrinsic, np.float64)
+        if camera is None:
             continue
-        camera, intrinsic = CAMERAS[message.name] or "", np.array(message.intrinsic, np.float64)
         calibrations[camera] = CameraCalibration(
             camera=camera,
             width=message.width,
             height=message.height,
             intrinsic=intrinsic if intrinsic.shape == (9,) and np.isfinite(intrinsic).all() else None,
             camera_to_vehicle=read_transform(message.extrinsic),
-            rolling_shutter_direction=message.rolling_shutter_direction,
+            rolling_shutter_direction=_optional(message, "rolling_shutter_direction"),
         )
     return calibrations
 
@@ -98,10 +100,10 @@ def _read_images(
 ) -> tuple[CameraImage, ...]:
     images: dict[int, CameraImage] = {}
     for message in record.images:
-        if not 0 < message.name < len(CAMERAS):
+        camera = camera_named(message.name)
+        if camera is None:
             faults.append(Fault("image", "FrameError", f"an image has the unknown camera name {message.name}"))
             continue
-        camera = CAMERAS[message.name]
         if camera not in cameras:
             continue
         if message.name in images:
@@ -134,8 +136,13 @@ def _read_exposure(message: Any) -> Exposure:
 
 def _number(message: Any, name: str) -> float | None:
     """Return a number of a message, or None where it is missing or not finite."""
-    value: float = getattr(message, name)
-    return value if message.HasField(name) and np.isfinite(value) else None
+    value: float | None = _optional(message, name)
+    return value if value is not None and np.isfinite(value) else None
+
+
+def _optional(message: Any, name: str) -> Any:
+    """Return a field of a message, or None where it is missing: its default is nobody's measurement."""
+    return getattr(message, name) if message.HasField(name) else None
 
 
 def _read_labels_2d(
@@ -143,7 +150,7 @@ def _read_labels_2d(
 ) -> tuple[Label2D, ...]:
     labels = []
     for group in record.camera_labels:
-        camera = CAMERAS[group.name] if 0 < group.name < len(CAMERAS) else None
+        camera = camera_named(group.name)
         if camera is None and group.labels:
             text = f"{len(group.labels)} 2D labels belong to the unknown camera {group.name}"
             faults.append(Fault("label", "FrameError", text))
@@ -160,7 +167,7 @@ def _read_labels_2d(
                 level,
                 sizes.get(camera),
                 faults,
-                tracking_difficulty=label.tracking_difficulty_level,
+                tracking_difficulty=_optional(label, "tracking_difficulty_level"),
                 lidar_object_id=_text(label.association.laser_object_id),
             )
             if checked is not None:
@@ -182,12 +189,12 @@ def _read_labels_3d(record: Any, faults: list[Fault]) -> tuple[Label3D, ...]:
             lidar_points,
             level,
             faults,
-            tracking_difficulty=label.tracking_difficulty_level,
-            top_lidar_points=label.num_top_lidar_points_in_box,
-            speed_z_mps=motion.speed_z,
-            acceleration_x_mps2=motion.accel_x,
-            acceleration_y_mps2=motion.accel_y,
-            acceleration_z_mps2=motion.accel_z,
+            tracking_difficulty=_optional(label, "tracking_difficulty_level"),
+            top_lidar_points=_optional(label, "num_top_lidar_points_in_box"),
+            speed_z_mps=_optional(motion, "speed_z"),
+            acceleration_x_mps2=_optional(motion, "accel_x"),
+            acceleration_y_mps2=_optional(motion, "accel_y"),
+            acceleration_z_mps2=_optional(motion, "accel_z"),
             most_visible_camera=_text(label.most_visible_camera_name),
             camera_synced_box=synced_box(_box(label.camera_synced_box, BOX_3D)),
         )
@@ -202,4 +209,4 @@ def _text(value: Any) -> str | None:
 
 
 def _box(message: Any, parts: tuple[str, ...]) -> dict[str, float | None]:
-    return {part: getattr(message, part) if message.HasField(part) else None for part in parts}
+    return {part: _optional(message, part) for part in parts}

@@ -12,9 +12,9 @@ from google.protobuf.message import DecodeError
 
 from datalake.commit import LakeError
 from datalake.place import file_system, file_version
-from datalake.sources.frame import CAMERAS, OBJECT_TYPES, Fault, Frame, FrameError
+from datalake.sources.frame import ALL_CAMERAS, Fault, Frame, FrameError
 from datalake.sources.segment_name import check_segment_name
-from datalake.sources.source import BadRecord, FrameRead, RecordRef, SegmentError, SegmentPlan, SourceIndex, Timed
+from datalake.sources.source import BadRecord, FrameRead, RecordRef, SegmentPlan, SourceIndex, Timed, check_size
 from datalake.sources.waymo_v1.parse import parse_frame
 from datalake.sources.waymo_v1.protos import dataset_pb2
 from datalake.sources.waymo_v1.source_kind import HEAD_BYTES, kind_of_file, kind_of_record
@@ -35,8 +35,7 @@ class WaymoV1:
     """The `Source` of TFRecords of Waymo perception 1.x."""
 
     name: str = "waymo_v1"
-    cameras: tuple[str, ...] = tuple(camera for camera in CAMERAS if camera)
-    classes: tuple[str, ...] = tuple(kind for kind in OBJECT_TYPES if kind)
+    cameras: tuple[str, ...] = ALL_CAMERAS
 
     def reads(self, uri: str) -> bool:  # noqa: ARG002
         """Return True: what TFRecords are called is anybody's choice."""
@@ -62,16 +61,12 @@ class WaymoV1:
         """Yield what becomes of each record: read, checked and parsed."""
         seen: set[int] = set()
         files: dict[str, RecordFile] = {}
-        sizes = {source.uri: source.bytes for source in plan.sources}
+        sources = {source.uri: source for source in plan.sources}
         with ExitStack() as stack:
             for ref in plan.records:
                 if ref.source not in files:
                     files[ref.source] = file = stack.enter_context(RecordFile(ref.source))
-                    if file.size != sizes[ref.source]:
-                        raise SegmentError(
-                            f"{ref.source} has {file.size} bytes, and had {sizes[ref.source]} when it was indexed:"
-                            " somebody is writing it; run the same command again when it is complete"
-                        )
+                    check_size(sources[ref.source], file.size)
                 try:
                     with timed("read"):
                         payload = files[ref.source].read(slot_of(ref))

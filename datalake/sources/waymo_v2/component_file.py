@@ -202,5 +202,7 @@ class ComponentFile:
 
 
 def _is_damage(error: BaseException) -> bool:
-    """Return whether the bytes are bad, and not the store that they come from."""
+    """Return whether the bytes are bad, and not the store that they come from, or this process."""
+    if isinstance(error, (MemoryError, pa.ArrowCancelled)):
+        return False
     return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)

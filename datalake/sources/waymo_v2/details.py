@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from datalake.sources.frame import CAMERAS, Fault, Keypoint, ProjectedLabel
+from datalake.sources.frame import CAMERAS, Fault, Keypoint, ProjectedLabel, camera_named
 from datalake.sources.label import projected_label
 from datalake.sources.waymo_v2.component import KEYPOINT_FIELDS
 from datalake.sources.waymo_v2.component_file import Row
@@ -42,8 +42,7 @@ def read_keypoints(
 
 def camera_of(row: Row) -> str | None:
     """Return the camera that a row belongs to, or None where there is no such."""
-    number = row.key("camera_name") or 0
-    return CAMERAS[number] if 0 < number < len(CAMERAS) else None
+    return camera_named(row.key("camera_name") or 0)
 
 
 def box_2d(row: Row) -> dict[str, float | None]:

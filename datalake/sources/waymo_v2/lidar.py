@@ -64,15 +64,15 @@ def read_points(
     """
     if not all(component in present for component in _OF_ALL):
         return Points.empty()
-    images = _by_laser([row for row in rows["lidar"] if _has_values(row)], faults)
+    images = _by_laser([row for row in rows["lidar"] if _has_values(row)], "lidar", faults)
     if not images:
         return Points.empty()
     for laser in sorted(calibrations.keys() - {LASERS[number] for number in images}):
-        faults.append(Fault("lidar", "LidarError", f"laser {laser} is calibrated but absent"))
+        faults.append(Fault("lidar", "LidarError", f"laser {laser} is calibrated but absent", "lidar"))
     if not all(component in present for component in _OF_TOP):
         images.pop(TOP, None)
     poses, projections, segmentations = (
-        _by_laser(rows.get(component, []), faults)
+        _by_laser(rows.get(component, []), component, faults)
         for component in ("lidar_pose", "lidar_camera_projection", "lidar_segmentation")
     )
     projected = "lidar_camera_projection" in present
@@ -115,7 +115,7 @@ def read_transform(values: NDArray[Any] | None) -> NDArray[np.float64] | None:
 def read_laser_calibrations(rows: Sequence[Row], faults: list[Fault]) -> dict[str, LaserCalibration]:
     """Return the calibration of each laser of a segment."""
     calibrations = {}
-    for number, row in _by_laser(rows, faults).items():
+    for number, row in _by_laser(rows, "lidar_calibration", faults).items():
         laser, declared = LASERS[number] or "", row.array("beam_inclination.values")
         calibrations[laser] = LaserCalibration(
             laser=laser,
@@ -127,14 +127,15 @@ def read_laser_calibrations(rows: Sequence[Row], faults: list[Fault]) -> dict[st
     return calibrations
 
 
-def _by_laser(rows: Sequence[Row], faults: list[Fault]) -> dict[int, Row]:
+def _by_laser(rows: Sequence[Row], component: str, faults: list[Fault]) -> dict[int, Row]:
     found: dict[int, Row] = {}
     for row in rows:
         number = row.key("laser_name") or 0
         if not 0 < number < len(LASERS):
-            faults.append(Fault("lidar", "LidarError", f"a laser has the unknown name {number}"))
+            faults.append(Fault("lidar", "LidarError", f"a laser has the unknown name {number}", component))
         elif number in found:
-            faults.append(Fault("lidar", "LidarError", f"laser {LASERS[number]} appears twice; kept the first"))
+            text = f"laser {LASERS[number]} appears twice; kept the first"
+            faults.append(Fault("lidar", "LidarError", text, component))
         else:
             found[number] = row
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from datalake.sources.frame import (
     Label2D,
     Label3D,
     LaserCalibration,
+    camera_named,
 )
 from datalake.sources.image import check_image, image_sizes, projected_inside
 from datalake.sources.label import check_label_2d, check_label_3d, synced_box
@@ -34,22 +35,23 @@ class SegmentInfo:
     """What holds for all frames of a segment.
 
     uris: the file of each component that it has
-    faults: what of the calibrations cannot be used
+    faults: what of the calibrations cannot be used, once for the whole segment
     """
 
     name: str
     uris: dict[str, str]
     camera_calibrations: dict[str, CameraCalibration]
     laser_calibrations: dict[str, LaserCalibration]
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[Fault, ...]
 
 
-def read_segment(name: str, uris: dict[str, str], rows: dict[str, list[Row]], faults: list[Fault]) -> SegmentInfo:
+def read_segment(name: str, uris: dict[str, str], rows: dict[str, list[Row]]) -> SegmentInfo:
     """Return what holds for all frames, from the rows of the components that do not belong to one."""
-    cameras = _by_camera(rows.get("camera_calibration", []), faults)
+    faults: list[Fault] = []
+    cameras = _by_camera(rows.get("camera_calibration", []), "calibration", "camera_calibration", faults)
     lasers = read_laser_calibrations(rows.get("lidar_calibration", []), faults)
     calibrations = {camera: _camera_calibration(camera, row) for camera, row in cameras.items()}
-    return SegmentInfo(name, uris, calibrations, lasers, tuple(faults))
+    return SegmentInfo(name, uris, calibrations, lasers, _with_files(faults, uris))
 
 
 def read_frame(
@@ -63,21 +65,20 @@ def read_frame(
 
     damage: what of its rows cannot be read; it comes first among the frame's faults
     """
-    faults = [*segment.faults, *damage]
+    faults = [*damage]
     vehicle_to_world = None
     if "vehicle_pose" in segment.uris:
         poses = [read_transform(row.array("world_from_vehicle.transform")) for row in rows["vehicle_pose"]]
         vehicle_to_world = poses[0] if poses else None
         if vehicle_to_world is None:
-            faults.append(_fault(segment, "vehicle_pose", "frame", "the frame's pose is missing or not finite"))
+            text = "the frame's pose is missing or not finite"
+            faults.append(Fault("frame", "FrameError", text, "vehicle_pose"))
     stats = rows.get("stats", [])
     place = {name: (stats[0].value(name) or None) if stats else None for name in ("location", "time_of_day", "weather")}
     images = _read_images(segment, rows, cameras, faults)
     sizes = image_sizes(segment.camera_calibrations.values(), images)
-    found: list[Fault] = []
-    points = read_points(rows, segment.laser_calibrations, vehicle_to_world, segment.uris, found)
-    points = projected_inside(points, sizes, found)
-    faults += [replace(fault, source=segment.uris.get("lidar")) for fault in found]
+    points = read_points(rows, segment.laser_calibrations, vehicle_to_world, segment.uris, faults)
+    points = projected_inside(points, sizes, faults)
     return Frame(
         segment=segment.name,
         timestamp_us=timestamp_us,
@@ -86,11 +87,11 @@ def read_frame(
         weather=place["weather"],
         images=images,
         points=points,
-        labels_2d=_read_labels_2d(segment, rows, cameras, sizes, faults),
-        labels_3d=_read_labels_3d(segment, rows, faults),
+        labels_2d=_read_labels_2d(rows, cameras, sizes, faults),
+        labels_3d=_read_labels_3d(rows, faults),
         projected_labels=read_projected_labels(rows.get("projected_lidar_box", []), cameras, faults),
         keypoints=read_keypoints(rows.get("camera_hkp", []), rows.get("lidar_hkp", []), cameras),
-        faults=tuple(faults),
+        faults=_with_files(faults, segment.uris),
         vehicle_to_world=vehicle_to_world,
         camera_calibrations=tuple(segment.camera_calibrations.values()),
         laser_calibrations=tuple(segment.laser_calibrations.values()),
@@ -100,10 +101,9 @@ def read_frame(
 def _read_images(
     segment: SegmentInfo, rows: dict[str, list[Row]], cameras: frozenset[str], faults: list[Fault]
 ) -> tuple[CameraImage, ...]:
-    found: list[Fault] = []
-    panoptics = _by_camera(rows.get("camera_segmentation", []), found)
+    panoptics = _by_camera(rows.get("camera_segmentation", []), "panoptic label", "camera_segmentation", faults)
     images = {}
-    for camera, row in _by_camera(rows.get("camera_image", []), found).items():
+    for camera, row in _by_camera(rows.get("camera_image", []), "image", "camera_image", faults).items():
         if camera not in cameras:
             continue
         try:
@@ -113,13 +113,13 @@ def _read_images(
                 segment.camera_calibrations.get(camera),
                 read_transform(row.array("pose.transform")),
                 _panoptic(panoptics.get(camera)),
-                found,
+                faults,
                 exposure=_exposure(row),
                 calibrated="camera_calibration" in segment.uris,
             )
         except FrameError as error:
-            found.append(Fault("image", "FrameError", f"image of {camera} is left out: {error}"))
-    faults += [replace(fault, source=segment.uris.get("camera_image")) for fault in found]
+            text = f"image of {camera} is left out: {error}"
+            faults.append(Fault("image", "FrameError", text, "camera_image"))
     return tuple(images[camera] for camera in sorted(images, key=CAMERAS.index))
 
 
@@ -151,28 +151,26 @@ def _camera_calibration(camera: str, row: Row) -> CameraCalibration:
     )
 
 
-def _by_camera(rows: Sequence[Row], faults: list[Fault]) -> dict[str, Row]:
+def _by_camera(rows: Sequence[Row], what: str, component: str, faults: list[Fault]) -> dict[str, Row]:
+    """Return the first row of each camera; what: a row has of its camera."""
     found: dict[str, Row] = {}
     for row in rows:
         number = row.key("camera_name") or 0
-        camera = CAMERAS[number] if 0 < number < len(CAMERAS) else None
+        camera = camera_named(number)
         if camera is None:
-            faults.append(Fault("image", "FrameError", f"an image has the unknown camera name {number}"))
+            text = f"the {what} of the unknown camera {number} is left out"
+            faults.append(Fault("image", "FrameError", text, component))
         elif camera in found:
-            faults.append(Fault("image", "FrameError", f"camera {camera} appears twice; kept the first image"))
+            text = f"camera {camera} appears twice; kept the first {what}"
+            faults.append(Fault("image", "FrameError", text, component))
         else:
             found[camera] = row
     return found
 
 
 def _read_labels_2d(
-    segment: SegmentInfo,
-    rows: dict[str, list[Row]],
-    cameras: frozenset[str],
-    sizes: dict[str, tuple[int, int]],
-    faults: list[Fault],
+    rows: dict[str, list[Row]], cameras: frozenset[str], sizes: dict[str, tuple[int, int]], faults: list[Fault]
 ) -> tuple[Label2D, ...]:
-    found: list[Fault] = []
     labels = []
     associated = {
         (row.key("camera_name"), row.key("camera_object_id")): row.key("laser_object_id")
@@ -180,9 +178,10 @@ def _read_labels_2d(
     }
     for row in rows.get("camera_box", []):
         number = row.key("camera_name") or 0
-        camera = CAMERAS[number] if 0 < number < len(CAMERAS) else None
+        camera = camera_named(number)
         if camera is None:
-            found.append(Fault("label", "FrameError", f"a 2D label belongs to the unknown camera {number}"))
+            text = f"a 2D label belongs to the unknown camera {number}"
+            faults.append(Fault("label", "FrameError", text, "camera_box"))
         if camera is None or camera not in cameras:
             continue
         level = row.value("difficulty_level.detection") or 0
@@ -194,18 +193,16 @@ def _read_labels_2d(
             box_2d(row),
             level,
             sizes.get(camera),
-            found,
+            faults,
             tracking_difficulty=row.value("difficulty_level.tracking"),
             lidar_object_id=associated.get((number, object_id)),
         )
         if label is not None:
             labels.append(label)
-    faults += [replace(fault, source=segment.uris.get("camera_box")) for fault in found]
     return tuple(sorted(labels, key=lambda label: CAMERAS.index(label.camera)))
 
 
-def _read_labels_3d(segment: SegmentInfo, rows: dict[str, list[Row]], faults: list[Fault]) -> tuple[Label3D, ...]:
-    found: list[Fault] = []
+def _read_labels_3d(rows: dict[str, list[Row]], faults: list[Fault]) -> tuple[Label3D, ...]:
     labels = []
     synced = {row.key("laser_object_id"): row for row in rows.get("lidar_camera_synced_box", [])}
     for row in rows.get("lidar_box", []):
@@ -219,19 +216,18 @@ def _read_labels_3d(segment: SegmentInfo, rows: dict[str, list[Row]], faults: li
             (row.value("speed.x") or 0.0, row.value("speed.y") or 0.0),
             _count(row.value("num_lidar_points_in_box")) or 0,
             row.value("difficulty_level.detection") or 0,
-            found,
+            faults,
             tracking_difficulty=row.value("difficulty_level.tracking"),
             top_lidar_points=_count(row.value("num_top_lidar_points_in_box")),
             speed_z_mps=row.value("speed.z"),
             acceleration_x_mps2=row.value("acceleration.x"),
             acceleration_y_mps2=row.value("acceleration.y"),
             acceleration_z_mps2=row.value("acceleration.z"),
-            most_visible_camera=CAMERAS[number] if 0 < number < len(CAMERAS) else None,
+            most_visible_camera=camera_named(number),
             camera_synced_box=None if seen is None else synced_box(_box_3d(seen, "camera_synced_box")),
         )
         if label is not None:
             labels.append(label)
-    faults += [replace(fault, source=segment.uris.get("lidar_box")) for fault in found]
     return tuple(labels)
 
 
@@ -247,5 +243,6 @@ def _box_3d(row: Row, prefix: str) -> dict[str, float | None]:
     return box | {"heading": row.value(f"{prefix}.heading")}
 
 
-def _fault(segment: SegmentInfo, component: str, stage: str, text: str) -> Fault:
-    return Fault(stage, "FrameError", text, segment.uris.get(component))
+def _with_files(faults: Iterable[Fault], uris: dict[str, str]) -> tuple[Fault, ...]:
+    """Return the faults, each with the file of its own component."""
+    return tuple(replace(fault, source=uris.get(fault.component or "")) for fault in faults)

@@ -9,9 +9,18 @@ from dataclasses import dataclass, replace
 
 from datalake.commit import LakeError
 from datalake.place import file_system
-from datalake.sources.frame import CAMERAS, OBJECT_TYPES, Fault, FrameError
+from datalake.sources.frame import ALL_CAMERAS, Fault, FrameError
 from datalake.sources.segment_name import check_segment_name
-from datalake.sources.source import BadRecord, FrameRead, RecordRef, SegmentError, SegmentPlan, SourceIndex, Timed
+from datalake.sources.source import (
+    BadRecord,
+    FrameRead,
+    RecordRef,
+    SegmentError,
+    SegmentPlan,
+    SourceIndex,
+    Timed,
+    check_size,
+)
 from datalake.sources.waymo_v2.component import COMPONENTS, FRAME_COMPONENTS, Component, component_of
 from datalake.sources.waymo_v2.component_file import ComponentFile
 from datalake.sources.waymo_v2.parse import SegmentInfo, read_frame, read_segment
@@ -24,8 +33,7 @@ class WaymoV2:
     """The `Source` of the Parquet components of Waymo perception 2.x."""
 
     name: str = "waymo_v2"
-    cameras: tuple[str, ...] = tuple(camera for camera in CAMERAS if camera)
-    classes: tuple[str, ...] = tuple(kind for kind in OBJECT_TYPES if kind)
+    cameras: tuple[str, ...] = ALL_CAMERAS
 
     def reads(self, uri: str) -> bool:
         """Return whether the file is called as Parquet files are."""
@@ -80,31 +88,33 @@ class WaymoV2:
         return [replace(ref, index=place) for place, ref in enumerate(first.values())]
 
     def missing(self, plan: SegmentPlan) -> list[str]:
-        """Return a line for each component that the segment does not have."""
+        """Return a line for each component that the segment lacks; raises SegmentError where it has one twice."""
         present = {component.folder for _, component in _files(plan)}
         return [f"{name}: {one.absence}" for name, one in COMPONENTS.items() if name not in present]
 
     def frames(self, plan: SegmentPlan, cameras: frozenset[str], timed: Timed) -> Iterator[FrameRead]:
         """Yield each frame, from the rows of all components at its time."""
-        sizes = {source.uri: source.bytes for source in plan.sources}
-        size = sum(sizes.values()) // max(1, len(plan.records))
+        size = sum(source.bytes for source in plan.sources) // max(1, len(plan.records))
         with ExitStack() as stack:
             with timed("read"):
                 files = {
                     component.folder: stack.enter_context(ComponentFile(uri, component))
                     for uri, component in _files(plan)
                 }
-                _check_sizes(files, sizes)
+                sources = {source.uri: source for source in plan.sources}
+                for file in files.values():
+                    check_size(sources[file.uri], file.size)
                 segment = _read_segment(plan, files)
             of_frames = {name: file for name, file in files.items() if file.component.of_frame}
-            strays = _strays(plan, of_frames)
+            # What belongs to no frame is told once, with the first.
+            strays = [*segment.faults, *_strays(plan, of_frames)]
             for ref in plan.records:
                 rows, damage, strays = {}, strays, []
                 with timed("read"):
                     for name, file in of_frames.items():
                         rows[name], reason = file.rows_at(ref.timestamp_us)
                         if reason:
-                            damage.append(Fault("record", "ComponentError", reason, file.uri))
+                            damage.append(Fault("record", "ComponentError", reason, name, file.uri))
                 with timed("parse"):
                     frame = read_frame(segment, ref.timestamp_us, rows, cameras, damage)
                 yield FrameRead(ref, frame, bytes=size)
@@ -122,15 +132,6 @@ def _files(plan: SegmentPlan) -> Iterator[tuple[str, Component]]:
         yield source.uri, component
 
 
-def _check_sizes(files: dict[str, ComponentFile], sizes: dict[str, int]) -> None:
-    for file in files.values():
-        if file.size != sizes[file.uri]:
-            raise SegmentError(
-                f"{file.uri} has {file.size} bytes, and had {sizes[file.uri]} when it was indexed:"
-                " somebody is writing it; run the same command again when it is complete"
-            )
-
-
 def _read_segment(plan: SegmentPlan, files: dict[str, ComponentFile]) -> SegmentInfo:
     if not plan.records:
         raise SegmentError(f"none of {', '.join(FRAME_COMPONENTS)} has a frame of it; name these components as well")
@@ -138,7 +139,7 @@ def _read_segment(plan: SegmentPlan, files: dict[str, ComponentFile]) -> Segment
         rows = {name: file.all_rows() for name, file in files.items() if not file.component.of_frame}
     except LakeError as error:
         raise SegmentError(str(error)) from error
-    return read_segment(plan.segment, {name: file.uri for name, file in files.items()}, rows, [])
+    return read_segment(plan.segment, {name: file.uri for name, file in files.items()}, rows)
 
 
 def _strays(plan: SegmentPlan, files: dict[str, ComponentFile]) -> list[Fault]:
@@ -149,5 +150,5 @@ def _strays(plan: SegmentPlan, files: dict[str, ComponentFile]) -> list[Fault]:
         strays = [time for time in file.times.tolist() if time > 0 and time not in times]
         if strays:
             text = f"{len(strays)} rows are of a time at which there is no frame (first: {strays[0]})"
-            faults.append(Fault("frame", "ComponentError", text, file.uri))
+            faults.append(Fault("frame", "ComponentError", text, file.component.folder, file.uri))
     return faults

@@ -11,7 +11,7 @@ import pytest
 
 from datalake.sources.frame import Fault, Points
 from datalake.sources.lidar import MAX_RANGE_M
-from datalake.sources.waymo_v1.lidar import read_points, read_transform
+from datalake.sources.waymo_v1.lidar import read_laser_calibrations, read_points, read_transform
 from tests.frames import (
     COLUMNS,
     FRONT,
@@ -31,7 +31,7 @@ from tests.reference import slow_point
 def _read(frame: Any) -> tuple[Points, list[str]]:
     """Return the points of a frame, and the messages of its faults."""
     faults: list[Fault] = []
-    points = read_points(frame, read_transform(frame.pose), faults)
+    points = read_points(frame, read_laser_calibrations(frame), read_transform(frame.pose), faults)
     assert {fault.stage for fault in faults} <= {"lidar"}
     return points, [fault.message for fault in faults]
 

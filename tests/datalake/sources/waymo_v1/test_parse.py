@@ -105,6 +105,29 @@ def test_labels_have_the_values_of_the_record() -> None:
     assert (solid.speed_x_mps, solid.speed_y_mps) == (4.0, -1.0)
 
 
+def test_what_a_record_does_not_state_is_none() -> None:
+    frame = _parse(make_frame())
+    (solid,) = frame.labels_3d
+    assert (solid.tracking_difficulty, solid.top_lidar_points, solid.speed_z_mps) == (None, None, None)
+    assert (solid.acceleration_x_mps2, solid.acceleration_y_mps2, solid.acceleration_z_mps2) == (None, None, None)
+    assert {label.tracking_difficulty for label in frame.labels_2d} == {None}
+    assert {camera.rolling_shutter_direction for camera in frame.camera_calibrations} == {None}
+
+
+def test_a_zero_that_a_record_states_is_zero() -> None:
+    record = make_frame()
+    solid = record.laser_labels[0]
+    solid.tracking_difficulty_level = solid.num_top_lidar_points_in_box = 0
+    solid.metadata.speed_z = solid.metadata.accel_x = 0.0
+    record.camera_labels[0].labels[0].tracking_difficulty_level = 0
+    record.context.camera_calibrations[0].rolling_shutter_direction = 0
+    frame = _parse(record)
+    (label,) = frame.labels_3d
+    assert (label.tracking_difficulty, label.top_lidar_points, label.speed_z_mps, label.acceleration_x_mps2) == (0,) * 4
+    assert [label.tracking_difficulty for label in frame.labels_2d] == [0, None]
+    assert frame.camera_calibrations[0].rolling_shutter_direction == 0
+
+
 def test_panoptic_label_is_kept_with_its_divisor() -> None:
     record = make_frame()
     png = panoptic_png(np.full((HEIGHT, WIDTH), 2_001, np.uint16))

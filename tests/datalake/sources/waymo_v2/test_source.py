@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -27,6 +28,16 @@ Build = Callable[[Path], Built]
 def only_file(folder: Path, component: str) -> Path:
     (path,) = (folder / component).iterdir()
     return path
+
+
+def set_first(folder: Path, component: str, column: str, value: Any) -> None:
+    """Change a column in the first row of a component's file."""
+    path = only_file(folder, component)
+    table = pq.read_table(path)
+    place = next(place for place, name in enumerate(table.column_names) if name.endswith(f".{column}"))
+    field = table.schema.field(place)
+    values = pa.array([value, *table[place].to_pylist()[1:]], field.type)
+    pq.write_table(table.set_column(place, field, values), path)
 
 
 def test_a_folder_stands_for_the_files_of_its_components(components: Path) -> None:
@@ -140,6 +151,83 @@ def test_rows_of_a_time_without_a_frame_are_told(small: Path, build: Build) -> N
     ]
 
 
+@pytest.mark.parametrize(
+    ("component", "row", "message"),
+    [
+        ("camera_calibration", "camera_name", "camera FRONT appears twice; kept the first calibration"),
+        ("lidar_calibration", "laser_name", "laser FRONT appears twice; kept the first"),
+    ],
+)
+def test_a_calibration_that_is_there_twice_is_told_once(
+    small: Path, build: Build, component: str, row: str, message: str
+) -> None:
+    path = only_file(small, component)
+    table = pq.read_table(path).sort_by(f"key.{row}")
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), path)
+    built = build(small)
+    assert [(fault["message"], fault["source"]) for fault in built.rows("quarantine")] == [(message, path.as_uri())]
+
+
+_SHAPE = "range_image_return1.shape"
+
+
+@pytest.mark.parametrize(
+    ("component", "column", "value", "message"),
+    [
+        ("camera_image", "image", b"", "image of "),
+        ("camera_image", "pose.transform", None, "has no finite pose"),
+        ("camera_segmentation", "panoptic_label", b"no PNG", "panoptic label of "),
+        ("camera_box", "type", 9, "2D label "),
+        ("lidar", _SHAPE, [1, 1, 1], "is left out"),
+        ("lidar_camera_projection", _SHAPE, [1, 1, 1], "is kept without camera projections"),
+        ("lidar_box", "type", 9, "3D label "),
+        ("projected_lidar_box", "type", 9, "projected label "),
+        ("vehicle_pose", "world_from_vehicle.transform", None, "the frame's pose is missing"),
+    ],
+)
+def test_quarantine_names_the_file_of_the_part_that_is_bad(
+    small: Path, build: Build, component: str, column: str, value: Any, message: str
+) -> None:
+    set_first(small, component, column, value)
+    (fault,) = build(small).rows("quarantine")
+    assert fault["source"] == only_file(small, component).as_uri()
+    assert message in fault["message"]
+
+
+@pytest.mark.parametrize(
+    ("component", "column"),
+    [("camera_calibration", "intrinsic.f_u"), ("lidar_calibration", "extrinsic.transform")],
+)
+def test_quarantine_names_the_file_of_a_calibration_that_is_bad(
+    small: Path, build: Build, component: str, column: str
+) -> None:
+    set_first(small, component, column, None)
+    built = build(small)
+    assert {fault["source"] for fault in built.rows("quarantine")} == {only_file(small, component).as_uri()}
+
+
+@pytest.mark.parametrize("component", ["lidar_pose", "lidar_segmentation"])
+def test_quarantine_names_the_file_of_what_only_the_laser_on_top_has(
+    without: Callable[[str], Path], build: Build, component: str
+) -> None:
+    folder = without("stats")
+    set_first(folder, component, _SHAPE, [1, 1, 1])
+    built = build(folder)
+    assert {fault["source"] for fault in built.rows("quarantine")} == {only_file(folder, component).as_uri()}
+
+
+@pytest.mark.parametrize("error", [pa.ArrowMemoryError, pa.ArrowCancelled])
+def test_a_file_is_not_called_damaged_where_memory_ran_out(
+    small: Path, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error("malloc of size 1000 failed")
+
+    monkeypatch.setattr(pq.ParquetFile, "read", fail)
+    with pytest.raises(error):
+        index_source(only_file(small, "camera_box").as_uri())
+
+
 def test_a_row_without_a_time_is_quarantined(small: Path, build: Build) -> None:
     path = only_file(small, "lidar_box")
     table = pq.read_table(path)
@@ -168,6 +256,18 @@ def test_a_file_that_grew_since_it_was_indexed_fails_the_segment(small: Path, tm
     write_frames(path, pq.read_table(path).slice(0, 5), range(5))
     report = build_segment(plan, str(tmp_path / "lake"), BuildConfig())
     assert (report.outcome, "somebody is writing it" in report.reason) == ("failed", True)
+
+
+def test_two_files_of_a_component_fail_their_segment_alone(small: Path, build: Build) -> None:
+    for path in small.glob("*/*.parquet"):
+        table = pq.read_table(path)
+        place = table.column_names.index("key.segment_context_name")
+        other = pa.array(["another"] * len(table), table.schema.field(place).type)
+        pq.write_table(table.set_column(place, table.schema.field(place), other), path.with_name("another.parquet"))
+    shutil.copy(only := small / "camera_box/another.parquet", only.with_name("again.parquet"))
+    failed, committed = sorted(build(small).reports, key=lambda report: report.segment != "another")
+    assert (failed.segment, failed.outcome, committed.outcome) == ("another", "failed", "committed")
+    assert "both are its camera_box; name one of them" in failed.reason
 
 
 def test_few_rows_are_in_memory_at_a_time(small: Path, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
