@@ -210,9 +210,8 @@ def _read_projections(
     if slots.size and (slots.min() < 0 or slots[:, 0].max() >= len(CAMERAS) or slots[:, 1:].max() >= 1 << 15):
         inside = ((slots >= 0) & (slots < [[len(CAMERAS)], [1 << 15], [1 << 15]])).all(axis=1)
         if outside := int((named & ~inside).sum()):
-            text = f"{outside} camera projections name no camera or no pixel"
-            error = LidarError(text)
-            _fault(faults, laser, number, "keeps their points without them", error, "lidar_camera_projection")
+            beyond = LidarError(f"{outside} camera projections name no camera or no pixel")
+            _fault(faults, laser, number, "keeps their points without them", beyond, "lidar_camera_projection")
         named &= inside
     slots *= named[:, None]
     return slots[:, 0].astype(np.int8), slots[:, 1].astype(np.int16), slots[:, 2].astype(np.int16)
