@@ -15,7 +15,7 @@ from student.checkpoint import read_student
 from student.config import StudentConfig, StudentError
 from student.distillation.detector_teacher import DetectorTeacher, PyramidShape
 from student.distillation.torchvision_detector import ARCHITECTURE, TorchvisionDetector
-from student.export import WEIGHTS_FILE, load_exported
+from student.export import WEIGHTS_FILE, read_exported
 from teachers.card import CARD_FILE, TeacherCard, TeacherError, read_card, read_weights
 from training.checkpoint import CHECKPOINT_FILE, Checkpoint
 from training.errors import TrainingError
@@ -46,7 +46,7 @@ def read_detector(name: str, url: str) -> OpenedDetector:
                 network, where = str(card.options.get("network")), folder.place(CARD_FILE)
                 detector = TorchvisionDetector.load(network, read_weights(url, card), where)
                 return OpenedDetector(DetectorTeacher(detector, card.weights_sha256), card=card)
-            teacher = DetectorTeacher(load_exported(url))
+            teacher = DetectorTeacher(*read_exported(url))
             if teacher.weights_sha256 != card.weights_sha256:
                 raise TeacherError(
                     f"{folder.place(WEIGHTS_FILE)}: the weights are not those that {CARD_FILE} is of; copy the whole"
@@ -54,7 +54,7 @@ def read_detector(name: str, url: str) -> OpenedDetector:
                 )
             return OpenedDetector(teacher, card=card)
         if not folder.exists(CHECKPOINT_FILE):
-            return OpenedDetector(DetectorTeacher(load_exported(url)))
+            return OpenedDetector(DetectorTeacher(*read_exported(url)))
         student, checkpoint = read_student(url)
     except (StudentError, TrainingError, TeacherError) as error:
         raise TeacherError(f"teacher {name}: {error}") from error

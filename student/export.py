@@ -17,11 +17,13 @@ it.
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -99,8 +101,23 @@ def weights_file(student: Student) -> bytes:
     return safetensors.torch.save(state, {_CONFIG: student.config.to_json()})
 
 
+class ExportedStudent(NamedTuple):
+    """A student on the CPU, in eval mode.
+
+    weights_sha256: hex digest of the file that it is from
+    """
+
+    student: Student
+    weights_sha256: str
+
+
 def load_exported(url: str) -> Student:
-    """Return the student whose weights are in the folder at `url`, on the CPU, in eval mode.
+    """Return the student of `read_exported`."""
+    return read_exported(url).student
+
+
+def read_exported(url: str) -> ExportedStudent:
+    """Return the student whose weights are in the folder at `url`, and their file's checksum.
 
     Raises StudentError where the file is missing or damaged, or its weights are not exactly its configuration's.
     """
@@ -122,7 +139,7 @@ def load_exported(url: str) -> Student:
     except RuntimeError as error:
         problem = " ".join(str(error).split())
         raise StudentError(f"{where}: the weights do not fit the configuration beside them: {problem}") from error
-    return student.eval()
+    return ExportedStudent(student.eval(), hashlib.sha256(content).hexdigest())
 
 
 def load_program(url: str, device: torch.device | str = "cpu") -> Program:

@@ -126,18 +126,18 @@ class DetectorTeacher:
 
     It is no module, so that a module that holds it has its weights neither among its parameters nor in its state dict.
 
-    weights_sha256: hex digest of its weights and configuration; of a run's detector the same as of its export
+    weights_sha256: hex digest of the file of its weights; of a run's student, of the file that its export would be
     """
 
     def __init__(self, detector: Student | TeachingDetector, weights_sha256: str = "") -> None:
         """Freeze the detector.
 
-        weights_sha256: of the file that it is from; of a student it is found out
+        weights_sha256: of the file that it is from; a student of a run is from none
         """
         detector.eval()
         detector.requires_grad_(False)
         self._detector: TeachingDetector = detector
-        if isinstance(detector, Student):
+        if isinstance(detector, Student) and not weights_sha256:
             weights_sha256 = hashlib.sha256(weights_file(detector)).hexdigest()
         self.weights_sha256 = weights_sha256
 

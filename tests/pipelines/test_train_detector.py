@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from safetensors.torch import save_file
 
 from datalake.commit import LakeError
 from datalake.lake import open_lake
@@ -17,8 +20,8 @@ from pipelines.train_config import TrainConfig
 from pipelines.train_detector import DetectorTrainConfig
 from pipelines.train_teachers import TrainTeachersConfig, run
 from student.detections import CLASS_NAMES
-from student.export import WEIGHTS_FILE, weights_file
-from teachers.card import TeacherError, read_card
+from student.export import WEIGHTS_FILE, load_exported, weights_file
+from teachers.card import TeacherError, read_card, write_card
 from teachers.loading import is_detector, read_cards
 from tests.student.students import TINY, build
 from training.loop import LoopConfig
@@ -97,6 +100,18 @@ def test_weights_of_another_detector_beside_a_card_are_refused(teacher: str, tmp
     RunDir(str(tmp_path / "detector")).write(WEIGHTS_FILE, weights_file(build(TINY)))
     with pytest.raises(TeacherError, match=r"teacher big: .*student\.safetensors: the weights are not those that card"):
         read_detector("big", str(tmp_path / "detector"))
+
+
+def test_a_detector_whose_configuration_lacks_a_newer_setting_still_teaches(teacher: str, tmp_path: Path) -> None:
+    url = str(tmp_path / "detector")
+    shutil.copytree(teacher, url)
+    student = load_exported(url)
+    older = json.loads(student.config.to_json())
+    del older["freeze_stages"]
+    save_file(dict(student.state_dict()), Path(url) / WEIGHTS_FILE, {"config": json.dumps(older)})
+    sha256 = hashlib.sha256((Path(url) / WEIGHTS_FILE).read_bytes()).hexdigest()
+    write_card(url, replace(read_card(url), weights_sha256=sha256))
+    assert read_detector("big", url).teacher.weights_sha256 == sha256
 
 
 def test_it_is_not_evaluated_on_what_it_was_trained_on(split_lake: str, tmp_path: Path) -> None:
