@@ -11,7 +11,7 @@ from rich.console import Console
 
 from datalake.commit import LakeError
 from datalake.lake import Lake, open_lake
-from datalake.sample import Sample
+from datalake.sample import Sample, SampleKey
 from pipelines.data import Frames
 from student.config import StudentError
 from training.checkpoint import Checkpoint
@@ -78,13 +78,22 @@ def check_unseen(run: str, checkpoint: Checkpoint, lake: Lake, examined: str, co
         )
 
 
-def drawn_batches(frames: Frames, batch: int, samples: int | None) -> tuple[Iterable[Sequence[Sample]], int]:
+def drawn_batches(
+    frames: Frames, batch: int, samples: int | None, *, panoptic: bool = False
+) -> tuple[Iterable[Sequence[Sample]], int]:
     """Return batches of all samples, or of `samples` from everywhere in the split, and how many samples these are."""
-    in_order = frames.stream(batch, shuffle=False)
+    in_order = frames.stream(batch, shuffle=False, panoptic=panoptic)
     if samples is None or samples >= in_order.epoch_samples:
         return in_order.loader(), in_order.epoch_samples
     # One by one: an epoch in a random order ends with its last whole batch.
-    return _grouped(islice(iter(frames.stream(1, shuffle=True)), samples), batch), samples
+    return _grouped(islice(iter(frames.stream(1, shuffle=True, panoptic=panoptic)), samples), batch), samples
+
+
+def words_of_images(lake: Lake, split: str, column: str) -> dict[SampleKey, str | None]:
+    """Return a column of text of each image of a split, such as `time_of_day`; None where it has none."""
+    rows = lake.images(["segment", "timestamp_us", "camera", column], split)
+    values = (rows.column(name).to_pylist() for name in ("segment", "timestamp_us", "camera", column))
+    return {SampleKey(segment, time, camera): word for segment, time, camera, word in zip(*values, strict=True)}
 
 
 def _grouped(samples: Iterator[Sample], batch: int) -> Iterator[list[Sample]]:

@@ -150,9 +150,18 @@ RANGES: dict[str, dict[str, Range]] = {
         "epsilon": Range(0, 255, exclusive=True),
         "epsilons": Range(0, 255, exclusive=True),
         "steps": _COUNT,
+        "fewer_steps": _COUNT,
         "seed": _SEED,
     },
+    "CorruptionsConfig": {"images": _COUNT, "batch": _COUNT, "seed": _SEED},
     "InterpretConfig": {"images": Range(2), "batch": _COUNT},
+    "ProbeConfig": {
+        "images": _COUNT,
+        "batch": _COUNT,
+        "frames": _COUNT,
+        "shares": Range(0, 1, exclusive=True),
+        "seed": _SEED,
+    },
     "AblateConfig": {
         "seeds": _SEED,
         "labelled_fractions": Range(0, 1, exclusive=True),

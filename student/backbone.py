@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,12 +53,19 @@ class Backbone(nn.Module):
         for name, branch in self.branches.items():
             branch_outputs[name], part = branch(view.fine)
             parts.append(part)
-        pyramid = [self.fuse(torch.cat(parts, 1))]
+        return Features(self.pyramid(parts, view.coarse), branch_outputs)
+
+    def pyramid(self, parts: Sequence[Tensor], coarse: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the levels that are made of what the free branch and the others pass on, and of the trunk's maps.
+
+        parts: [B, branch_width, h, w] each; coarse: as `TrunkFeatures` has them
+        """
+        levels = [self.fuse(torch.cat(list(parts), 1))]
         for number, downsample in enumerate(self.downsample):
-            level = downsample(pyramid[-1])
+            level = downsample(levels[-1])
             if number < len(self.lateral):
-                level = level + self.lateral[number](view.coarse[number])
-            pyramid.append(level)
+                level = level + self.lateral[number](coarse[number])
+            levels.append(level)
         # torchvision makes anchors in the format of the features, and bfloat16 resolves the columns of an image to two
         # pixels only.
-        return Features(tuple(level.float() for level in pyramid), branch_outputs)
+        return tuple(level.float() for level in levels)

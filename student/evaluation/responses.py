@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +24,20 @@ from student.evaluation.branches import FREE, recorded
 from student.evaluation.run import most_labelled
 from student.layers import StandardizedConv
 
+_SHOWN = 6
+
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
     """How much more is seen inside the boxes of a class than outside of all boxes.
 
+    inside: the mean inside, the mean over images
     ratio: of the means inside and outside, the mean over images
     t: of the differences of these means, over images; NaN where there are fewer than two
     images: how many have both
     """
 
+    inside: float
     ratio: float
     t: float
     images: int
@@ -43,13 +49,34 @@ class Response:
 
     share: of the sum over branches, the mean over all cells
     contrasts: by class
-    maps: float32 [h, w] of the images with the most labels, in their order
+    maps: float32 [h, w] of the images in `shown_samples`, in their order
     """
 
     branch: str
     share: float
     contrasts: dict[str, Contrast]
     maps: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastBranches:
+    """The response on a coarser level to the trunk's map that joins it past the branches.
+
+    stride: pixels to a cell of the level
+    share: of the sum with the response to what comes from the branches, the mean over all cells
+    contrasts: by class
+    """
+
+    stride: int
+    share: float
+    contrasts: dict[str, Contrast]
+
+
+def shown_samples(batches: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """Return the samples whose response maps are kept: the six with the most labels, in their order."""
+    samples = [sample for batch in batches for sample in batch]
+    chosen = most_labelled(samples, _SHOWN)
+    return [sample for sample in samples if sample.key in chosen]
 
 
 def effective_kernels(student: Student, fused: Tensor) -> dict[str, Tensor]:
@@ -61,8 +88,7 @@ def effective_kernels(student: Student, fused: Tensor) -> dict[str, Tensor]:
     assert isinstance(fuse, nn.Conv2d)
     weight = fuse.standardized() if isinstance(fuse, StandardizedConv) else fuse.weight
     scaled = _scales(norm, fused)[:, :, None] * weight[None, :, :, 0, 0]
-    first = next(layer for layer in student.rpn.head.conv.modules() if isinstance(layer, nn.Conv2d))
-    whole = torch.einsum("ocyx,bci->boiyx", first.weight, scaled)
+    whole = torch.einsum("ocyx,bci->boiyx", _first_kernel(student), scaled)
     names = [FREE, *student.backbone.branches]
     return dict(zip(names, whole.split(student.config.branch_width, 2), strict=True))
 
@@ -95,7 +121,7 @@ def branch_responses(student: Student, batches: Sequence[Sequence[Sample]]) -> l
     ]
     maps = {name: torch.cat([one[name].cpu() for one in of_batches]) for name in of_batches[0]}
     total = sum(float(each.double().sum()) for each in maps.values())
-    shown = most_labelled(samples)
+    shown = {sample.key for sample in shown_samples(batches)}
     return [
         Response(
             branch=name,
@@ -105,6 +131,45 @@ def branch_responses(student: Student, batches: Sequence[Sequence[Sample]]) -> l
         )
         for name, each in maps.items()
     ]
+
+
+@torch.no_grad()
+def past_branches(student: Student, batches: Sequence[Sequence[Sample]]) -> list[PastBranches]:
+    """Return the response to what joins each coarser level past the branches; [] where the trunk has no such maps.
+
+    Nothing but a sum lies between, so that this path is linear as it is.
+    """
+    device, backbone = next(student.parameters()).device, student.backbone
+    samples = [sample for batch in batches for sample in batch]
+    kernel = _first_kernel(student)
+    maps: dict[tuple[int, str], list[Tensor]] = {}
+
+    def record(level: int, way: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            response = conv2d(output.float(), kernel, padding=1).norm(dim=1).cpu()
+            maps.setdefault((level, way), []).append(response)
+
+        return hook
+
+    with ExitStack() as stack:
+        for level, lateral in enumerate(backbone.lateral, start=1):
+            stack.callback(lateral.register_forward_hook(record(level, "past")).remove)
+            stack.callback(backbone.downsample[level - 1].register_forward_hook(record(level, "through")).remove)
+        for batch in batches:
+            student.features(torch.stack([sample.image for sample in batch]).to(device))
+    found = []
+    for level in range(1, len(backbone.lateral) + 1):
+        past, through = (torch.cat(maps[level, way]) for way in ("past", "through"))
+        stride = student.config.stride << level
+        total = float(past.double().sum() + through.double().sum())
+        found.append(
+            PastBranches(
+                stride=stride,
+                share=float(past.double().sum()) / total if total else 0.0,
+                contrasts=contrasts(past, [sample.objects for sample in samples], stride),
+            )
+        )
+    return found
 
 
 def contrasts(maps: Tensor, objects: Sequence[Objects], stride: int) -> dict[str, Contrast]:
@@ -128,7 +193,7 @@ def _contrast(pairs: Sequence[tuple[float, float]]) -> Contrast:
     spread = statistics.stdev(differences) if len(pairs) > 1 else 0.0
     ratio = statistics.fmean(inside / max(outside, 1e-12) for inside, outside in pairs)
     t = statistics.fmean(differences) / (spread / math.sqrt(len(pairs))) if spread else math.nan
-    return Contrast(ratio, t, len(pairs))
+    return Contrast(statistics.fmean(inside for inside, _ in pairs), ratio, t, len(pairs))
 
 
 def _inside(boxes: Tensor, height: int, width: int, stride: int) -> Tensor:
@@ -137,6 +202,10 @@ def _inside(boxes: Tensor, height: int, width: int, stride: int) -> Tensor:
     x0, y0, x1, y1 = (edge[:, None] for edge in boxes.unbind(1))
     columns, rows = (x >= x0) & (x < x1), (y >= y0) & (y < y1)
     return rows[:, :, None] & columns[:, None, :]
+
+
+def _first_kernel(student: Student) -> Tensor:
+    return next(layer for layer in student.rpn.head.conv.modules() if isinstance(layer, nn.Conv2d)).weight
 
 
 def _scales(norm: nn.Module, values: Tensor) -> Tensor:
