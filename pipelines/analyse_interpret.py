@@ -12,9 +12,10 @@ from pipelines.analysed_runs import AnalysisConfig, read_runs, telling, write_an
 from pipelines.device import device_of
 from pipelines.evaluated_frames import drawn_batches, words_of_images
 from pipelines.progress import ProgressBar
+from student.backbone import FREE
 from student.evaluation.agreement import Agreement, agreement
 from student.evaluation.attribution import Attribution, attribute_branches
-from student.evaluation.branches import ALL, FREE, REPLACEMENTS, Ablation, ablate_branches
+from student.evaluation.branches import ALL, REPLACEMENTS, Ablation, ablate_branches
 from student.evaluation.responses import Contrast, branch_responses, past_branches, shown_samples
 from student.report import branches as branches_report
 from student.report.branches import RunResponses

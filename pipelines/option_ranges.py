@@ -95,6 +95,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "warmup": Range(0, 0.9),
         "accumulate": _COUNT,
         "checkpoint_every": _COUNT,
+        "keep": _COUNT_OR_NONE,
         "diagnose_every": _COUNT_OR_NONE,
     },
     "TrainTeachersConfig": {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datalake.sample import Objects, Sample, SampleKey
+from student.backbone import FREE
 from student.config import StudentError
 from student.detections import CLASS_NAMES, Detections
 from student.detector import Student
@@ -22,8 +23,8 @@ from student.trunk import TrunkFeatures
 # What stands in the place of a branch's features: their mean over all images, cell by cell, or those of another image.
 Replacement = Literal["mean", "other image"]
 REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
-# The branch without a teacher, and all of them at once: what is left then has passed the branches by.
-FREE, ALL = "free", "all"
+# All branches at once: what is left then has passed them by.
+ALL = "all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from datalake.sample import Objects, Sample
+from student.backbone import FREE
 from student.detections import CLASS_NAMES
 from student.detector import Student
-from student.evaluation.branches import FREE, recorded
+from student.evaluation.branches import recorded
 from student.evaluation.run import most_labelled
 from student.layers import StandardizedConv
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from student.backbone import FREE
 from student.config import Norm
 from student.detector import Student
-from student.evaluation.branches import FREE, branch_features
+from student.evaluation.branches import branch_features
 from student.evaluation.responses import branch_responses, contrasts, effective_kernels, response_maps
 from tests.student.students import TAUGHT, build, objects_of, samples
 
