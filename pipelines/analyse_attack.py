@@ -74,7 +74,7 @@ def attack(config: AttackConfig, console: Console) -> None:
     runs = read_runs(config, cards, console)
     outcomes: dict[str, list[AttackResult]] = {}
     with ProgressBar(console) as bar:
-        attacked = [_prepare(config, run, teachers, others=len(runs) > 1) for run in runs]
+        attacked = [_prepare(config, run, teachers, bar, others=len(runs) > 1) for run in runs]
         for one in attacked:
             outcomes[one.run.name] = _attack(config, one, attacked, bar)
     checks = {name: check_attacks(each) for name, each in outcomes.items()}
@@ -95,13 +95,15 @@ def attack(config: AttackConfig, console: Console) -> None:
                 console.print(f"{name}: NOT as an honest attack's: {check}", soft_wrap=True, highlight=False)
 
 
-def _prepare(config: AttackConfig, run: AnalysedRun, teachers: Mapping[str, str], *, others: bool) -> _Attacked:
+def _prepare(
+    config: AttackConfig, run: AnalysedRun, teachers: Mapping[str, str], bar: ProgressBar, *, others: bool
+) -> _Attacked:
     device = device_of(config.device)
     objective = read_objective(run.student, run.checkpoint).to(device)
     width, height = run.frames.image_size
     imitated = {name: url for name, url in teachers.items() if name in run.branches}
     pool = open_pool(imitated, run.student.config.grid(height, width), device)
-    batches, _ = drawn_batches(run.frames, config.batch, config.images)
+    batches, images = drawn_batches(run.frames, config.batch, config.images)
     clean: list[AttackBatch] = []
     for samples, targets in pool.follow(batches):
         first = clean[-1].places[-1] + 1 if clean else 0
@@ -111,7 +113,10 @@ def _prepare(config: AttackConfig, run: AnalysedRun, teachers: Mapping[str, str]
     strongest = None
     if others:
         white_box = Attack(goal=SUM, epsilon=config.epsilon)
-        strongest = [attacked_images(objective, one, white_box, _strength(config)).cpu() for one in clean]
+        told, strongest = telling(bar, f"{run.name}, for others", images), []
+        for one in clean:
+            strongest.append(attacked_images(objective, one, white_box, _strength(config)).cpu())
+            told(one.places[-1] + 1)
     return _Attacked(run=run, objective=objective, batches=clean, strongest=strongest)
 
 

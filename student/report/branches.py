@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +39,8 @@ _SIZES, _DISTANCES = [one.name for one in SIZES], [one.name for one in DISTANCES
 _VIEWS = (RESPONSE, ABLATION, GRADIENT)
 _SELECTION = {"weight": "weights", "gradient": "gradient"}
 NO_DETECTIONS = Detections(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0))
+# At the end of a run's name in a study.
+_SEED = re.compile(r"-\d+$")
 _LEAST_SCORE, _PANEL_PX, _COLUMNS = 0.5, 768, 3
 
 
@@ -62,6 +66,27 @@ def table(ablations: Ablations) -> tuple[list[str], list[list[str]]]:
             known = by_name.get(row[0])
             row += [_written(found[0], known, metric) if known else "-" for metric in chief]
     return header, rows
+
+
+def seeds_table(ablations: Ablations) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows: what is lost of AP50 without a branch, by class, over runs that differ by a seed.
+
+    Of `imitation-0`, `imitation-1` and so on, as studies call them, a row has the mean and the standard deviation.
+    """
+    metrics = ["AP50", *(f"AP50/{name}" for name in CLASS_NAMES[1:])]
+    lost: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for run, found in ablations.items():
+        for one in found:
+            if one.branch is not None and one.replacement == "mean":
+                of_branch = lost.setdefault((_SEED.sub("", run), one.branch), {})
+                for name in metrics:
+                    if name in one.metrics and name in found[0].metrics:
+                        of_branch.setdefault(name, []).append(found[0].metrics[name] - one.metrics[name])
+    rows = [
+        [arm, branch, f"{len(values.get('AP50', []))}", *(_spread(values.get(name, [])) for name in metrics)]
+        for (arm, branch), values in lost.items()
+    ]
+    return ["arm", "without", "runs", "all", *CLASS_NAMES[1:]], rows
 
 
 def response_table(found: RunResponses) -> tuple[list[str], list[list[str]]]:
@@ -213,6 +238,13 @@ def fill_page(page: Page, ablations: Ablations, kinds: Sequence[str] = ()) -> No
     page.heading("All branches")
     header, rows = table(ablations)
     page.table(rows, header)
+    if len(ablations) > 1:
+        page.text(
+            "What is lost of AP50 with a branch's mean in its place, by class: mean ± standard deviation over the runs of"
+            " an arm, those whose names differ by the number at their end alone."
+        )
+        header, rows = seeds_table(ablations)
+        page.table(rows, header)
 
 
 def _matrix(found: Sequence[Ablation], columns: Mapping[str, tuple[str, bool]]) -> bytes:
@@ -228,6 +260,13 @@ def _matrix(found: Sequence[Ablation], columns: Mapping[str, tuple[str, bool]]) 
     texts = [[_written(clean, one, name) for name in metrics] for one in found]
     titles = [title for title, _ in metrics.values()]
     return heat_map(np.array(values, np.float64), texts, list(map(str, found)), titles, "without a branch")
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean = statistics.fmean(values)
+    return f"{mean:+.3f} ± {statistics.stdev(values):.3f}" if len(values) > 1 else f"{mean:+.3f}"
 
 
 def _written(clean: Ablation, one: Ablation, metric: str) -> str:

@@ -14,7 +14,14 @@ from student.backbone import FREE
 from student.config import Norm
 from student.detector import Student
 from student.evaluation.branches import branch_features
-from student.evaluation.responses import branch_responses, contrasts, effective_kernels, response_maps
+from student.evaluation.responses import (
+    branch_responses,
+    contrasts,
+    effective_kernels,
+    past_branches,
+    response_maps,
+    shown_samples,
+)
 from tests.student.students import TAUGHT, build, objects_of, samples
 
 TWO = samples(2)
@@ -117,3 +124,42 @@ def test_what_responds_inside_boxes_of_one_class_is_found_there_alone() -> None:
     assert found["PEDESTRIAN"].ratio == pytest.approx(1)
     assert found["PEDESTRIAN"].images == 3
     assert math.isnan(found["PEDESTRIAN"].t)
+
+
+def test_past_the_branches_goes_what_the_laterals_add() -> None:
+    student = some_student("group")
+    found = past_branches(student, [TWO[:1], TWO[1:]])
+    assert [one.stride for one in found] == [8, 16, 32]
+    head: Any = student.rpn.head
+    kernel = head.conv[0][0]
+    features = student.features(torch.stack([one.image for one in TWO]))
+    level, lateral = student.backbone.downsample[0](features.pyramid[0]), []
+    hook = student.backbone.lateral[0].register_forward_hook(lambda _module, _inputs, output: lateral.append(output))
+    student.features(torch.stack([one.image for one in TWO]))
+    hook.remove()
+    torch.testing.assert_close(features.pyramid[1], level + lateral[0])
+    with torch.no_grad():
+        # Without its bias, which belongs to neither.
+        past, through = (
+            (kernel(values) - kernel.bias[:, None, None]).norm(dim=1).sum() for values in (lateral[0], level)
+        )
+    assert found[0].share == pytest.approx(float(past / (past + through)), rel=1e-4)
+
+
+def test_without_branches_that_contribute_all_goes_past_them() -> None:
+    student = some_student("group")
+    with torch.no_grad():
+        for layer in student.backbone.downsample:
+            layer[1].weight.zero_()  # type: ignore[index, union-attr, operator]
+            layer[1].bias.zero_()  # type: ignore[index, union-attr, operator]
+    assert [one.share for one in past_branches(student, [TWO])] == [1, 1, 1]
+
+
+def test_six_images_with_the_most_labels_are_shown() -> None:
+    many = samples(8)
+    many[3] = replace(many[3], objects=objects_of())
+    many[5] = replace(many[5], objects=objects_of((0, 0, 9, 9, 1, 5.0)))
+    shown = shown_samples([many[:5], many[5:]])
+    assert [one.key.timestamp_us for one in shown] == [0, 1, 2, 4, 6, 7]
+    maps = branch_responses(some_student("group"), [many[:5], many[5:]])[0].maps
+    assert len(maps) == 6
