@@ -240,8 +240,8 @@ def fill_page(page: Page, ablations: Ablations, kinds: Sequence[str] = ()) -> No
     page.table(rows, header)
     if len(ablations) > 1:
         page.text(
-            "What is lost of AP50 with a branch's mean in its place, by class: mean ± standard deviation over the runs of"
-            " an arm, those whose names differ by the number at their end alone."
+            "What is lost of AP50 with a branch's mean in its place, by class: mean ± standard deviation over the runs"
+            " of an arm, those whose names differ by the number at their end alone."
         )
         header, rows = seeds_table(ablations)
         page.table(rows, header)
