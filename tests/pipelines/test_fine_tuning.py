@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import tyro
 from rich.console import Console
 
 from datalake.commit import LakeError
@@ -107,6 +110,19 @@ def test_the_ancestry_of_a_run_that_was_trained_further_twice_has_all_three() ->
     assert [data["split"] for data in trainings_of(third)] == ["z", "y", "x"]
     assert all(data.keys() == first.keys() - {"width"} for data in trainings_of(third))
     assert trainings_of({}) == [{}]
+
+
+def test_the_commands_that_the_documentation_shows_are_understood() -> None:
+    shown = (Path(__file__).parents[2] / "docs/analyses.md").read_text()
+    (new,) = re.findall(r'new="(.*)"', shown)
+    commands = re.findall(r"python pipelines/train.py \$new (.*)", shown)
+    configs = [
+        tyro.cli(TrainConfig, args=shlex.split(f"{new} {command}".replace(" RUN ", " /runs/one "), comments=True))
+        for command in commands
+    ]
+    assert [config.where for config in configs] == ["time_of_day = 'Night'", "weather = 'rain'", None, None]
+    assert configs[3].cameras == ("SIDE_LEFT", "SIDE_RIGHT")
+    assert all((one.fine_tune, one.loop.steps, one.loop.keep) == ("/runs/one", 200, 50) for one in configs)
 
 
 @pytest.mark.parametrize(
