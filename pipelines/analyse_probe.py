@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from rich.console import Console
 
@@ -22,8 +23,9 @@ from student.evaluation.probed_frames import (
     ProbeTask,
     depth_task,
     frame_task,
+    frozen_features,
     panoptic_task,
-    probe_student,
+    probe_frames,
     random_student,
 )
 from student.report import probe as probe_report
@@ -72,8 +74,15 @@ def probe(config: ProbeConfig, console: Console) -> None:
                 learning, count = _drawn(replace(of_training, segments=learned), config.batch, config.frames)
                 tuning, few = _drawn(replace(of_training, segments=tuned), config.batch, -(-config.frames // 4))
                 told = telling(bar, name, images + count + few)
-                probes[name] = probe_student(
-                    student, tasks, learning, tuning, examined, config.shares, config.seed, told
+                probes[name] = probe_frames(
+                    partial(frozen_features, student),
+                    tasks,
+                    learning,
+                    tuning,
+                    examined,
+                    config.shares,
+                    config.seed,
+                    told,
                 )
     if not any(probes.values()):
         raise StudentError(

@@ -94,7 +94,7 @@ def frozen_features(student: Student, images: Tensor) -> Tensor:
     images: [B, 3, H, W], see `Student.features`
     """
     with recorded(student) as parts, recorded_trunk(student) as trunk:
-        student.features(images)
+        student.features(images.to(next(student.parameters()).device))
     return torch.cat([trunk[0].fine, *(of[0] for of in parts.values())], 1).float()
 
 
@@ -106,8 +106,8 @@ def random_student(config: StudentConfig, seed: int, device: torch.device) -> St
     return student.to(device).eval()
 
 
-def probe_student(
-    student: Student,
+def probe_frames(
+    features: Callable[[Tensor], Tensor],
     tasks: Sequence[ProbeTask],
     learned: Iterable[Sequence[Sample]],
     tuned: Iterable[Sequence[Sample]],
@@ -116,10 +116,11 @@ def probe_student(
     seed: int = 0,
     progress: Callable[[int], None] = lambda _images: None,
 ) -> list[ProbeResult]:
-    """Return how well a linear layer reads each task off the frozen student, from each share of the learned frames.
+    """Return how well a linear layer reads each task off frozen features, from each share of the learned frames.
 
+    features: of images uint8 [B, 3, H, W], float32 [B, C, h, w], on any device
     learned, tuned, examined: batches that probes learn from, choose their rate by, and are judged on. Smaller shares
-        are part of larger ones, and the same frames for every student
+        are part of larger ones, and the same frames whatever the features
     progress: called with the images seen
 
     A task for which learned, tuned or examined frames have no label is left out.
@@ -133,8 +134,8 @@ def probe_student(
             done += len(batch)
             progress(done)
 
-    rows, count = _rows(student, tasks, tell(learned), seed)
-    tuning, _ = _rows(student, tasks, tell(tuned), seed + 1)
+    rows, count = _rows(features, tasks, tell(learned), seed)
+    tuning, _ = _rows(features, tasks, tell(tuned), seed + 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     probes = []
     for task in tasks:
@@ -147,7 +148,7 @@ def probe_student(
                 constant = guess(some, task.classes)
                 probes.append((task, share, probe, rate, constant, scores_of(task.classes), scores_of(task.classes)))
     judged = set()
-    for _, maps, labels in _labelled(student, tasks, tell(examined)):
+    for _, maps, labels in _labelled(features, tasks, tell(examined)):
         for task, _, probe, _, constant, scores, guessed in probes:
             known = _known(labels[task.name])
             if bool(known.any()):
@@ -171,12 +172,15 @@ def probe_student(
 
 
 def _rows(
-    student: Student, tasks: Sequence[ProbeTask], batches: Iterable[Sequence[Sample]], seed: int
+    features: Callable[[Tensor], Tensor],
+    tasks: Sequence[ProbeTask],
+    batches: Iterable[Sequence[Sample]],
+    seed: int,
 ) -> tuple[dict[str, ProbeRows], int]:
     """Return by task what is learned from the frames, and how many frames there are."""
     rows: dict[str, list[ProbeRows]] = {}
     count = 0
-    for number, maps, labels in _labelled(student, tasks, batches):
+    for number, maps, labels in _labelled(features, tasks, batches):
         count = number + 1
         for task in tasks:
             drawn = draw_rows(_of(task, maps), labels[task.name], number, _CELLS, seed + number, _known)
@@ -186,14 +190,13 @@ def _rows(
 
 
 def _labelled(
-    student: Student, tasks: Sequence[ProbeTask], batches: Iterable[Sequence[Sample]]
+    features: Callable[[Tensor], Tensor], tasks: Sequence[ProbeTask], batches: Iterable[Sequence[Sample]]
 ) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
     """Yield of each frame its number, its features [C, h, w] on the CPU, and its labels by task."""
-    device = next(student.parameters()).device
     number = 0
     for batch in batches:
-        features = frozen_features(student, torch.stack([sample.image for sample in batch]).to(device)).cpu()
-        for maps, sample in zip(features, batch, strict=True):
+        of_batch = features(torch.stack([sample.image for sample in batch])).cpu()
+        for maps, sample in zip(of_batch, batch, strict=True):
             grid = (maps.shape[1], maps.shape[2])
             yield number, maps, {task.name: task.labels(sample, grid) for task in tasks}
             number += 1

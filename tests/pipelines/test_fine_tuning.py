@@ -27,6 +27,7 @@ from tests.pipelines.small_teachers import admit_ignorance
 from tests.student.students import TINY
 from tests.teachers.cards import lidar_folder
 from training.errors import TrainingError
+from training.fingerprint import Plain
 from training.loop import LoopConfig
 
 pytestmark = pytest.mark.integration
@@ -104,9 +105,16 @@ def test_it_goes_on_when_the_first_run_is_gone_and_not_from_another(
 
 
 def test_the_ancestry_of_a_run_that_was_trained_further_twice_has_all_three() -> None:
-    first = {"lake": "a", "snapshot": 1, "split": "x", "where": None, "labelled_fraction": 0.5, "width": 16}
-    second = {**first, "split": "y", "fine_tune": "sha", **ancestry_of(first)}
-    third = {**first, "split": "z", "fine_tune": "sha", **ancestry_of(second)}
+    first: dict[str, Plain] = {
+        "lake": "a",
+        "snapshot": 1,
+        "split": "x",
+        "where": None,
+        "labelled_fraction": 0.5,
+        "width": 16,
+    }
+    second: dict[str, Plain] = {**first, "split": "y", "fine_tune": "sha", **ancestry_of(first)}
+    third: dict[str, Plain] = {**first, "split": "z", "fine_tune": "sha", **ancestry_of(second)}
     assert [data["split"] for data in trainings_of(third)] == ["z", "y", "x"]
     assert all(data.keys() == first.keys() - {"width"} for data in trainings_of(third))
     assert trainings_of({}) == [{}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -51,10 +52,11 @@ def test_the_objectness_is_that_of_the_anchors_on_the_objects(student: Student) 
 
 
 def test_a_branch_that_the_fusion_ignores_accounts_for_nothing(student: Student) -> None:
+    fuse: Any = student.backbone.fuse[0]
     with torch.no_grad():
-        student.backbone.fuse[0].weight[:, TAUGHT.branch_width : 2 * TAUGHT.branch_width] = 0  # type: ignore[index]
+        fuse.weight[:, TAUGHT.branch_width : 2 * TAUGHT.branch_width] = 0
     # Standardized weights would have a mean taken off, and so a part in it after all.
-    student.backbone.fuse[0].standardized = lambda: student.backbone.fuse[0].weight  # type: ignore[union-attr, assignment, operator]
+    fuse.standardized = lambda: fuse.weight
     every = attribute_branches(student, [FOUR])[0]
     assert every.branches["colors"] == 0
     assert every.branches["free"] != 0

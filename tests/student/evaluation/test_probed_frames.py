@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from student.evaluation.probed_frames import (
     frame_task,
     frozen_features,
     panoptic_task,
-    probe_student,
+    probe_frames,
     random_student,
 )
 from tests.student.students import TAUGHT, build, samples
@@ -96,8 +97,8 @@ def test_what_an_image_shows_is_read_off_a_student_and_a_task_without_labels_is_
     missing = frame_task("weather", {})
     some = samples(14)
     told: list[int] = []
-    few, all_of_them = probe_student(
-        build(TAUGHT).eval(),
+    few, all_of_them = probe_frames(
+        partial(frozen_features, build(TAUGHT).eval()),
         [task, missing],
         [some[:4], some[4:8]],
         [some[8:10]],

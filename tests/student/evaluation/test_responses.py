@@ -149,9 +149,9 @@ def test_past_the_branches_goes_what_the_laterals_add() -> None:
 def test_without_branches_that_contribute_all_goes_past_them() -> None:
     student = some_student("group")
     with torch.no_grad():
-        for layer in student.backbone.downsample:
-            layer[1].weight.zero_()  # type: ignore[index, union-attr, operator]
-            layer[1].bias.zero_()  # type: ignore[index, union-attr, operator]
+        for level in range(3):
+            for name in ("weight", "bias"):
+                student.backbone.get_parameter(f"downsample.{level}.1.{name}").zero_()
     assert [one.share for one in past_branches(student, [TWO])] == [1, 1, 1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_runs_whose_clean_metrics_differ_are_not_called_equal() -> None:
 
 
 def test_steps_and_other_sources_are_no_points_of_the_curves_and_have_rows() -> None:
-    def of(plain: AttackResult, **more: object) -> AttackResult:
+    def of(plain: AttackResult, **more: Any) -> AttackResult:
         return replace(plain, attack=replace(plain.attack, **more))
 
     found = [*FOUND, of(attacked(SUM, 4, 0.5), steps=1), of(attacked(SUM, 4, 0.6), source="two")]
