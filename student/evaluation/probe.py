@@ -137,7 +137,7 @@ def fit_probe(rows: ProbeRows, classes: int | None, rate: float, seed: int = 0) 
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 + math.cos(math.pi * step / _STEPS)) / 2
         chosen = torch.randint(count, (_BATCH,), generator=drawn) if count > _BATCH else slice(None)
-        found = probe(rows.features[chosen][:, :, None, None])[:, :, 0, 0]
+        found = probe(as_map(rows.features[chosen]))[0, :, 0].T
         labels = rows.labels[chosen]
         if classes is None:
             loss = smooth_l1_loss(found[:, 0], (labels.log() - probe.center) / probe.spread)
@@ -166,8 +166,13 @@ def tuned_probe(rows: ProbeRows, tuning: ProbeRows, classes: int | None, seed: i
 def read_rows(probe: LinearProbe, rows: ProbeRows) -> ClassesRead | NumbersRead:
     """Return how well the probe reads the rows."""
     scores = scores_of(probe.classes)
-    scores.add(probe.predict(rows.features[:, :, None, None])[:, 0, 0], rows.labels)
+    scores.add(probe.predict(as_map(rows.features))[0, 0], rows.labels)
     return scores
+
+
+def as_map(features: Tensor) -> Tensor:
+    """Return features [N, C] as a map [1, C, 1, N] of N cells: of N maps, convolutions are far slower."""
+    return features.T[None, :, None]
 
 
 def guess(rows: ProbeRows, classes: int | None) -> float:

@@ -14,6 +14,7 @@ from student.evaluation.probe import (
     LinearProbe,
     NumbersRead,
     ProbeRows,
+    as_map,
     draw_rows,
     fit_probe,
     guess,
@@ -71,9 +72,9 @@ def test_a_rare_class_counts_as_much_as_a_frequent_one() -> None:
 
 def test_the_scale_of_features_changes_nothing() -> None:
     some = planted(200, 0, 0.1)
-    one = fit_probe(some, 3, 1e-2).predict(some.features[:, :, None, None])
+    one = fit_probe(some, 3, 1e-2).predict(as_map(some.features))
     scaled = rows(some.features / 77 - 3, some.labels)
-    assert torch.equal(one, fit_probe(scaled, 3, 1e-2).predict(scaled.features[:, :, None, None]))
+    assert torch.equal(one, fit_probe(scaled, 3, 1e-2).predict(as_map(scaled.features)))
 
 
 def test_on_a_map_each_cell_is_read_by_itself() -> None:
@@ -88,7 +89,7 @@ def test_a_probe_is_a_linear_layer_on_standardized_features() -> None:
     probe = LinearProbe(some, 3)
     assert {name for name, _ in probe.named_parameters()} == {"layer.weight", "layer.bias"}
     torch.nn.init.ones_(probe.layer.weight)
-    found = probe(some.features[:, :, None, None])[:, 0, 0, 0]
+    found = probe(as_map(some.features))[0, 0, 0]
     z = (some.features - some.features.mean(0)) / some.features.std(0, correction=0)
     torch.testing.assert_close(found, z.sum(1), rtol=1e-3, atol=1e-3)
 
