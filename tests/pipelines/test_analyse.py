@@ -133,7 +133,11 @@ def test_every_branch_is_ablated(folder: Path, split_lake: str, tmp_path: Path) 
     assert "A line for each branch." in page
 
 
-def test_probes_stand_beside_those_of_random_weights(folder: Path, split_lake: str, tmp_path: Path) -> None:
+def test_probes_stand_beside_those_of_random_weights(
+    folder: Path, split_lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # How well they read is not asked here.
+    monkeypatch.setattr("student.evaluation.probe._STEPS", 5)
     config = ProbeConfig(
         checkpoint=str(folder / "run"),
         against=(str(folder / "twin"),),
