@@ -41,7 +41,7 @@ def interpret(config: InterpretConfig, console: Console) -> None:
     with ProgressBar(console) as bar:
         for run in runs:
             student = run.student.to(device_of(config.device))
-            drawn, images = drawn_batches(run.frames, config.batch, config.images)
+            drawn, images = drawn_batches(run.frames, config.batch, config.images, panoptic=True)
             batches = list(drawn)
             total = images * (1 + len(REPLACEMENTS) * (len(run.branches) + len((FREE, ALL))))
             ablations[run.name] = ablate_branches(student, batches, telling(bar, run.name, total), kinds)

@@ -42,7 +42,7 @@ def agreement(
 ) -> list[Agreement]:
     """Return the branches' orders of all objects, and of each class.
 
-    Response: its share, or its mean inside the boxes of the class. Ablation: what is lost of AP50 with the branch's
+    Response: its share, or its mean where objects of the class are. Ablation: what is lost of AP50 with the branch's
     mean over images in its place. Gradient: the integrated gradient of objectness.
     """
     branches = [one.branch for one in responses]

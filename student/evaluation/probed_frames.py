@@ -14,6 +14,7 @@ from datalake.sources.panoptic import PANOPTIC_CLASSES
 from student.config import StudentConfig
 from student.detector import Student
 from student.evaluation.branches import recorded, recorded_trunk
+from student.evaluation.image import classes_of_cells
 from student.evaluation.probe import (
     ProbeRows,
     draw_rows,
@@ -211,12 +212,9 @@ def _known(labels: Tensor) -> Tensor:
 
 
 def _panoptic(sample: Sample, grid: tuple[int, int]) -> Tensor:
-    height, width = grid
     if sample.panoptic is None:
         return torch.full(grid, UNKNOWN)
-    classes = sample.panoptic.semantic_class.long()
-    rows, columns = classes.shape[0] // height, classes.shape[1] // width
-    middle = classes[rows // 2 :: rows, columns // 2 :: columns]
+    middle = classes_of_cells(sample.panoptic, *grid)
     # The official 0 is UNDEFINED.
     return torch.where(middle > 0, middle, UNKNOWN)
 

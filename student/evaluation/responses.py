@@ -17,20 +17,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from datalake.sample import Objects, Sample
+from datalake.sample import Sample
 from student.backbone import FREE
 from student.detections import CLASS_NAMES
 from student.detector import Student
 from student.evaluation.branches import recorded
+from student.evaluation.image import classes_of_cells
 from student.evaluation.run import most_labelled
 from student.layers import StandardizedConv
+from teachers.classes import CAMERA_CLASSES, CAMERA_TO_MASK, IGNORED, MASK_CLASSES
 
 _SHOWN = 6
+# The class of CLASS_NAMES that each official panoptic class is of; -1 where that is not known.
+_OF_PANOPTIC = torch.tensor(
+    [
+        -1 if mask == IGNORED else CLASS_NAMES.index(name if name == "SIGN" else MASK_CLASSES[mask])
+        for name, mask in zip(CAMERA_CLASSES, CAMERA_TO_MASK, strict=True)
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """How much more is seen inside the boxes of a class than outside of all boxes.
+    """How much more is seen where objects of a class are than where none is.
+
+    Where an image has panoptic labels these say so, of the middle of each cell; elsewhere the labelled boxes.
 
     inside: the mean inside, the mean over images
     ratio: of the means inside and outside, the mean over images
@@ -127,7 +138,7 @@ def branch_responses(student: Student, batches: Sequence[Sequence[Sample]]) -> l
         Response(
             branch=name,
             share=float(each.double().sum()) / total if total else 0.0,
-            contrasts=contrasts(each, [sample.objects for sample in samples], student.config.stride),
+            contrasts=contrasts(each, samples, student.config.stride),
             maps=[one for one, sample in zip(each, samples, strict=True) if sample.key in shown],
         )
         for name, each in maps.items()
@@ -167,26 +178,36 @@ def past_branches(student: Student, batches: Sequence[Sequence[Sample]]) -> list
             PastBranches(
                 stride=stride,
                 share=float(past.double().sum()) / total if total else 0.0,
-                contrasts=contrasts(past, [sample.objects for sample in samples], stride),
+                contrasts=contrasts(past, samples, stride),
             )
         )
     return found
 
 
-def contrasts(maps: Tensor, objects: Sequence[Objects], stride: int) -> dict[str, Contrast]:
-    """Return how much stronger maps float32 [B, h, w] are inside the boxes of each class that there is.
+def contrasts(maps: Tensor, samples: Sequence[Sample], stride: int) -> dict[str, Contrast]:
+    """Return how much stronger maps float32 [B, h, w] are where objects of each class are that there is.
 
     stride: side of a cell in pixels; a cell is where its middle is
     """
     pairs: dict[str, list[tuple[float, float]]] = {}
-    for one, labelled in zip(maps.double(), objects, strict=True):
-        inside = _inside(labelled.boxes, one.shape[0], one.shape[1], stride)
-        outside = ~inside.any(0)
+    for one, sample in zip(maps.double(), samples, strict=True):
+        there = _classes_there(sample, one.shape[0], one.shape[1], stride)
+        background = there[0]
         for number, name in enumerate(CLASS_NAMES):
-            of_class = inside[labelled.classes == number].any(0)
-            if number and bool(of_class.any()) and bool(outside.any()):
-                pairs.setdefault(name, []).append((float(one[of_class].mean()), float(one[outside].mean())))
+            if number and bool(there[number].any()) and bool(background.any()):
+                pairs.setdefault(name, []).append((float(one[there[number]].mean()), float(one[background].mean())))
     return {name: _contrast(pairs[name]) for name in CLASS_NAMES if name in pairs}
+
+
+def _classes_there(sample: Sample, height: int, width: int, stride: int) -> Tensor:
+    """Return bool [M, h, w], which cells show each of CLASS_NAMES; the first is the background."""
+    numbers = torch.arange(len(CLASS_NAMES))
+    if sample.panoptic is not None:
+        return _OF_PANOPTIC[classes_of_cells(sample.panoptic, height, width)] == numbers[:, None, None]
+    inside = _inside(sample.objects.boxes, height, width, stride)
+    there = torch.stack([inside[sample.objects.classes == number].any(0) for number in numbers])
+    there[0] = ~inside.any(0)
+    return there
 
 
 def _contrast(pairs: Sequence[tuple[float, float]]) -> Contrast:

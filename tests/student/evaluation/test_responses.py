@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from datalake.sample import Panoptic
 from student.backbone import FREE
 from student.config import Norm
 from student.detector import Student
@@ -22,7 +23,8 @@ from student.evaluation.responses import (
     response_maps,
     shown_samples,
 )
-from tests.student.students import TAUGHT, build, objects_of, samples
+from teachers.classes import CAMERA_CLASSES
+from tests.student.students import TAUGHT, build, objects_of, sample, samples
 
 TWO = samples(2)
 WIDTH = TAUGHT.branch_width
@@ -112,11 +114,11 @@ def test_shares_of_all_branches_make_one() -> None:
 
 def test_what_responds_inside_boxes_of_one_class_is_found_there_alone() -> None:
     maps = torch.ones(3, 16, 24)
-    objects = [objects_of((8, 8, 24, 20, 1, 9.0), (40, 40, 60, 60, 2, 9.0))] * 3
+    labelled = [sample(0, objects_of((8, 8, 24, 20, 1, 9.0), (40, 40, 60, 60, 2, 9.0)))] * 3
     for number in range(3):
         # Cells of four pixels.
         maps[number, 2:5, 2:6] = 3.0 + number
-    found = contrasts(maps, objects, 4)
+    found = contrasts(maps, labelled, 4)
     assert found.keys() == {"VEHICLE", "PEDESTRIAN"}
     assert found["VEHICLE"].ratio == pytest.approx(4)
     # The differences are 2, 3 and 4.
@@ -124,6 +126,21 @@ def test_what_responds_inside_boxes_of_one_class_is_found_there_alone() -> None:
     assert found["PEDESTRIAN"].ratio == pytest.approx(1)
     assert found["PEDESTRIAN"].images == 3
     assert math.isnan(found["PEDESTRIAN"].t)
+
+
+def test_with_panoptic_labels_a_class_is_where_these_show_it() -> None:
+    classes = torch.full((64, 96), CAMERA_CLASSES.index("ROAD"), dtype=torch.uint8)
+    classes[:16, :16] = CAMERA_CLASSES.index("BUS")
+    classes[16:32, :16] = CAMERA_CLASSES.index("SIGN")
+    # What is not known is neither a class nor the background.
+    classes[:, 48:] = CAMERA_CLASSES.index("UNDEFINED")
+    panoptic = Panoptic(classes, torch.zeros(64, 96, dtype=torch.int32))
+    labelled = replace(sample(0, objects_of((40, 40, 60, 60, 2, 9.0))), panoptic=panoptic)
+    maps = torch.ones(1, 16, 24)
+    maps[0, :4, :4], maps[0, 4:8, :4], maps[0, :, 12:] = 6.0, 3.0, 99.0
+    found = contrasts(maps, [labelled], 4)
+    assert {name: one.ratio for name, one in found.items()} == {"VEHICLE": 6, "SIGN": 3}
+    assert found["VEHICLE"].inside == 6
 
 
 def test_past_the_branches_goes_what_the_laterals_add() -> None:
