@@ -105,10 +105,10 @@ def fill_responses(page: Page, responses: Mapping[str, RunResponses]) -> None:
     page.text(
         "The first convolution of the proposal network, as it acts on each branch through the fusion: the linear path,"
         " with the statistics of the norm between as they are in each image, and without the ReLU. The response is the"
-        " norm over its channels, on the finest level. By class: its mean where the panoptic labels show the"
-        " class (in its boxes, where an image has none) over that on the background, the t statistic of their difference"
-        " over images, and the number of these. Past the branches: the"
-        " response on a coarser level to the trunk's map that joins it there, a share of all on that level."
+        " norm over its channels, on the finest level. By class: its mean where the panoptic labels show the class"
+        " (in its boxes, where an image has none) over that on the background, the t statistic of their difference over"
+        " images, and the number of these. Past the branches: the response on a coarser level to the trunk's map that"
+        " joins it there, a share of all on that level."
     )
     for run, found in responses.items():
         header, rows = response_table(found)
