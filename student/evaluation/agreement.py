@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from student.detections import CLASS_NAMES
 from student.evaluation.attribution import EVERY_CLASS, Attribution
@@ -32,9 +33,15 @@ class Agreement:
             return "too little to compare"
         if all(order == orders[0] for order in orders):
             return "the same order"
+        pairs = [f"{one} and {other}" for one, other in combinations(self.orders, 2) if self._same(one, other)]
+        if pairs:
+            return f"{pairs[0]} the same order"
         if all(order[0] == orders[0][0] for order in orders):
             return f"{orders[0][0]} first, then not"
         return "different orders"
+
+    def _same(self, one: str, other: str) -> bool:
+        return self.orders[one] == self.orders[other]
 
 
 def agreement(
@@ -72,6 +79,7 @@ def agreement(
             for view, values in views.items()
             if len(values) == len(branches) and len(set(values.values())) > 1
         }
-        if orders:
+        # Of a class that is not detected at all, such as signs, there is nothing to compare.
+        if len(orders) > 1 or name == EVERY_CLASS:
             found.append(Agreement(class_name=name, orders=orders))
     return found

@@ -47,8 +47,9 @@ def attributions(*values: float) -> list[Attribution]:
     ("lost", "gradients", "verdict"),
     [
         ((0.1, 0.3, 0.2), (0.0, 2.0, 1.0), "the same order"),
-        ((0.2, 0.3, 0.1), (0.0, 2.0, 1.0), "lidar first, then not"),
-        ((0.3, 0.1, 0.2), (0.0, 2.0, 1.0), "different orders"),
+        ((0.2, 0.3, 0.1), (1.0, 2.0, 0.0), "ablation and gradient the same order"),
+        ((0.3, 0.1, 0.2), (0.0, 2.0, 1.0), "response and gradient the same order"),
+        ((0.3, 0.1, 0.2), (0.1, 0.2, 0.3), "different orders"),
     ],
 )
 def test_the_views_are_compared(lost: tuple[float, ...], gradients: tuple[float, ...], verdict: str) -> None:
@@ -58,6 +59,6 @@ def test_the_views_are_compared(lost: tuple[float, ...], gradients: tuple[float,
 
 
 def test_a_view_that_tells_no_branch_from_another_is_left_out() -> None:
-    every, *_ = agreement(responses(0.2, 0.5, 0.3), ablations(0.0, 0.0, 0.0), attributions(1.0, 1.0, 1.0))
+    (every,) = agreement(responses(0.2, 0.5, 0.3), ablations(0.0, 0.0, 0.0), attributions(1.0, 1.0, 1.0))
     assert every.orders.keys() == {"response"}
     assert every.verdict == "too little to compare"
