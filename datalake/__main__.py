@@ -1,4 +1,4 @@
-"""`python -m datalake info|verify|vacuum|show|export|view --lake URL`: look at a lake, check, clean and export it."""
+"""`python -m datalake build|info|verify|vacuum|show|export|view --lake URL`: build a lake, look at it, check it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,31 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
+from datalake.build_options import BuildOptions
 from datalake.cli import run_command
 from datalake.export import Format, export_split
 from datalake.info import print_info
 from datalake.lake import open_lake
 from datalake.layers import LayersOf
 from datalake.limits import check_range
+from datalake.missing_package import TRAIN, need
 from datalake.show import save_frame
 from datalake.store import Store
 from datalake.vacuum import splits_of, unreferenced, vacuum
 from datalake.verify import verify
 from datalake.view import Coordinates, PointColor, write_recording
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build(BuildOptions):
+    """Build a lake of Parquet tables, in processes of this machine; `pipelines/build_lake.py` does so on Ray."""
+
+    def run(self, console: Console) -> int:
+        """Build, print the closing table, and return exit status 0 only if every segment is in the lake."""
+        # The official protocol buffers are installed apart: who only looks at a lake needs none.
+        from datalake.build_command import build_and_report
+
+        return build_and_report(self, console)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +225,7 @@ def _model_layers(run: str | None, teachers: tuple[str, ...], split: str) -> Lay
     """Return what a run's student and the teachers say of images; None where nobody is asked."""
     if run is None and teachers == ("none",):
         return None
+    need("train", TRAIN, "--run" if teachers == ("none",) else "--teachers")
     # A command stands above all packages: models are imported only where somebody asks for them.
     from pipelines.model_layers import model_layers
 
@@ -223,7 +238,8 @@ def _check_snapshot(snapshot: int | None) -> None:
 
 
 Command = (
-    Annotated[Info, tyro.conf.subcommand("info")]
+    Annotated[Build, tyro.conf.subcommand("build")]
+    | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Vacuum, tyro.conf.subcommand("vacuum")]
     | Annotated[Show, tyro.conf.subcommand("show")]

@@ -145,7 +145,7 @@ def _timm() -> ModuleType:
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise StudentError("trunk timm:…: the package timm is not installed: pip install -e '.[timm]'") from error
+        raise StudentError("trunk timm:…: timm is not installed: pip install 'classroomnet[timm]'") from error
     module: ModuleType = timm
     return module
 
