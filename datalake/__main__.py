@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from rich.progress import track
 
 from datalake.build_options import BuildOptions
 from datalake.cli import run_command
+from datalake.commit import LakeError
 from datalake.export import Format, export_split
 from datalake.info import print_info
 from datalake.lake import open_lake
@@ -24,6 +26,7 @@ from datalake.store import Store
 from datalake.vacuum import splits_of, unreferenced, vacuum
 from datalake.verify import verify
 from datalake.view import Coordinates, PointColor, write_recording
+from datalake.view_server import free_ports, view_server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +181,7 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Write a segment as a recording for the Rerun viewer: `rerun scene.rrd`. Needs the extra `view`."""
+    """Show a segment in the Rerun viewer, in a browser of this machine, or write it. Needs the extra `view`."""
 
     # The lake: a local path, s3:// or gs://.
     lake: str
@@ -198,27 +201,45 @@ class View:
     student: Annotated[str | None, tyro.conf.arg(name="run")] = None
     # Teachers to show the targets of, as NAME=FOLDER, or none alone.
     teachers: tuple[str, ...] = ("none",)
-    # The recording: a local path.
-    out: Path = Path("scene.rrd")
+    # Where the recording goes, a local path, for `rerun scene.rrd`; served for a browser if not given.
+    out: Path | None = None
+    # Of loopback, for the page; the recording is served at the next one. 0: any that are free.
+    port: int = 9090
 
     def run(self, console: Console) -> int:
-        """Write, say where, and return exit status 0."""
+        """Write or serve, say where, and return exit status 0."""
         if self.frames is not None:
             check_range("--frames", self.frames, 1)
+        check_range("--port", self.port, 0, 65534)
+        if self.out is not None:
+            segment, frames = self._write(self.out)
+            console.print(f"{segment}, {frames} frames: rerun {self.out}", highlight=False, soft_wrap=True)
+            return 0
+        # A recording of a whole segment takes minutes: what is in the way is said before.
+        ports = free_ports(self.port)
+        with tempfile.TemporaryDirectory() as folder:
+            recording = Path(folder) / "scene.rrd"
+            segment, frames = self._write(recording)
+            with view_server(recording, ports) as server:
+                console.print(f"{segment}, {frames} frames: {server.url}", highlight=False, soft_wrap=True)
+                server.wait()
+        raise LakeError("Rerun's server has ended; run the same command again")
+
+    def _write(self, out: Path) -> tuple[str, int]:
+        """Write the recording; return its segment and number of frames."""
         lake = open_lake(self.lake).where(self.where, self.split)
         segment = self.segment or lake.in_split(self.split)[0].segment
         frames = write_recording(
             lake,
             self.split,
             segment,
-            self.out,
+            out,
             color=self.color,
             coordinates=self.coordinates,
             frames=self.frames,
             layers=_model_layers(self.student, self.teachers, self.split),
         )
-        console.print(f"{segment}, {frames} frames: rerun {self.out}", highlight=False, soft_wrap=True)
-        return 0
+        return segment, frames
 
 
 def _model_layers(run: str | None, teachers: tuple[str, ...], split: str) -> LayersOf | None:
