@@ -38,6 +38,7 @@ from datalake.children import process_pool
 from datalake.cli import run_command
 from datalake.limits import check_range
 from datalake.progress_bar import ProgressBar
+from pipelines.cell_means import cell_means
 from pipelines.data import check_disjoint_splits, check_no_leakage
 from pipelines.detector_teachers import prepare_detectors
 from pipelines.device import device_of
@@ -50,7 +51,6 @@ from pipelines.train_setup import prepare_training
 from student.checkpoint import read_student
 from student.config import StudentError
 from student.distillation.controls import Targets
-from student.evaluation.imitation import CellMean
 from student.evaluation.run import evaluate_student
 from student.report.ablation import CLASSROOM, NONE, SHUFFLED, Results, fill_page, markdown
 from student.report.page import Page
@@ -66,7 +66,6 @@ from training.run_lock import run_lock
 
 # What stands behind an arm's methods -> the targets that they get.
 _CONTROLS: dict[str, Targets] = {"": "real", "shuffled": "shuffled", "random": "random"}
-_CELL_MEAN_SAMPLES = 200
 _ON_ONE_GPU = 6
 
 
@@ -261,21 +260,12 @@ def _evaluated(job: Job) -> dict[str, float]:
     grid = student.config.grid(config.size[1], config.size[0])
     cached = config.cached_targets(lake)
     of_numbers = {name: url for name, url in named.items() if cards[name].kind == "regression"}
-    means = {name: CellMean(cards[name].channels, *grid) for name in of_numbers}
-    if means:
-        seen = 0
-        trained = replace(frames, split=config.split).stream(config.batch, shuffle=True).loader()
-        for batch, targets in open_pool(of_numbers, grid, device, cached).follow(trained):
-            for name, mean in means.items():
-                mean.add(targets[name])
-            seen += len(batch)
-            if seen >= _CELL_MEAN_SAMPLES:
-                break
+    mean_pool = open_pool(of_numbers, grid, device, cached)
     result = evaluate_student(
         student,
         frames.stream(config.batch, shuffle=False).loader(),
         open_pool(named, grid, device, replace(cached, split=job.eval_split)),
-        cell_means={name: mean.values() for name, mean in means.items()},
+        cell_means=cell_means(replace(frames, split=config.split), config.batch, mean_pool),
         bfloat16=uses_bfloat16(config.loop.precision, device),
     )
     return result.metrics
