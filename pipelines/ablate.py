@@ -29,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any, get_args
 
 import torch
@@ -45,6 +46,7 @@ from pipelines.device import device_of
 from pipelines.image_size import find_image_size
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
+from pipelines.peak_memory import PeakMemory
 from pipelines.train import train_worker
 from pipelines.train_config import DISTILLATION_METHODS, Method, TrainConfig, read_preset, run_fingerprint
 from pipelines.train_setup import prepare_training
@@ -60,6 +62,7 @@ from training.checkpoint import CHECKPOINT_FILE
 from training.distributed import Distributed
 from training.errors import TrainingError
 from training.fingerprint import check_same_run
+from training.metrics_log import read_history
 from training.precision import uses_bfloat16
 from training.run_dir import RunDir
 from training.run_lock import run_lock
@@ -227,10 +230,15 @@ def work(job: Job) -> dict[str, float]:
     torch.set_num_threads(job.threads)
     silent = Console(file=sys.stderr, quiet=True)
     plan = prepare_training(job.config, silent, lambda *_: None)
+    device = device_of(job.config.device)
+    memory = PeakMemory(device)
     with run_lock(job.config.out):
-        trained = train_worker(plan, Distributed(device=device_of(job.config.device)))
+        trained = train_worker(plan, Distributed(device=device))
+    peak = {} if memory.bytes is None else {"training/peak_memory_bytes": float(memory.bytes)}
     _, checkpoint = read_student(job.config.out)
     beside = (value.numel() for name, value in checkpoint.objective.items() if name.startswith("methods."))
+    labelled = plan.config.frames(plan.config.open_lake(plan.snapshot), points=False, segments=plan.labelled_segments)
+    epoch = -(-labelled.stream(1, shuffle=False).epoch_samples // plan.labelled)
     metrics = {
         **_evaluated(job),
         "training/method_parameters": float(sum(beside)),
@@ -241,9 +249,25 @@ def work(job: Job) -> dict[str, float]:
         "training/labelled_segments": float(len(plan.labelled_segments)),
         "training/segments": float(len(plan.labelled_segments | plan.unlabelled_segments)),
         "training/learning_rate": job.config.optimizer.learning_rate,
+        **peak,
+        **first_epoch_losses(read_history(RunDir(job.config.out)), epoch),
     }
     RunDir(job.config.out).write(_kept(job), json.dumps(metrics, indent=1, allow_nan=False).encode())
     return metrics
+
+
+def first_epoch_losses(history: Sequence[Mapping[str, float]], steps: int) -> dict[str, float]:
+    """Return `first_epoch/<name of the loss>`, the mean over the last tenth of the first epoch's steps.
+
+    history: what was logged of each step; steps: of an epoch over the labelled images
+
+    Without any where the training was shorter.
+    """
+    if len(history) < steps:
+        return {}
+    last = history[steps - max(1, steps // 10) : steps]
+    names = sorted({name for row in last for name in row if name.startswith("loss/")})
+    return {f"first_epoch/{name[5:]}": fmean(row[name] for row in last if name in row) for name in names}
 
 
 def _evaluated(job: Job) -> dict[str, float]:
