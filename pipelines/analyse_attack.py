@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from rich.console import Console
 from torch import Tensor
 
+from datalake.progress_bar import ProgressBar
 from pipelines.analysed_runs import AnalysedRun, AnalysisConfig, read_runs, telling, write_analysis
 from pipelines.device import device_of
 from pipelines.evaluated_frames import drawn_batches
 from pipelines.paths import absolute
-from pipelines.progress import ProgressBar
 from student.distillation.objective import DetectionObjective, LossWeights
 from student.distillation.trained import read_objective
 from student.evaluation.attack import (

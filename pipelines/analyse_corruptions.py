@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 
 from rich.console import Console
 
+from datalake.progress_bar import ProgressBar
 from pipelines.analysed_runs import AnalysisConfig, read_runs, telling, write_analysis
 from pipelines.device import device_of
 from pipelines.evaluated_frames import drawn_batches
-from pipelines.progress import ProgressBar
 from student.evaluation.corruptions import CORRUPTIONS, CorruptionResult, evaluate_corrupted, kept
 from student.report import corruptions as corruptions_report
 from student.report.page import Page

@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
+from datalake.progress_bar import ProgressBar
 from pipelines.analysed_runs import AnalysisConfig, read_runs, telling, write_analysis
 from pipelines.device import device_of
 from pipelines.evaluated_frames import drawn_batches, words_of_images
-from pipelines.progress import ProgressBar
 from student.backbone import FREE
 from student.evaluation.agreement import Agreement, agreement
 from student.evaluation.attribution import Attribution, attribute_branches

@@ -10,12 +10,12 @@ from functools import partial
 from rich.console import Console
 
 from datalake.lake import Lake
+from datalake.progress_bar import ProgressBar
 from datalake.sample import Sample
 from pipelines.analysed_runs import AnalysisConfig, read_runs, telling, write_analysis
 from pipelines.data import Frames, check_disjoint_splits
 from pipelines.device import device_of
 from pipelines.evaluated_frames import drawn_batches, words_of_images
-from pipelines.progress import ProgressBar
 from student.config import StudentError
 from student.detector import Student
 from student.evaluation.probed_frames import (

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from datalake.lake import Lake, open_lake
+from datalake.progress_bar import ProgressBar
 from pipelines.data import Frames, check_no_leakage
 from pipelines.device import decoding_threads, device_of
 from pipelines.evaluated_frames import check_unseen, frames_as_trained
 from pipelines.paths import absolute
-from pipelines.progress import ProgressBar
 from student.checkpoint import read_student
 from student.config import StudentError
 from student.detector import Student
