@@ -142,6 +142,8 @@ RANGES: dict[str, dict[str, Range]] = {
         "anchor_sizes": _SIDE,
         "score": _SHARE,
         "detections": _COUNT,
+        "image_mean": _SHARE,
+        "image_std": _POSITIVE,
     },
     "EvaluateConfig": {"batch": _COUNT, "image_size": _SIDE, "samples": _COUNT},
     "AttackConfig": {
