@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datalake.chunk import SegmentFiles
 from datalake.commit import Commit, LakeError
 from datalake.lake import Lake
 from datalake.layers import ImageLayers, LayersOf
+from datalake.segment_files import SegmentFiles
 from datalake.show import TYPE_COLORS, find_segment
 
 PointColor = Literal["class", "depth", "intensity"]
