@@ -28,7 +28,7 @@ from datalake.cache import RangeCache
 from datalake.commit import CAMERA_MARKS, Commit, LakeError, check_schema_version, load_json
 from datalake.ranges import RangeReader, file_system
 from datalake.schema import POINT_MODES, SCHEMA_VERSION, TABLES, PointMode
-from datalake.store import Store, is_temporary
+from datalake.store import Range, Store, is_temporary
 from datalake.where import Where, parse_where
 
 if TYPE_CHECKING:
@@ -237,10 +237,14 @@ def open_lake(url: str, snapshot: int | None = None, cache: RangeCache | None = 
 
     cache: where to keep what is read of a remote lake, for the next epoch or the next run
 
-    Raises LakeError where there is no lake, no such snapshot, or one of another schema version.
+    Raises LakeError where there is no lake, no such snapshot, or one of another schema version; StoreError where a web
+    server gives no ranges.
     """
-    store = Store(url)
+    store = Store(url, read_only=True)
     points_mode = check_lake(store)
+    if store.is_web:
+        # Said of a small file, before a whole one of gigabytes comes in place of its end.
+        store.read_ranges([Range(_FORMAT, 0, 1)])
     number = newest_snapshot(store) if snapshot is None else snapshot
     if number == 0:
         raise LakeError(f"{store.url}: the lake has no snapshot yet; finish a build with pipelines/build_lake.py")
