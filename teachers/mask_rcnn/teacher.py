@@ -49,24 +49,25 @@ COCO_MEANING = tuple(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskRcnnConfig:
-    """All that is needed to build a Mask R-CNN and to read its answers. The defaults suit images of 384 x 256.
+    """All that is needed to build a Mask R-CNN and to read its answers. The defaults suit images of 384 x 256."""
 
-    variant: `v1` and `v2` are torchvision's two networks on ResNet-50, v1 with frozen norms as its COCO weights have
-        them; `small` is v1's heads on `backbone`, any of torchvision's ResNets, with norms that learn; `slim`
-        (`teachers.mask_rcnn.network`) is a fifth as large and answers about ten times faster on a CPU
-    meaning: for each of the network's labels, 0 being its background, the class of `MASK_CLASSES` or None: not kept
-    min_size, max_size: images are scaled so that the shorter side has min_size, the longer at most max_size pixels
-    anchor_sizes: side of the anchors on each of the five pyramid levels (strides 4 … 64) in pixels; `small`, `slim`
-    score: detections below this confidence are dropped
-    """
-
+    # `v1` and `v2` are torchvision's two networks on ResNet-50, v1 with frozen norms as its COCO weights have them;
+    # `small` is v1's heads on `backbone`, with norms that learn; `slim` is a fifth as large and answers about ten times
+    # faster on a CPU.
     variant: Literal["v1", "v2", "small", "slim"] = "small"
+    # For each of the network's labels, 0 being its background, the class that it means, or None: it is not kept.
     meaning: tuple[str | None, ...] = (None, *MASK_CLASSES[1:])
+    # Images are scaled so that their shorter side has so many pixels,
     min_size: int = 256
+    # and their longer side at most so many.
     max_size: int = 384
+    # The trunk of `small`: any of torchvision's ResNets.
     backbone: str = "resnet18"
+    # Side of the anchors in pixels on each of the five pyramid levels (strides 4 … 64), of `small` and `slim`.
     anchor_sizes: tuple[int, ...] = (8, 16, 32, 64, 128)
+    # Detections below this confidence are dropped.
     score: float = 0.05
+    # Detections per image that are kept, the most confident.
     detections: int = 100
 
     def __post_init__(self) -> None:
