@@ -47,7 +47,8 @@ class _OfFrame:
 class Chunk:
     """The rows of one chunk, in memory; `sample` makes one image of it into tensors.
 
-    All that the images share is made here, once, in whatever thread reads the chunk.
+    All that the images share is made here, once, in whatever thread reads the chunk; but sweeps are moved for each
+    sample, as those of a whole chunk would take hundreds of megabytes.
     """
 
     def __init__(self, files: SegmentFiles, group: int, options: SampleOptions, part: Part | None = None) -> None:

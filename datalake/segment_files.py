@@ -164,7 +164,9 @@ def _column(table: str, rows: pa.Table, name: str) -> Any:
     """Return a numeric column as numpy (nulls are NaN), anything else as it is."""
     if name not in rows.column_names:
         return pa.nulls(len(rows), TABLES[table].field(name).type)
-    array = rows.column(name).combine_chunks()
+    column = rows.column(name)
+    # `combine_chunks` would copy a single one.
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
         return array.to_numpy(zero_copy_only=False)
     return array
