@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from datalake.cache import RangeCache
 from datalake.commit import CAMERA_MARKS, Commit, LakeError, check_schema_version, load_json
+from datalake.missing_package import need
 from datalake.ranges import RangeReader, file_system
 from datalake.schema import POINT_MODES, SCHEMA_VERSION, TABLES, PointMode
 from datalake.store import Range, Store, is_temporary
@@ -163,6 +164,7 @@ class Lake:
         Nothing is read before the first sample. Raises LakeError for a split or a camera that there is not.
         """
         # Tables are read without torch.
+        need("train", ("torch", "torchvision"), "a data set of samples")
         from datalake.sample_dataset import SampleDataset
         from datalake.sample_options import SampleOptions
 
@@ -177,6 +179,7 @@ class Lake:
         transform: Callable[[FrameSample], Any] | None = None,
     ) -> FrameDataset:
         """Return the frames likewise, each with the images of some cameras together, or of none."""
+        need("train", ("torch", "torchvision"), "a data set of frames")
         from datalake.sample_dataset import FrameDataset
         from datalake.sample_options import SampleOptions
 
@@ -247,7 +250,7 @@ def open_lake(url: str, snapshot: int | None = None, cache: RangeCache | None = 
         store.read_ranges([Range(_FORMAT, 0, 1)])
     number = newest_snapshot(store) if snapshot is None else snapshot
     if number == 0:
-        raise LakeError(f"{store.url}: the lake has no snapshot yet; finish a build with pipelines/build_lake.py")
+        raise LakeError(f"{store.url}: the lake has no snapshot yet; finish a build with python -m datalake build")
     return Lake(store, number, points_mode, _read_snapshot(store, number), cache)
 
 
@@ -278,7 +281,7 @@ def check_lake(store: Store) -> PointMode:
     """Return how the lake stores points; raises LakeError where there is no lake."""
     points_mode = read_points_mode(store)
     if points_mode is None:
-        raise LakeError(f"{store.url}: no lake here (no {_FORMAT}); build one with pipelines/build_lake.py")
+        raise LakeError(f"{store.url}: no lake here (no {_FORMAT}); build one with python -m datalake build")
     return points_mode
 
 
