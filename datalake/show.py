@@ -106,8 +106,8 @@ def draw_boxes(axes: Axes, image: NDArray[np.uint8], labels: list[dict[str, Any]
         )
         text = "no point" if label["depth_m"] is None else f"{label['depth_m']:.0f} m"
         if "score" in label:
-            agreement = label["agreement"]
-            text = f"{label['score']:.2f} {text} {'?' if agreement is None else f'{agreement:.2f}'}"
+            score, agreement = ("?" if label[name] is None else f"{label[name]:.2f}" for name in ("score", "agreement"))
+            text = f"{score} {text} {agreement}"
         axes.text(
             *corner, text, fontsize=4.5, color="black", va="bottom", bbox={"facecolor": color, "pad": 0.4, "lw": 0}
         )

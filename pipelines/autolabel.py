@@ -1,7 +1,7 @@
 """Label images by two teachers: `python pipelines/autolabel.py --lake URL --teachers NAME=FOLDER … --name NAME`.
 
 The mask teacher proposes boxes, the lidar teacher confirms or refutes them. How likely a box is right is calibrated on
-the human labels of another split; no others are read. The labels become the table `autolabel_NAME` of the lake, from
+the human labels of another split; no others matter. The labels become the table `autolabel_NAME` of the lake, from
 which `train.py --auto-labels NAME` learns.
 
 Runs by itself on this machine's cores, or unchanged as `ray job submit --working-dir . -- python pipelines/autolabel.py
@@ -63,7 +63,7 @@ class AutolabelConfig:
     teachers: tuple[str, ...]
     # The table will be called autolabel_NAME.
     name: str
-    # The split whose images are labelled. Its human labels are not read.
+    # The split whose images are labelled. Nothing depends on its human labels.
     split: str = "train"
     # The split whose human labels say how often the teachers are right.
     calibrate_on: str = "val"
@@ -272,7 +272,7 @@ def _thresholds(calibration: Calibration) -> Iterator[str]:
         yield f"{name}: labels of precision {calibration.precision:g} have a score {told}"
     for name in ("VEHICLE", "PEDESTRIAN", "CYCLIST"):
         if name not in calibration.types:
-            yield f"{name}: too few detections to calibrate; no labels"
+            yield f"{name}: too few detections to calibrate; its detections are ignored"
 
 
 def show(judgement: Judgement, console: Console) -> None:
@@ -290,10 +290,10 @@ def show(judgement: Judgement, console: Console) -> None:
             table.add_row(first, row.source, f"{row.labels:,}", *(_figure(value) for value in figures))
     console.print(table)
     equal = Table(title="false labels at the recall of the mask teacher's labels", title_justify="left")
-    for name in ("class", "recall", "mask", "consensus", "consensus at .95 of it"):
+    for name in ("class", "recall", "mask", "consensus", "mask at .95 of it", "consensus at .95 of it"):
         equal.add_column(name, justify="right")
     for one in judgement.equal_recall:
-        false = (one.mask, one.consensus, one.consensus_below)
+        false = (one.mask, one.consensus, one.mask_below, one.consensus_below)
         equal.add_row(one.class_name, f"{one.recall:.3f}", *("-" if n is None else f"{n:,}" for n in false))
     console.print(equal)
     for name, bins in judgement.reliability.items():

@@ -23,7 +23,7 @@ from teachers.classes import MASK_CLASSES
 MASK, LIDAR, CONSENSUS = "mask", "lidar", "consensus"
 SOURCES = (MASK, LIDAR, CONSENSUS)
 _CLASS_OF_TYPE = np.array([CLASS_NAMES.index(name) for name in MASK_CLASSES])
-# At this share of the mask teacher's own recall its false labels are compared with those that both agree on.
+# At this share of the mask teacher's own recall false labels are counted as well.
 _RECALL_KEPT = 0.95
 # Without a point within its mask a detection is taken for one far away.
 _FAR_M = 1e3
@@ -73,13 +73,14 @@ class EqualRecall:
 
     recall: of the mask teacher's own labels
     mask, consensus: how many false ones it takes to reach that recall; None: it is not reached
-    consensus_below: how many the consensus takes to reach .95 of it
+    mask_below, consensus_below: how many it takes to reach .95 of it
     """
 
     class_name: str
     recall: float
     mask: int | None
     consensus: int | None
+    mask_below: int | None
     consensus_below: int | None
 
 
@@ -154,7 +155,9 @@ def _proposals(
             accepted = score >= limits[types]
         else:
             evidence = one.evidence if source == CONSENSUS else replace(one.evidence, lidar=False)
-            boxes, types, score = evidence.boxes, evidence.types, calibration.score(evidence)
+            boxes, types = evidence.boxes, evidence.types
+            # Of a type that is not calibrated nothing is a label.
+            score = np.nan_to_num(calibration.score(evidence))
             accepted = score >= calibration.threshold(evidence)
             confirmed = np.nan_to_num(evidence.agreement) >= CONFIRMED
             depth_m = np.where(confirmed | (source == MASK), evidence.depth_m, np.nan)
@@ -254,12 +257,9 @@ def _equal_recalls(sources: dict[str, _Proposals], objects: _Proposals) -> Itera
         found = int((mask.found[of_type & mask.accepted] >= 0).sum())
         if not found:
             continue
+        counts = found, int(np.ceil(_RECALL_KEPT * found))
         yield EqualRecall(
-            name,
-            found / total,
-            _false_until(found, mask, kind),
-            _false_until(found, both, kind),
-            _false_until(int(np.ceil(_RECALL_KEPT * found)), both, kind),
+            name, found / total, *(_false_until(count, some, kind) for count in counts for some in (mask, both))
         )
 
 

@@ -13,7 +13,7 @@ from teachers.autolabel.evidence import Evidence
 from teachers.card import TeacherError
 from teachers.classes import MASK_CLASSES
 
-# Types of which fewer detections are right, or wrong, are not calibrated.
+# Types of which fewer detections are right, or wrong, are not calibrated, and fewer labels have no precision.
 _LEAST = 10
 # Scales that bring the features to about 1.
 _LOGIT, _SIZE, _POINTS = 3.0, 4.0, 4.0
@@ -44,7 +44,7 @@ class TypeCalibration:
 class Calibration:
     """How evidence becomes labels.
 
-    types: by their names; the others are never labels
+    types: by their names; detections of others are ignored
     background: what is less likely than this to be right is taken for background; what is between is ignored
     precision: of a type's labels so many were right where it was calibrated
     """
@@ -54,8 +54,8 @@ class Calibration:
     precision: float
 
     def score(self, evidence: Evidence) -> NDArray[np.float32]:
-        """Return float32 [N], how likely each detection is right; 0 for a type that is not calibrated."""
-        return self._by_type(evidence, lambda one, some: _probability(*_model(one, some)), 0.0)
+        """Return float32 [N], how likely each detection is right; NaN for a type that is not calibrated."""
+        return self._by_type(evidence, lambda one, some: _probability(*_model(one, some)), np.nan)
 
     def threshold(self, evidence: Evidence) -> NDArray[np.float32]:
         """Return float32 [N], the probability from which on each detection is a label; infinite: none is."""
@@ -181,15 +181,16 @@ def fit_logistic(features: NDArray[np.float64], right: NDArray[np.bool_]) -> NDA
 
 
 def threshold_for(score: NDArray[Any], right: NDArray[np.bool_], precision: float) -> float | None:
-    """Return the lowest of the scores [N] above which at least this share is right, None where there is none.
+    """Return the lowest of the scores [N] from which on at least this share is right, None where there is none.
 
-    Detections of one score are taken all or not at all.
+    Detections of one score are taken all or not at all, and so many that their share is no accident: ten.
     """
     order = np.argsort(-score, kind="stable")
     ranked = score[order]
     share = right[order].cumsum() / np.arange(1, len(order) + 1)
     last_of_score = np.append(ranked[1:] < ranked[:-1], True) if len(ranked) else np.zeros(0, bool)
-    reached = np.flatnonzero((share >= precision) & last_of_score)
+    enough = np.arange(1, len(order) + 1) >= _LEAST
+    reached = np.flatnonzero((share >= precision) & last_of_score & enough)
     return float(ranked[reached[-1]]) if len(reached) else None
 
 

@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
         *LABEL,
         pa.field("depth_nearest_m", pa.float32()),  # median of the nearest cluster of the points
         pa.field("mask_score", pa.float32(), nullable=False),  # what the mask teacher says, not calibrated
-        pa.field("score", pa.float32(), nullable=False),  # how likely the label is right
+        pa.field("score", pa.float32()),  # how likely the label is right; null for a type that is not calibrated
         # How likely the nearest cluster's points are of the type, by the lidar teacher; null where it says nothing.
         pa.field("agreement", pa.float32()),
         pa.field("ignored", pa.bool_(), nullable=False),  # neither a label nor background
@@ -128,7 +128,7 @@ def chunks_of(lake: Lake, base: Commit, image_size: tuple[int, int]) -> Iterator
 
 
 def rows_of(sample: Sample, evidence: Evidence, calibration: Calibration) -> list[dict[str, Any]]:
-    """Return the rows of one image: its labels and what is ignored; nothing where the calibration sees background."""
+    """Return the rows of one image: its labels and what is ignored; none of what the calibration takes for background."""
     assert sample.record_size is not None, "samples of a lake say how large the record's image is"
     scores, thresholds = calibration.score(evidence), calibration.threshold(evidence)
     height, width = sample.image.shape[1:]
@@ -136,7 +136,8 @@ def rows_of(sample: Sample, evidence: Evidence, calibration: Calibration) -> lis
     boxes = evidence.boxes * scale
     key = {"segment": sample.key.segment, "timestamp_us": sample.key.timestamp_us, "camera": sample.key.camera}
     rows = []
-    for number in np.flatnonzero(scores >= calibration.background).tolist():
+    # Of what is not calibrated nobody knows that it is background.
+    for number in np.flatnonzero(~(scores < calibration.background)).tolist():
         x0, y0, x1, y1 = boxes[number].tolist()
         rows.append(
             {
@@ -153,9 +154,9 @@ def rows_of(sample: Sample, evidence: Evidence, calibration: Calibration) -> lis
                 "depth_points": int(evidence.points[number]),
                 "depth_nearest_m": _or_null(evidence.depth_nearest_m[number]),
                 "mask_score": float(evidence.mask_score[number]),
-                "score": float(scores[number]),
+                "score": _or_null(scores[number]),
                 "agreement": _or_null(evidence.agreement[number]),
-                "ignored": bool(scores[number] < thresholds[number]),
+                "ignored": not scores[number] >= thresholds[number],
             }
         )
     return rows

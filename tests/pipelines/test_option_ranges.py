@@ -17,6 +17,7 @@ from datalake.commit import LakeError
 from pipelines import ablate, cache_targets, evaluate, import_teacher, pretrain, train, train_teachers
 from pipelines.ablate import AblateConfig
 from pipelines.analyse import AttackConfig, InterpretConfig
+from pipelines.autolabel import AutolabelConfig
 from pipelines.build_lake import BuildLakeConfig
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.demo import DemoConfig
@@ -40,6 +41,7 @@ WHOLE = [
     AttackConfig(lake="/nowhere", checkpoint="/nowhere"),
     InterpretConfig(lake="/nowhere", checkpoint="/nowhere"),
     AblateConfig(train=TRAIN),
+    AutolabelConfig(lake="/nowhere", teachers=("masks=/nowhere",), name="some"),
     CacheTargetsConfig(lake="/nowhere", teacher="/nowhere"),
     Spvnas(weights="/nowhere", net_config="/nowhere", **PLACES),
 ]
