@@ -24,12 +24,14 @@ class LidarObjects:
     types: int64 [N], index into `MASK_CLASSES`, never 0
     score: float32 [N] within 0 … 1: the points' mean probability, times the share of 20 that they are
     depth_m: float32 [N], the mean distance of the points
+    points: int32 [N], how many there are
     """
 
     boxes: NDArray[np.float32]
     types: NDArray[np.int64]
     score: NDArray[np.float32]
     depth_m: NDArray[np.float32]
+    points: NDArray[np.int32]
 
 
 def lidar_objects(seen: SeenPoints) -> LidarObjects:
@@ -37,7 +39,7 @@ def lidar_objects(seen: SeenPoints) -> LidarObjects:
     told = np.isfinite(seen.type_probability[:, 0])
     probability = np.where(told[:, None], seen.type_probability, 0.0)
     likeliest = np.where(told, probability.argmax(1), 0)
-    boxes, types, scores, depths_m = [], [], [], []
+    boxes, types, scores, depths_m, counts = [], [], [], [], []
     for kind in range(1, probability.shape[1]):
         of_type = np.flatnonzero(likeliest == kind)
         cluster = _connected(np.floor(seen.xy_m[of_type] / _CELL_M).astype(np.int64))
@@ -50,11 +52,13 @@ def lidar_objects(seen: SeenPoints) -> LidarObjects:
             types.append(kind)
             scores.append(probability[points, kind].mean() * min(1.0, len(points) / _MANY_POINTS))
             depths_m.append(seen.depth_m[points].mean(dtype=np.float64))
+            counts.append(len(points))
     return LidarObjects(
         np.array(boxes, np.float32).reshape(-1, 4),
         np.array(types, np.int64),
         np.array(scores, np.float32),
         np.array(depths_m, np.float32),
+        np.array(counts, np.int32),
     )
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from pipelines.train_config import TrainConfig
 from pipelines.train_setup import prepare_training
 from student.checkpoint import read_student
 from student.config import StudentError
+from student.distillation.batch import DetectionBatch
 from student.distillation.objective import DetectionObjective
 from teachers.autolabel.table import AutoLabels
 from tests.teachers.autolabel.evidences import evidence
@@ -80,9 +82,12 @@ def test_hidden_labels_are_replaced_and_human_ones_win(
 ) -> None:
     batches: list[Batch] = []
     collate = DetectionObjective.collate
-    monkeypatch.setattr(
-        DetectionObjective, "collate", lambda self, batch, *rest: batches.append(batch) or collate(self, batch, *rest)
-    )
+
+    def watched(self: DetectionObjective, batch: Batch, *rest: Any) -> DetectionBatch:
+        batches.append(batch)
+        return collate(self, batch, *rest)
+
+    monkeypatch.setattr(DetectionObjective, "collate", watched)
     assert run(settings(lake, tmp_path), QUIET) == 0
     config = LoaderConfig(points=False, shuffle=False, global_batch=1, image_size=(96, 64))
     human = {sample.key: sample for sample in SampleStream(lake, config)}

@@ -22,7 +22,10 @@ _SCORE = (0.0, 3.0, 0.0, 0.0)
 VEHICLES = Calibration(
     {"VEHICLE": TypeCalibration(_SCORE, (*_SCORE, 0.0, 0.0, 0.0, 0.0, 0.0), 0.8, 0.7)}, 0.2, precision=0.8
 )
-NOTHING = LidarObjects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0))
+_NO_NUMBERS = np.zeros(0, np.float32)
+NOTHING = LidarObjects(
+    _NO_NUMBERS.reshape(0, 4), np.zeros(0, np.int64), _NO_NUMBERS, _NO_NUMBERS, np.zeros(0, np.int32)
+)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import duckdb
+import numpy as np
 import pytest
 import torch
 
@@ -15,12 +16,13 @@ from datalake.loader import LoaderConfig, SampleStream
 from datalake.sample import Sample
 from datalake.show import save_frame
 from datalake.verify import verify
+from teachers.autolabel.lidar_objects import LidarObjects
 from teachers.autolabel.table import AutoLabels, rows_of, table_name
 from teachers.card import TeacherError
 from tests.drives import DRIVE_CAMERAS
 from tests.student.students import sample as one_sample
 from tests.teachers.autolabel.evidences import evidence
-from tests.teachers.autolabel.hand_labels import FOUND, VEHICLES, label
+from tests.teachers.autolabel.hand_labels import FOUND, NOTHING, VEHICLES, label
 
 
 def first_sample(lake: Lake, size: tuple[int, int] = (96, 64)) -> Sample:
@@ -29,10 +31,9 @@ def first_sample(lake: Lake, size: tuple[int, int] = (96, 64)) -> Sample:
 
 
 def test_sure_detections_are_labels_unsure_ones_are_ignored_and_others_are_background() -> None:
-    rows = rows_of(replace(one_sample(), record_size=(192, 128)), FOUND, VEHICLES)
-    assert [(row["ignored"], pytest.approx(row["score"], abs=1e-6)) for row in rows] == [
-        (False, 0.9), (True, 0.5), (False, 0.75),
-    ]  # fmt: skip
+    rows = rows_of(replace(one_sample(), record_size=(192, 128)), FOUND, NOTHING, VEHICLES)
+    assert [row["ignored"] for row in rows] == [False, True, False]
+    assert [row["score"] for row in rows] == pytest.approx([0.9, 0.5, 0.75])
     # The record's image is twice as large as the one that the teachers saw.
     assert [rows[1][edge] for edge in ("x0", "y0", "x1", "y1")] == [60, 20, 120, 80]
     assert rows[0]["depth_m"] == 15.0
@@ -41,7 +42,7 @@ def test_sure_detections_are_labels_unsure_ones_are_ignored_and_others_are_backg
 
 def test_a_frame_without_lidar_is_judged_by_the_masks_alone_and_never_agreed_upon() -> None:
     sample = replace(one_sample(), record_size=(96, 64))
-    rows = rows_of(sample, evidence({"mask_score": 0.75}, {"mask_score": 0.85}, lidar=False), VEHICLES)
+    rows = rows_of(sample, evidence({"mask_score": 0.75}, {"mask_score": 0.85}, lidar=False), NOTHING, VEHICLES)
     # The threshold of frames with lidar is .7.
     assert [row["ignored"] for row in rows] == [True, False]
     assert {row["agreement"] for row in rows} == {None}
@@ -50,8 +51,24 @@ def test_a_frame_without_lidar_is_judged_by_the_masks_alone_and_never_agreed_upo
 
 def test_of_a_type_that_is_not_calibrated_nobody_knows_what_is_background() -> None:
     sample = replace(one_sample(), record_size=(96, 64))
-    (row,) = rows_of(sample, evidence({"types": 2, "mask_score": 0.06}), VEHICLES)
+    (row,) = rows_of(sample, evidence({"types": 2, "mask_score": 0.06}), NOTHING, VEHICLES)
     assert (row["type"], row["ignored"], row["score"]) == ("PEDESTRIAN", True, None)
+
+
+def test_what_the_lidar_alone_is_sure_of_is_ignored_unless_a_detection_is_there() -> None:
+    sample = replace(one_sample(), record_size=(192, 128))
+    boxes = np.array([[70, 30, 80, 50], [32, 12, 58, 38], [31, 11, 36, 16], [0, 50, 9, 60]], np.float32)
+    alone = LidarObjects(
+        boxes,
+        np.array([2, 1, 1, 2]),
+        np.array([0.6, 0.9, 0.9, 0.1], np.float32),
+        np.full(4, 25.0, np.float32),
+        np.full(4, 12, np.int32),
+    )
+    # The second and third lie where the mask teacher has found something, the last is not sure.
+    (row,) = [row for row in rows_of(sample, FOUND, alone, VEHICLES) if row.get("mask_score") is None]
+    assert (row["type"], row["ignored"], row["depth_m"], row["depth_points"]) == ("PEDESTRIAN", True, 25.0, 12)
+    assert [row[edge] for edge in ("x0", "y0", "x1", "y1")] == [140, 60, 160, 100]
 
 
 def test_a_training_reads_labels_with_weights_and_confirmed_distances_alone(own_lake: Lake) -> None:
