@@ -43,7 +43,9 @@ class Options:
     out: Path
     # Share of the segments that keeps its human labels.
     fraction: float = 0.025
+    # Of every student.
     steps: int = 400
+    # Of every arm.
     seeds: tuple[int, ...] = (0, 1, 2)
     # Seeds of the control whose auto-labels are another image's.
     control_seeds: tuple[int, ...] = (0,)
