@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from datalake.cli import run_command
-from datalake.commit import Commit
-from datalake.derived_table import missing_segments, read_derived_commits
+from datalake.commit import Commit, LakeError
+from datalake.derived_table import Origin, missing_segments, read_derived_commits
 from datalake.fanout import RunTasks
 from datalake.lake import Lake, open_lake
 from datalake.process_tasks import run_in_processes
@@ -43,7 +43,7 @@ from pipelines.train_config import TrainConfig
 from student.report.charts import reliability
 from teachers.autolabel.calibration import Calibration, calibrate
 from teachers.autolabel.proposer import LabelTeachers
-from teachers.autolabel.table import Labelled, origin_of, table_name
+from teachers.autolabel.table import Labelled, origin_of
 from teachers.autolabel.task import ProposedImage, SegmentTask, label_task, propose_segment
 from teachers.autolabel.truth import matched_objects
 from teachers.card import TeacherError
@@ -104,15 +104,14 @@ def run(config: AutolabelConfig, console: Console) -> int:
         "background": config.background,
     }
     by_architecture = {card.architecture: card for card in cards.values()}
-    # Names are checked before anything is computed.
-    origin_of(config.name, by_architecture, size, settings)
+    asked = origin_of(config.name, by_architecture, size, settings)
     device = device_of(config.device)
     here = device.type == "cuda"
     tasks = _Tasks(
         lake, named, size, str(device), _run_here if here else run_in_processes if config.local else run_on_ray
     )
     with nullcontext() if here or config.local else cluster(), ProgressBar(console) as bar:
-        known = _calibration_of_table(lake, config.name)
+        known = _calibration_of_table(lake, asked)
         if known is None:
             calibrated = tasks.propose("calibrate", _drawn(lake, config), bar.update)
             right = [(one.evidence, _right(one)) for one in calibrated]
@@ -231,15 +230,28 @@ def _check_splits(config: AutolabelConfig, lake: Lake) -> None:
             )
 
 
-def _calibration_of_table(lake: Lake, name: str) -> dict[str, Any] | None:
+def _calibration_of_table(lake: Lake, asked: Origin) -> dict[str, Any] | None:
     """Return the calibration that labels of this name were made with; None where there are none yet.
 
     A labelling that goes on must not calibrate anew: another number of threads would change the last bits.
+
+    asked: the origin without a calibration; raises LakeError where the labels were made with others
     """
-    for part in read_derived_commits(lake.store, table_name(name), lake.commits):
-        if part is not None:
-            calibration: dict[str, Any] = part.origin.settings["calibration"]
-            return calibration
+    for part in read_derived_commits(lake.store, asked.table, lake.commits):
+        if part is None:
+            continue
+        made = {name: value for name, value in part.origin.settings.items() if name != "calibration"}
+        if made != asked.settings:
+            differing = sorted(
+                name for name in made.keys() | asked.settings.keys() if made.get(name) != asked.settings.get(name)
+            )
+            told = ", ".join(f"{name} {made.get(name)}, not {asked.settings.get(name)}" for name in differing)
+            raise LakeError(
+                f"{lake.store.url}: table {asked.table}, split {part.split}: made with other settings: {told};"
+                " use these, or another --name"
+            )
+        calibration: dict[str, Any] = part.origin.settings["calibration"]
+        return calibration
     return None
 
 

@@ -241,9 +241,9 @@ def _average_precisions(images: Sequence[ProposedImage], some: _Proposals) -> di
                 torch.from_numpy(some.depth_m[here]).nan_to_num(nan=_FAR_M),
             ),
             Objects(
-                torch.from_numpy(one.boxes),
+                torch.tensor(one.boxes),
                 torch.from_numpy(_CLASS_OF_TYPE[one.types]),
-                torch.from_numpy(one.depth_m),
+                torch.tensor(one.depth_m),
             ),
         )
     return scores.metrics()

@@ -31,7 +31,8 @@ def matched_objects(
     found = np.full(len(boxes), -1, np.int64)
     if not len(boxes) or not len(object_boxes):
         return found
-    iou = pairwise_iou(torch.from_numpy(boxes).double(), torch.from_numpy(object_boxes).double()).numpy()
+    # Arrays that Ray hands over are not to be written to, so they are copied.
+    iou = pairwise_iou(*(torch.tensor(some, dtype=torch.float64) for some in (boxes, object_boxes))).numpy()
     iou[types[:, None] != object_types] = 0
     for detection in np.argsort(-score, kind="stable").tolist():
         best = int(iou[detection].argmax())

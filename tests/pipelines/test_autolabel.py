@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from datalake.build import BuildConfig
+from datalake.commit import LakeError
 from datalake.derived_table import open_derived_table, read_derived_commits
 from datalake.lake import Lake, open_lake
 from datalake.synthetic import DriveConfig, write_drives
@@ -145,8 +146,12 @@ def test_the_mask_teacher_alone_agrees_with_nobody(lake: Lake, two_teachers: dic
 @pytest.mark.usefixtures("_here")
 def test_other_settings_need_another_name(lake: Lake, two_teachers: dict[str, str]) -> None:
     assert run(settings(lake, two_teachers), Console(quiet=True)) == 0
-    with pytest.raises(ValueError, match=r"made with other settings: precision 0.8, not 0.9; .* another --name"):
-        run(settings(lake, two_teachers, precision=0.9), Console(quiet=True))
+    # Of another split as well: they would be calibrated otherwise.
+    for split in ("train", "test"):
+        with pytest.raises(LakeError, match=r"made with other settings: precision 0.8, not 0.9; .* another --name"):
+            run(settings(lake, two_teachers, split=split, precision=0.9), Console(quiet=True))
+    with pytest.raises(LakeError, match=r"made with other settings: teachers .* another --name"):
+        run(settings(lake, {"masks": two_teachers["masks"]}, split="test"), Console(quiet=True))
 
 
 @pytest.mark.usefixtures("_here")
