@@ -220,6 +220,8 @@ def _run_here(function: Callable[..., Any], calls: Iterable[tuple[Any, tuple[Any
 
 def _check_splits(config: AutolabelConfig, lake: Lake) -> None:
     """Raise TeacherError where labels would be calibrated by those that they replace, or judged by those."""
+    if config.diagram is not None and config.judge is None:
+        raise TeacherError("--diagram: expected --judge SPLIT, whose reliability it shows")
     calibrated = {base.segment for base in lake.in_split(config.calibrate_on)}
     for option, split in (("--split", config.split), ("--judge", config.judge)):
         shared = sorted(calibrated & {base.segment for base in lake.in_split(split)}) if split else []

@@ -187,6 +187,7 @@ def test_a_teacher_that_has_learned_the_labels_is_refused(
         (["--calibrate-on", "train"], "--split train: its segment"),
         (["--judge", "val"], "--judge val: its segment"),
         (["--judge", "moon"], "no split 'moon'"),
+        (["--diagram", "/nowhere.png"], "--diagram: expected --judge SPLIT"),
         (["--name", "A/B"], "table 'autolabel_A/B': expected 'autolabel_'"),
         (["--precision", "1.5"], "--precision 1.5: expected"),
         (["--teachers", "points={points}"], "expected a mask teacher (mask_rcnn), and beside it a lidar teacher"),
