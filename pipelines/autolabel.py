@@ -29,6 +29,7 @@ from datalake.derived_table import Origin, missing_segments, read_derived_commit
 from datalake.fanout import RunTasks
 from datalake.lake import Lake, open_lake
 from datalake.process_tasks import run_in_processes
+from datalake.progress_bar import ProgressBar
 from datalake.ray_tasks import run_on_ray
 from datalake.task import attempt
 from pipelines.autolabel_judgement import SOURCES, Judgement, judge, lidar_thresholds
@@ -38,7 +39,6 @@ from pipelines.device import device_of
 from pipelines.image_size import ImageSize, find_image_size
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
-from pipelines.progress import ProgressBar
 from pipelines.train_config import TrainConfig
 from student.report.charts import reliability
 from teachers.autolabel.calibration import Calibration, calibrate

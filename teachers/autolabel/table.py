@@ -13,12 +13,13 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from datalake.chunk import Chunk, SampleOptions, SegmentFiles
+from datalake.chunk import Chunk, SampleOptions
 from datalake.commit import Commit
 from datalake.derived_table import AUTOLABEL, DerivedTable, Origin, open_derived_table, write_derived_segment
 from datalake.lake import Lake
 from datalake.sample import Objects, Sample
 from datalake.schema import LABEL
+from datalake.segment_files import SegmentFiles
 from datalake.sources.frame import OBJECT_TYPES
 from teachers.autolabel.calibration import Calibration
 from teachers.autolabel.evidence import Evidence
