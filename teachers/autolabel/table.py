@@ -13,11 +13,12 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from datalake.chunk import Chunk, SampleOptions
+from datalake.chunk import Chunk
 from datalake.commit import Commit
 from datalake.derived_table import AUTOLABEL, DerivedTable, Origin, open_derived_table, write_derived_segment
 from datalake.lake import Lake
 from datalake.sample import Objects, Sample
+from datalake.sample_options import SampleOptions
 from datalake.schema import LABEL
 from datalake.segment_files import SegmentFiles
 from datalake.sources.frame import OBJECT_TYPES
@@ -125,7 +126,7 @@ def label_segment(
 def chunks_of(lake: Lake, base: Commit, image_size: tuple[int, int]) -> Iterator[list[Sample]]:
     """Yield the samples of each chunk of a segment, with the points of all lasers."""
     files = SegmentFiles(lake, base)
-    options = SampleOptions(image_size, points=True, panoptic=False)
+    options = SampleOptions(image_size=image_size)
     try:
         for group, cameras in enumerate(base.chunks):
             if not cameras:
