@@ -137,6 +137,8 @@ class Show:
     student: Annotated[str | None, tyro.conf.arg(name="run")] = None
     # Teachers whose targets are drawn, as NAME=FOLDER, or none alone.
     teachers: tuple[str, ...] = ("none",)
+    # A table of auto-labels that is drawn in the place of the humans' 2D boxes: autolabel_NAME.
+    labels: str | None = None
     # Where the PNG goes: a local path, s3:// or gs://.
     out: str = "frame.png"
 
@@ -146,7 +148,7 @@ class Show:
         lake = open_lake(self.lake).where(self.where, self.split)
         segment = self.segment or lake.in_split(self.split)[0].segment
         layers = _model_layers(self.student, self.teachers, self.split)
-        save_frame(lake, self.split, segment, self.frame, self.camera, self.out, layers)
+        save_frame(lake, self.split, segment, self.frame, self.camera, self.out, layers, self.labels)
         console.print(f"{segment} frame {self.frame} {self.camera}: {self.out}", highlight=False, soft_wrap=True)
         return 0
 

@@ -4,20 +4,22 @@
                                                      segment; `.<n>.json` for the segment's commit number n
     <lake>/<split>/<table>/<segment>-<attempt>.parquet
 
-It has one row for each row of `image`, and its row groups are in step with that table's chunks. As in the rest of the
-lake, a part appears whole or not at all, never changes, and readers find it by name. Each part says what it was made
-from: the build of its segment, a version of whatever made it, and the settings.
+Its row groups are in step with the chunks of the table `image`. A table `teacher_<name>` has one row for each row of
+`image`, a table `autolabel_<name>` one for each box. As in the rest of the lake, a part appears whole or not at all,
+never changes, and readers find it by name. Each part says what it was made from: the build of its segment, a version of
+whatever made it, and the settings.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -43,8 +45,13 @@ from datalake.sources.frame import FrameError
 from datalake.sources.segment_name import check_segment_name
 from datalake.store import Store
 
-_PREFIX = "teacher_"
-_TABLE_NAME = re.compile(_PREFIX + r"[a-z0-9_]{1,56}")
+TEACHER, AUTOLABEL = "teacher_", "autolabel_"
+_TABLE_NAME = re.compile(f"(?:{TEACHER}|{AUTOLABEL})" + r"[a-z0-9_]{1,56}")
+# What makes a table, by what its name begins with.
+_MAKERS = {
+    TEACHER: ("cache_targets.py", "--teacher FOLDER"),
+    AUTOLABEL: ("autolabel.py", "--teachers NAME=FOLDER …"),
+}
 _FOLDER = "_derived"
 # Where version 0.1 kept these commits; they are read, and new ones go to the folder of now.
 _OLD_FOLDER = "_side"
@@ -137,6 +144,12 @@ class DerivedTable:
         """The size of all files."""
         return sum(commit.file.bytes for commit in self._commits.values())
 
+    @property
+    def sha256(self) -> str:
+        """A checksum of all rows, which no attempt's name changes."""
+        parts = sorted((commit.segment, commit.file.sha256) for commit in self._commits.values())
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
     def dataset(self) -> ds.Dataset:
         """Return the table as a pyarrow dataset; a filter on `segment` prunes whole files."""
         file_format = ds.ParquetFileFormat()
@@ -181,8 +194,8 @@ class DerivedTable:
         return self._open[segment]
 
 
-def open_derived_table(lake: Lake, table: str, split: str, version: str) -> DerivedTable:
-    """Open `table` for the snapshot's segments of `split`, where `version` made all of it.
+def open_derived_table(lake: Lake, table: str, split: str, version: str | None = None) -> DerivedTable:
+    """Open `table` for the snapshot's segments of `split`, where `version` made all of it; None: one, whichever.
 
     Raises LakeError, in one line, where a segment's part is missing, or was made with another version, other settings
     than the rest, or from another build of the segment.
@@ -193,12 +206,14 @@ def open_derived_table(lake: Lake, table: str, split: str, version: str) -> Deri
     parts = [part for part in found if part is not None]
     if len(parts) < len(bases):
         missing = [base.segment for base, part in zip(bases, found, strict=True) if part is None]
+        prefix = _prefix(table)
+        command, teachers = _MAKERS[prefix]
         raise LakeError(
             f"{lake.store.url}: table {table} lacks {len(missing)} of {len(bases)} segments of split {split!r} (first:"
-            f" {missing[0]}); run python pipelines/cache_targets.py --lake {lake.store.url} --split {split}"
-            f" --name {table.removeprefix(_PREFIX)} --teacher FOLDER"
+            f" {missing[0]}); run python pipelines/{command} --lake {lake.store.url} --split {split}"
+            f" --name {table.removeprefix(prefix)} {teachers}"
         )
-    expected = Origin(table, version, parts[0].origin.settings)
+    expected = replace(parts[0].origin, version=version or parts[0].origin.version)
     for base, part in zip(bases, parts, strict=True):
         _check(lake.store, base, part, expected)
     return DerivedTable(lake, parts)
@@ -316,9 +331,21 @@ def _commit_name(table: str, base: Commit, folder: str = _FOLDER) -> str:
     return f"{folder}/{table}/{base.split}/{base.name.rsplit('/', 1)[-1]}"
 
 
+def in_step(table: str, base: Commit, group_rows: Sequence[int]) -> bool:
+    """Return whether row groups of so many rows are in step with the segment's."""
+    images = [len(chunk) for chunk in base.chunks]
+    return len(group_rows) == len(images) if _prefix(table) == AUTOLABEL else list(group_rows) == images
+
+
+def _prefix(table: str) -> str:
+    return AUTOLABEL if table.startswith(AUTOLABEL) else TEACHER
+
+
 def _check_table_name(table: str) -> None:
     if not _TABLE_NAME.fullmatch(table):
-        raise LakeError(f"table {table!r}: expected '{_PREFIX}' and 1 to 56 of a-z, 0-9 and '_'; choose another --name")
+        raise LakeError(
+            f"table {table!r}: expected '{_prefix(table)}' and 1 to 56 of a-z, 0-9 and '_'; choose another --name"
+        )
 
 
 def _check(store: Store, base: Commit, part: DerivedCommit, expected: Origin) -> None:
@@ -327,19 +354,19 @@ def _check(store: Store, base: Commit, part: DerivedCommit, expected: Origin) ->
     if part.origin.version != expected.version:
         raise LakeError(
             f"{where}: made with weights {part.origin.version[:12]}…, not {expected.version[:12]}…;"
-            " use the teacher that made it, or cache this one under another --name"
+            " use the teacher that made it, or keep this one under another --name"
         )
     if part.origin.settings != expected.settings:
         made, wanted = part.origin.settings, expected.settings
         names = sorted(key for key in made.keys() | wanted.keys() if made.get(key) != wanted.get(key))
         raise LakeError(
             f"{where}: made with other settings: {', '.join(f'{n} {made.get(n)}, not {wanted.get(n)}' for n in names)};"
-            " use these, or cache under another --name"
+            " use these, or keep this under another --name"
         )
     if part.base_attempt != base.attempt:
         raise LakeError(
             f"{where}: made from another build of the segment ({part.base_attempt}, here {base.attempt});"
-            " cache under another --name"
+            " keep this under another --name"
         )
 
 
@@ -351,8 +378,8 @@ def _write_groups(
         sizes.append(batch.num_rows)
         # One row group a call, also for zero rows: the groups must stay in step with those of `image`.
         writer.write_table(pa.Table.from_batches([batch], schema), row_group_size=max(1, batch.num_rows))
-    expected = [len(chunk) for chunk in base.chunks]
-    if sizes != expected:
+    if not in_step(table, base, sizes):
+        expected = [len(chunk) for chunk in base.chunks]
         raise LakeError(
             f"table {table}, segment {base.segment}: {len(sizes)} row groups of {sum(sizes)} rows, expected"
             f" {len(expected)} of {sum(expected)}, as in the table image"

@@ -32,12 +32,16 @@ class Objects:
     classes: int64 [M], 1 VEHICLE, 2 PEDESTRIAN, 3 SIGN, 4 CYCLIST
     depth_m: float32 [M], mean distance of the object's points from the camera's center, NaN without points
     difficulty: int8 [M], Waymo's levels 1 and 2, 0 where the record has none; None where it was not read
+    weight: float32 [M], how much each counts in a loss; None: 1, as humans' labels do
+    ignored: float32 [R, 4], boxes of what may be an object and may be none; None: there are none
     """
 
     boxes: torch.Tensor
     classes: torch.Tensor
     depth_m: torch.Tensor
     difficulty: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
+    ignored: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

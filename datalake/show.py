@@ -15,21 +15,32 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datalake.commit import Commit, LakeError
+from datalake.derived_table import AUTOLABEL, open_derived_table
 from datalake.lake import Lake
 from datalake.layers import ImageLayers, LayersOf
 from datalake.sources.frame import CAMERAS
 from datalake.store import Store
 
 TYPE_COLORS = {"VEHICLE": "#ffb000", "PEDESTRIAN": "#fe6100", "CYCLIST": "#dc267f", "SIGN": "#648fff"}
+_IGNORED_COLOR = "#b0b0b0"
 _DEPTH_COLORS = "turbo"
 _MAX_DEPTH_M = 60.0
 _VIEW_M = 50.0
 
 
-def draw_frame(lake: Lake, split: str, segment: str, frame: int, camera: str, layers: LayersOf | None = None) -> Figure:
+def draw_frame(
+    lake: Lake,
+    split: str,
+    segment: str,
+    frame: int,
+    camera: str,
+    layers: LayersOf | None = None,
+    labels: str | None = None,
+) -> Figure:
     """Return a figure of the `frame`-th frame of a segment, seen by `camera` and from above.
 
     layers: what models say of the image: detections, dashed, and maps in a row below
+    labels: a table of auto-labels, `autolabel_<name>`, in the place of the humans' 2D boxes
 
     Raises LakeError where the lake has no such segment, frame or camera.
     """
@@ -44,7 +55,12 @@ def draw_frame(lake: Lake, split: str, segment: str, frame: int, camera: str, la
     here = (ds.field("timestamp_us") == timestamp_us) & (ds.field("camera") == camera)
     jpeg = _rows(lake, commit, "image", ["jpeg"], here)[0]["jpeg"]
     image = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
-    labels = _rows(lake, commit, "label", None, here)
+    drawn = _rows(lake, commit, "label", None, here)
+    title = "2D boxes and their mean depth"
+    if labels is not None:
+        of_segment = _auto_labels(lake, commit, labels)
+        drawn = [row for row in of_segment if (row["timestamp_us"], row["camera"]) == (timestamp_us, camera)]
+        title = f"{labels}: score, mean depth, agreement of the lidar; gray: ignored"
     depth = _rows(lake, commit, "depth", None, here)[0]
     now = ds.field("timestamp_us") == timestamp_us
     point = _rows(lake, commit, "point", ["x_m", "y_m", "z_m"], now)[0]
@@ -63,7 +79,7 @@ def draw_frame(lake: Lake, split: str, segment: str, frame: int, camera: str, la
     parts: Any = figure.subfigures(2, 1, height_ratios=(2 * image_in, map_in)) if maps else [figure]
     upper, *lower = parts
     axes = upper.subplot_mosaic([["boxes", "above"], ["points", "above"]], width_ratios=(6, 2 * image_in))
-    draw_boxes(axes["boxes"], image, labels)
+    draw_boxes(axes["boxes"], image, drawn, title)
     if told is not None:
         draw_detections(axes["boxes"], told)
     for below in lower:
@@ -76,18 +92,26 @@ def draw_frame(lake: Lake, split: str, segment: str, frame: int, camera: str, la
     return figure
 
 
-def draw_boxes(axes: Axes, image: NDArray[np.uint8], labels: list[dict[str, Any]]) -> None:
-    """Draw the image with its 2D boxes, each with type and mean depth."""
+def draw_boxes(axes: Axes, image: NDArray[np.uint8], labels: list[dict[str, Any]], title: str) -> None:
+    """Draw the image with its 2D boxes, each with type and mean depth; auto-labels with what they have beside."""
     axes.imshow(image)
     for label in labels:
-        color = TYPE_COLORS[label["type"]]
+        ignored = label.get("ignored", False)
+        color = _IGNORED_COLOR if ignored else TYPE_COLORS[label["type"]]
         corner, width, height = (label["x0"], label["y0"]), label["x1"] - label["x0"], label["y1"] - label["y0"]
-        axes.add_patch(mpl.patches.Rectangle(corner, width, height, fill=False, edgecolor=color, linewidth=0.9))
+        axes.add_patch(
+            mpl.patches.Rectangle(
+                corner, width, height, fill=False, edgecolor=color, linewidth=0.9, linestyle=":" if ignored else "-"
+            )
+        )
         text = "no point" if label["depth_m"] is None else f"{label['depth_m']:.0f} m"
+        if "score" in label:
+            score, agreement = ("?" if label[name] is None else f"{label[name]:.2f}" for name in ("score", "agreement"))
+            text = f"{score} {text} {agreement}"
         axes.text(
             *corner, text, fontsize=4.5, color="black", va="bottom", bbox={"facecolor": color, "pad": 0.4, "lw": 0}
         )
-    _frame(axes, "2D boxes and their mean depth")
+    _frame(axes, title)
 
 
 def draw_detections(axes: Axes, layers: ImageLayers) -> None:
@@ -141,10 +165,17 @@ def draw_above(axes: Axes, point: dict[str, Any], boxes: list[dict[str, Any]]) -
 
 
 def save_frame(
-    lake: Lake, split: str, segment: str, frame: int, camera: str, url: str, layers: LayersOf | None = None
+    lake: Lake,
+    split: str,
+    segment: str,
+    frame: int,
+    camera: str,
+    url: str,
+    layers: LayersOf | None = None,
+    labels: str | None = None,
 ) -> None:
     """Write the figure of `draw_frame` to a PNG file, on a disk or in a store."""
-    figure = draw_frame(lake, split, segment, frame, camera, layers)
+    figure = draw_frame(lake, split, segment, frame, camera, layers, labels)
     png = io.BytesIO()
     figure.savefig(png, format="png")
     plt.close(figure)
@@ -168,6 +199,18 @@ def _rows(
     belongs = ds.field("segment") == commit.segment
     wanted = belongs if where is None else belongs & where
     rows: list[dict[str, Any]] = lake.scan(table, columns, wanted, commit.split).to_table().to_pylist()
+    return rows
+
+
+def _auto_labels(lake: Lake, commit: Commit, table: str) -> list[dict[str, Any]]:
+    """Return the rows of a segment; raises LakeError where the table has none, or is no table of auto-labels."""
+    if not table.startswith(AUTOLABEL):
+        raise LakeError(f"--labels {table}: expected a table {AUTOLABEL}NAME, which pipelines/autolabel.py writes")
+    opened = open_derived_table(lake.of_commits(commit), table, commit.split)
+    try:
+        rows: list[dict[str, Any]] = opened.read(commit.segment).to_pylist()
+    finally:
+        opened.close()
     return rows
 
 

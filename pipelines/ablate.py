@@ -10,6 +10,9 @@ standard deviations: OUT/ablation-SPLIT.json, OUT/ablation-SPLIT.md and OUT/repo
     fgfi        that distillation method alone, likewise all others that `train.py --distill` knows
     imitation+fgfi, fgfi-shuffled
                 several methods; a method with the targets of another image, or with `-random` ones
+    autolabel, autolabel+imitation, autolabel-shuffled
+                the auto-labels of `--train.auto-labels`, which no other arm uses, alone or beside methods; those
+                of another image
 
 Methods that learn from a detector need one among the teachers: `--train.teachers … big=FOLDER`.
 `--train.preset paper` studies the paper's student.
@@ -69,6 +72,8 @@ from training.run_lock import run_lock
 
 # What stands behind an arm's methods -> the targets that they get.
 _CONTROLS: dict[str, Targets] = {"": "real", "shuffled": "shuffled", "random": "random"}
+# The arm that trains on auto-labels, alone or joined with methods.
+_AUTOLABEL = "autolabel"
 _ON_ONE_GPU = 6
 
 
@@ -134,8 +139,10 @@ def jobs_of(study: AblateConfig) -> list[Job]:
     if unknown := sorted(arm for arm in {*arms, *rates} - set(known) if _methods_in(arm) is None):
         raise StudentError(
             f"unknown arm {unknown[0]}; there are {', '.join(known)}, and methods joined by + of"
-            f" {', '.join(DISTILLATION_METHODS)}, with -shuffled or -random behind"
+            f" {', '.join((_AUTOLABEL, *DISTILLATION_METHODS))}, with -shuffled or -random behind"
         )
+    if study.train.auto_labels is None and any(_is_auto_labelled(arm) for arm in arms):
+        raise StudentError(f"--arms {_AUTOLABEL}: expected --train.auto-labels NAME, the labels that autolabel.py made")
     if study.train.workers:
         raise StudentError(
             "--train.workers: a study trains each student in one process; --parallel is how many at a time"
@@ -179,7 +186,7 @@ def _overrides(arm: str, train: TrainConfig, names: Sequence[str], detectors: Se
     names, detectors: the teachers that have maps, and those that are detectors
     """
     if arm == NONE:
-        return {"distill": ("none",), "targets": "real", "mute": ()}
+        return {"distill": ("none",), "targets": "real", "mute": (), "auto_labels": None}
     if arm in names or arm in (CLASSROOM, SHUFFLED):
         methods, targets = train.distill, "shuffled" if arm == SHUFFLED else "real"
     else:
@@ -188,16 +195,27 @@ def _overrides(arm: str, train: TrainConfig, names: Sequence[str], detectors: Se
         methods, targets = found
     asked = any(DISTILLATION_METHODS[name].learns_from == "detectors" for name in methods)
     others = tuple(name for name in names if name != arm) if arm in names else ()
-    return {"distill": methods, "targets": targets, "mute": others if asked else (*others, *detectors)}
+    return {
+        "distill": methods or ("none",),
+        "targets": targets,
+        "mute": others if asked else (*others, *detectors),
+        "auto_labels": train.auto_labels if _is_auto_labelled(arm) else None,
+    }
 
 
 def _methods_in(arm: str) -> tuple[tuple[Method, ...], Targets] | None:
     """Return the methods and targets of an arm like `imitation+fgfi` or `fgfi-shuffled`; None where it is no such."""
     text, _, control = arm.partition("-")
-    names = text.split("+")
+    names = [name for name in text.split("+") if name != _AUTOLABEL]
     methods = tuple(name for name in get_args(Method) if name in names and name in DISTILLATION_METHODS)
     targets = _CONTROLS.get(control)
-    return (methods, targets) if targets is not None and len(methods) == len(names) else None
+    # Of auto-labels alone there are shuffled ones, but none that are drawn.
+    known = bool(methods) or (_is_auto_labelled(arm) and targets != "random")
+    return (methods, targets) if targets is not None and len(methods) == len(names) and known else None
+
+
+def _is_auto_labelled(arm: str) -> bool:
+    return _AUTOLABEL in arm.partition("-")[0].split("+")
 
 
 def _named(fraction: float) -> str:

@@ -170,6 +170,12 @@ RANGES: dict[str, dict[str, Range]] = {
         "steps": _COUNT,
         "parallel": _COUNT,
     },
+    "AutolabelConfig": {
+        "calibration_images": _COUNT,
+        "precision": Range(0, 1, exclusive=True),
+        "background": _SHARE,
+        "image_size": _SIDE,
+    },
     "CacheTargetsConfig": {"grid": _SIDE, "image_size": _SIDE},
     "Spvnas": {"samples": _COUNT, "image_size": _SIDE},
 }

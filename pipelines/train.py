@@ -61,6 +61,7 @@ def train_worker(
     asked = {name: url for name, url in plan.teachers.items() if name not in config.tables}
     points = needs_points(read_cards(asked).values())
     threads = decoding_threads(distributed.device)
+    auto_labels = config.open_auto_labels(lake)
     labelled, unlabelled = (
         config.frames(lake, points=points, segments=segments, threads=threads)
         for segments in (plan.labelled_segments, plan.unlabelled_segments)
@@ -79,6 +80,9 @@ def train_worker(
         # The cursor counts steps.
         share = distributed.share(plan.labelled, "labelled images")
         for step, samples in enumerate(from_step(cursor), cursor):
+            if auto_labels is not None:
+                # Where there are human labels, they stay.
+                samples = [*samples[:share], *map(auto_labels.labelled, samples[share:])]
             yield Batch(samples, share, step + 1)
 
     pool = _open_pool(plan, grid, distributed.device)
@@ -119,7 +123,15 @@ def build_objective(plan: TrainPlan) -> DetectionObjective:
     if config.recompute_activations:
         recompute_activations(student)
     methods = {name: DISTILLATION_METHODS[name].build(plan) for name in plan.methods}
-    return DetectionObjective(student, config.weights, methods, config.augmentation, config.targets, plan.detectors)
+    return DetectionObjective(
+        student,
+        config.weights,
+        methods,
+        config.augmentation,
+        config.targets,
+        plan.detectors,
+        auto_labels=config.auto_labels is not None,
+    )
 
 
 def _open_pool(plan: TrainPlan, grid: tuple[int, int], device: torch.device) -> TeacherPool | None:

@@ -31,6 +31,7 @@ from student.distillation.objective import LossWeights
 from student.distillation.pkd import PKD, PKDConfig
 from student.distillation.reviewkd import ReviewKD, ReviewKDConfig
 from student.trunk import resolved
+from teachers.autolabel.table import AutoLabels
 from teachers.loading import CachedTargets, is_detector, parse_cached, parse_teachers, read_cards
 from training.fingerprint import Plain, flatten
 from training.loop import LoopConfig
@@ -61,6 +62,8 @@ _IRRELEVANT = {
     "init",
     # That of its student decides.
     "fine_tune",
+    # So does that of the labels.
+    "auto_labels",
     "cache",
     "cache_bytes",
     "cached",
@@ -154,9 +157,12 @@ class TrainConfig:
     image_size: ImageSize = "auto"
     # This share of the segments keeps its labels; on the others the student learns from its teachers alone.
     labelled_fraction: float = 1.0
+    # On the other segments the student learns detection from the labels that `autolabel.py` has put into the lake under
+    # this name, as well.
+    auto_labels: str | None = None
     # Images per step, over all workers.
     batch: int = 6
-    # Of these, images without labels, where there are any and a teacher to learn from. By default up to half, as
+    # Of these, images without labels, where there are any and anybody to learn from. By default up to half, as
     # long as each labelled image is still seen twenty times.
     unlabelled: int | None = None
     # Where the teachers run: in the student's own process, or as Ray actors for all workers, some batches ahead.
@@ -292,6 +298,10 @@ class TrainConfig:
         """Return the teachers whose answers are looked up in the split to train on."""
         return CachedTargets(lake, self.split, self.tables)
 
+    def open_auto_labels(self, lake: Lake) -> AutoLabels | None:
+        """Return the auto-labels of the split to train on, None where there are to be none."""
+        return None if self.auto_labels is None else AutoLabels.open(lake, self.split, self.auto_labels)
+
     def open_lake(self, snapshot: int | None) -> Lake:
         """Return the lake at a snapshot, with the images to train on, read through the local cache if there is one."""
         cache = None if self.cache is None else RangeCache(absolute(self.cache), self.cache_bytes)
@@ -317,7 +327,7 @@ class TrainConfig:
     def unlabelled_in_batch(self, lake: Lake) -> int:
         """Return how many images of a batch go without labels."""
         with_labels, without = self.segments(lake)
-        if not (self.active_teachers or self.active_detectors) or not without:
+        if not (self.active_teachers or self.active_detectors or self.auto_labels) or not without:
             return 0
         if self.unlabelled is not None:
             return self.unlabelled
@@ -335,10 +345,12 @@ class TrainConfig:
         for name, url in self.active_detectors.items():
             heard[f"teacher.{name}"] = read_detector(name, url).teacher.weights_sha256
         place = self.located
+        labels = self.open_auto_labels(lake)
         return {
             **kept,
             **heard,
             **({} if place.fine_tune is None else read_fine_tuned(place.fine_tune, place.out).fingerprint),
+            **({} if labels is None else {"auto_labels": labels.sha256}),
             "init": pretrained_sha256(self.located.init, self.located.out),
             "lake": lake.store.url,
             "snapshot": lake.snapshot,

@@ -86,11 +86,13 @@ def prepare_training(
     named = {**cards, **config.detectors}
     if unknown := sorted(set(config.mute) - named.keys()):
         raise TeacherError(f"--mute {unknown[0]}: expected one of the teachers {', '.join(named) or '(there is none)'}")
-    if config.targets != "real" and not (config.active_teachers or config.active_detectors):
+    shuffled_labels = config.targets == "shuffled" and config.auto_labels is not None
+    if config.targets != "real" and not (config.active_teachers or config.active_detectors or shuffled_labels):
         raise StudentError(f"--targets {config.targets}: expected teachers whose targets are replaced")
     with_labels, without = config.segments(lake)
     unlabelled = config.unlabelled_in_batch(lake)
     _check_batch(config, lake, unlabelled, with_labels, without)
+    _check_auto_labels(config, lake, unlabelled, without)
 
     boxes = read_boxes(config.frames(lake, points=False, segments=with_labels))
     if config.fine_tune is None:
@@ -157,6 +159,26 @@ def _check_batch(
             config.frames(lake, points=False, segments=segments).stream(share, shuffle=True)
     if config.targets == "shuffled" and config.batch // max(1, config.workers) // config.loop.accumulate < 2:
         raise StudentError("--targets shuffled: two images at once are needed, to give one the targets of the other")
+
+
+def _check_auto_labels(config: TrainConfig, lake: Lake, unlabelled: int, without: frozenset[str]) -> None:
+    """Raise where auto-labels are asked for and there are none, or no image of a batch for them."""
+    if config.auto_labels is None:
+        return
+    config.open_auto_labels(lake)
+    option = f"--auto-labels {config.auto_labels}"
+    if not without:
+        raise StudentError(f"{option}: every segment keeps its human labels; give a --labelled-fraction below 1")
+    if not unlabelled:
+        raise StudentError(
+            f"{option}: no image of a batch goes without human labels, which need all visits; give more --loop.steps,"
+            " or --unlabelled"
+        )
+    if config.targets == "shuffled" and unlabelled // max(1, config.workers) // config.loop.accumulate < 2:
+        raise StudentError(
+            f"--targets shuffled: {option} needs two images without human labels at once, to give one the auto-labels"
+            " of the other"
+        )
 
 
 def _check_depths(config: TrainConfig, detectors: Mapping[str, DetectorTeacher]) -> None:

@@ -23,8 +23,13 @@ class Augmentation:
 
 def mirrored_objects(objects: Objects, width: int) -> Objects:
     """Return the objects of an image, `width` pixels wide, after it was mirrored."""
-    x0, y0, x1, y1 = objects.boxes.unbind(1)
-    return replace(objects, boxes=torch.stack([width - x1, y0, width - x0, y1], 1))
+
+    def mirrored(boxes: Tensor) -> Tensor:
+        x0, y0, x1, y1 = boxes.unbind(1)
+        return torch.stack([width - x1, y0, width - x0, y1], 1)
+
+    ignored = None if objects.ignored is None else mirrored(objects.ignored)
+    return replace(objects, boxes=mirrored(objects.boxes), ignored=ignored)
 
 
 def mirrored_target(target: Target, mirror: Tensor) -> Target:

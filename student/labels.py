@@ -23,6 +23,8 @@ class Labels:
     depth_m: float32 [B, M], NaN where it is not known or there is no object
     counts: how many objects each image has; they come first
     finite: whether all boxes were finite; those that are not are left out, and a loss of the others means nothing
+    weight: float32 [B, M], how much each object counts in the losses, 0 where there is none; None: all the same
+    ignored: float32 [B, R, 4], boxes that are neither an object nor background, 0 where there is none; None: none
     """
 
     boxes: Tensor
@@ -30,6 +32,8 @@ class Labels:
     depth_m: Tensor
     counts: tuple[int, ...]
     finite: bool
+    weight: Tensor | None = None
+    ignored: Tensor | None = None
 
     @property
     def valid(self) -> Tensor:
@@ -61,4 +65,32 @@ def labels_on(device: torch.device, objects: Sequence[Objects]) -> Labels:
     packed[..., 5] = torch.nan
     packed[image, place] = torch.cat([boxes, classes[:, None].float(), depth_m[:, None]], 1)
     there = packed.to(device, non_blocking=True)
-    return Labels(there[..., :4], there[..., 4].long(), there[..., 5], tuple(counts.tolist()), finite)
+    weight = None
+    if any(one.weight is not None for one in objects):
+        weights = torch.cat(
+            [one.depth_m.new_ones(len(one.boxes)) if one.weight is None else one.weight for one in objects]
+        )
+        padded = host_buffer(packed.shape[:2], torch.float32, device).zero_()
+        padded[image, place] = weights[usable]
+        weight = padded.to(device, non_blocking=True)
+    return Labels(
+        there[..., :4],
+        there[..., 4].long(),
+        there[..., 5],
+        tuple(counts.tolist()),
+        finite,
+        weight,
+        _ignored_on(device, objects),
+    )
+
+
+def _ignored_on(device: torch.device, objects: Sequence[Objects]) -> Tensor | None:
+    """Return float32 [B, R, 4], the images' ignored boxes; None where there is none in any."""
+    most = max(0 if one.ignored is None else len(one.ignored) for one in objects)
+    if not most:
+        return None
+    padded = host_buffer((len(objects), most, 4), torch.float32, device).zero_()
+    for row, one in zip(padded, objects, strict=True):
+        if one.ignored is not None:
+            row[: len(one.ignored)] = one.ignored
+    return padded.to(device, non_blocking=True)

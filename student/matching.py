@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.boxes import pairwise_iou
+from training.boxes import pairwise_iou, shared_areas
 
 # Overlaps that a GPU computes at a time, whatever the batch. A CPU takes one image at a time: what fits its caches is
 # sooner done.
 _MOST_PAIRS = 1 << 26
+# A box that lies in an ignored one by this share of its area is ignored as well.
+_IGNORED_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +56,36 @@ def match_boxes(
         for some in images_at_once(objects, boxes)
     ]  # fmt: skip
     return Matches(torch.cat([part.index for part in parts]), torch.cat([part.label for part in parts]))
+
+
+@torch.no_grad()
+def without_ignored(
+    matches: Matches, ignored: Tensor | None, boxes: Tensor, *, low: float, every_object: bool = False
+) -> Matches:
+    """Return the matches of boxes [B, N, 4] or [N, 4], with none of those as background that ignored ones may explain.
+
+    ignored: [B, R, 4], of zeros where there is none; None: no image has any
+    low, every_object: as for `match_boxes`
+
+    A box is not background either if it would not be were the ignored one an object, or if it lies in it by half of
+    its area. What is matched with an object stays so.
+    """
+    if ignored is None:
+        return matches
+    label = matches.label.clone()
+    for some in images_at_once(ignored, boxes):
+        others = boxes if boxes.ndim == 2 else boxes[some]
+        # Of boxes of zeros, which overlap nothing, 0 / 0 with others like them is none.
+        overlaps = pairwise_iou(ignored[some], others).nan_to_num_(nan=0.0)
+        explained = (overlaps >= low).any(1)
+        if every_object:
+            most = overlaps.amax(2, keepdim=True)
+            explained |= ((overlaps == most) & (most > 0)).any(1)
+        sides = (others[..., 2:] - others[..., :2]).clamp(min=0)
+        within = shared_areas(ignored[some], others) > _IGNORED_SHARE * sides.prod(-1)[..., None, :]
+        explained |= within.any(1)
+        label[some] = torch.where(explained & (label[some] == 0), -1, label[some])
+    return Matches(matches.index, label)
 
 
 def _match_at_once(

@@ -11,11 +11,12 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import clip_boxes_to_image
 
+from student.box_loss import box_loss
 from student.config import StudentConfig
 from student.depth import decode_depth, encode_depth
 from student.detections import Detections
 from student.labels import Labels
-from student.matching import match_boxes
+from student.matching import match_boxes, without_ignored
 from student.rpn import Proposals
 from student.sampling import rows_of, sample
 from training.boxes import Weights, decode_boxes, encode_boxes, shorter_sides
@@ -75,12 +76,14 @@ class RoIs:
     classes: int64 [B, S], 0 background; -1 where an image has too few boxes, and no loss belongs there
     object_boxes: float32 [B, S, 4], the labelled box that each of them is to find, where its class is above 0
     depth_m: float32 [B, S], how far away that is, NaN where it is not known
+    weight: float32 [B, S], how much each counts in the losses; None: all the same
     """
 
     boxes: Tensor
     classes: Tensor
     object_boxes: Tensor
     depth_m: Tensor
+    weight: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,21 +154,24 @@ class DepthRoIHeads(nn.Module):
 
     @torch.no_grad()
     def choose(self, proposals: Proposals, labels: Labels, keys: Tensor) -> RoIs:
-        """Return a sample of the proposals and the labelled boxes.
+        """Return a sample of the proposals and the labelled boxes, with nothing as background that is ignored.
 
         keys: int64 [B, N], see `draw_keys`, for each of the image's `candidates`
         """
         boxes = torch.cat([proposals.boxes, labels.boxes], 1)
         matches = match_boxes(labels.boxes, labels.valid, boxes, high=_OBJECT_IOU, low=_OBJECT_IOU)
+        matches = without_ignored(matches, labels.ignored, boxes, low=_OBJECT_IOU)
         label = torch.where(torch.cat([proposals.valid, labels.valid], 1), matches.label, -1)
         drawn = sample(label, keys, self._size, _POSITIVE_SHARE)
         index = matches.index.gather(1, drawn.index)
         positive = (label.gather(1, drawn.index) > 0) & drawn.valid
+        weight = None if labels.weight is None else torch.where(positive, labels.weight.gather(1, index), 1.0)
         return RoIs(
             rows_of(boxes, drawn.index),
             torch.where(positive, labels.classes.gather(1, index), torch.where(drawn.valid, 0, -1)),
             rows_of(labels.boxes, index),
             labels.depth_m.gather(1, index),
+            weight,
         )
 
     def predict(self, levels: Sequence[Tensor], boxes: Tensor) -> RoIPredictions:
@@ -181,7 +187,7 @@ class DepthRoIHeads(nn.Module):
         return depths.view(*boxes.shape[:2], -1)
 
     def losses(self, predictions: RoIPredictions, rois: RoIs, image_size: tuple[int, int]) -> dict[str, Tensor]:
-        """Return the losses `classification`, `box` and `depth`, means over the images."""
+        """Return the losses `classification`, `box` and `depth`, means over the images, each RoI times its weight."""
         logits = predictions.logits.flatten(0, 1)
         classes, images = rois.classes, len(rois.classes)
         rows = self._size * images
@@ -190,9 +196,14 @@ class DepthRoIHeads(nn.Module):
         truth = encode_boxes(rois.object_boxes, rois.boxes, _WEIGHTS)
         # Taken out before anything is computed from them: of what is not an object's there may be no logarithm.
         predicted, truth = (torch.where(positive[..., None], values, 0.0) for values in (predicted, truth))
-        box = smooth_l1_loss(predicted, truth, beta=_BOX_BETA, reduction="sum")
+        box = box_loss(predicted, truth, _BOX_BETA, rois.weight)
+        if rois.weight is None:
+            classification = cross_entropy(logits, classes.flatten(), ignore_index=-1, reduction="sum")
+        else:
+            each = cross_entropy(logits, classes.flatten(), ignore_index=-1, reduction="none")
+            classification = (each * rois.weight.flatten()).sum()
         return {
-            "classification": cross_entropy(logits, classes.flatten(), ignore_index=-1, reduction="sum") / rows,
+            "classification": classification / rows,
             "box": box / rows,
             "depth": self._depth_loss(predictions.pooled.flatten(0, 1), rois, image_size),
         }
@@ -203,7 +214,8 @@ class DepthRoIHeads(nn.Module):
         predicted = predicted.gather(2, rois.classes.clamp(min=0)[..., None])[..., 0]
         truth = encode_depth(rois.depth_m, self._max_depth_m)
         predicted, truth = (torch.where(known, values, 0.0) for values in (predicted, truth))
-        error = smooth_l1_loss(predicted, truth, beta=self._depth_beta, reduction="none").sum(1)
+        error = smooth_l1_loss(predicted, truth, beta=self._depth_beta, reduction="none")
+        error = (error if rois.weight is None else error * rois.weight).sum(1)
         return (error / known.sum(1).clamp(min=1)).mean()
 
     def find(self, levels: Sequence[Tensor], proposals: Proposals, image_size: tuple[int, int]) -> BatchDetections:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, pad, smooth_l1_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, pad
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead, concat_box_prediction_layers
 from torchvision.ops import clip_boxes_to_image
 
+from student.box_loss import box_loss
 from student.config import StudentConfig
 from student.labels import Labels
-from student.matching import match_boxes
+from student.matching import match_boxes, without_ignored
 from student.sampling import rows_of, sample
 from training.boxes import Weights, decode_boxes, encode_boxes, shorter_sides
 from training.suppression import NOTHING, suppressed
@@ -120,24 +121,30 @@ class ProposalNetwork(nn.Module):
         """Return the losses of objectness [B, A] and box deltas [B, A, 4] of the anchors [A, 4], means over images.
 
         keys: int64 [B, A], see `draw_keys`
+
+        An object's anchors count by its weight. Anchors of ignored boxes are neither objects nor background.
         """
         matches = match_boxes(
             labels.boxes, labels.valid, anchors, high=self._object_iou, low=_BACKGROUND_IOU, every_object=True
         )
+        matches = without_ignored(matches, labels.ignored, anchors, low=_BACKGROUND_IOU, every_object=True)
         drawn = sample(matches.label, keys, self._size, _POSITIVE_SHARE)
         positive = (matches.label.gather(1, drawn.index) >= 1) & drawn.valid
+        object_of = matches.index.gather(1, drawn.index)
         anchors_looked_at = self._size * len(objectness)
+        counted, weight = drawn.valid.float(), None
+        if labels.weight is not None:
+            weight = torch.where(positive, labels.weight.gather(1, object_of), counted)
+            counted = weight
         found = binary_cross_entropy_with_logits(
-            objectness.gather(1, drawn.index), positive.float(), weight=drawn.valid.float(), reduction="sum"
+            objectness.gather(1, drawn.index), positive.float(), weight=counted, reduction="sum"
         )
-        truth = encode_boxes(
-            rows_of(labels.boxes, matches.index.gather(1, drawn.index)), anchors[drawn.index], _WEIGHTS
-        )
+        truth = encode_boxes(rows_of(labels.boxes, object_of), anchors[drawn.index], _WEIGHTS)
         # Taken out before anything is computed from them: of what is not an object's there may be no logarithm.
         predicted, truth = (
             torch.where(positive[..., None], values, 0.0) for values in (rows_of(deltas, drawn.index), truth)
         )
-        boxes = smooth_l1_loss(predicted, truth, beta=_BETA, reduction="sum")
+        boxes = box_loss(predicted, truth, _BETA, weight)
         return found / anchors_looked_at, boxes / anchors_looked_at
 
 

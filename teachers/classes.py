@@ -95,6 +95,22 @@ _LIDAR_TO_SEMANTICKITTI = (
 LIDAR_CLASSES = tuple(name for name, _ in _LIDAR_TO_SEMANTICKITTI)
 LIDAR_TO_SEMANTICKITTI = MappingProxyType(dict(_LIDAR_TO_SEMANTICKITTI))
 
+# The class of masks that a point's class is part of; the names are Waymo's and SemanticKITTI's. All others are
+# background.
+_LIDAR_TO_MASK = MappingProxyType(
+    {
+        **dict.fromkeys(("CAR", "TRUCK", "BUS", "OTHER_VEHICLE", "MOTORCYCLIST", "MOTORCYCLE"), "VEHICLE"),
+        **dict.fromkeys(("car", "truck", "other-vehicle", "motorcyclist", "motorcycle"), "VEHICLE"),
+        **dict.fromkeys(("PEDESTRIAN", "person"), "PEDESTRIAN"),
+        **dict.fromkeys(("BICYCLIST", "BICYCLE", "bicyclist", "bicycle"), "CYCLIST"),
+    }
+)
+
+
+def lidar_to_mask(class_names: tuple[str, ...]) -> tuple[int, ...]:
+    """Return, for each class of a lidar teacher, the number of the mask class that its points are part of."""
+    return tuple(MASK_CLASSES.index(_LIDAR_TO_MASK.get(name, "BACKGROUND")) for name in class_names)
+
 
 def lidar_truth_table(class_names: tuple[str, ...]) -> tuple[int, ...]:
     """Return, for each of LIDAR_CLASSES, which of `class_names` a point labelled so should be called, or IGNORED.

@@ -25,10 +25,20 @@ def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """
     x0, y0, x1, y1 = boxes[..., :, None, :].unbind(-1)
     u0, v0, u1, v1 = others[..., None, :, :].unbind(-1)
-    shared = torch.minimum(x1, u1).sub_(torch.maximum(x0, u0)).clamp_(min=0)
-    shared.mul_(torch.minimum(y1, v1).sub_(torch.maximum(y0, v0)).clamp_(min=0))
+    shared = shared_areas(boxes, others)
     areas = (x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0)
     return shared.div_(areas.sub_(shared))
+
+
+def shared_areas(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return the areas float32 [..., M, N] that boxes [..., M, 4] share with others [..., N, 4].
+
+    Leading dimensions broadcast. Must not be differentiated: it works in place.
+    """
+    x0, y0, x1, y1 = boxes[..., :, None, :].unbind(-1)
+    u0, v0, u1, v1 = others[..., None, :, :].unbind(-1)
+    shared = torch.minimum(x1, u1).sub_(torch.maximum(x0, u0)).clamp_(min=0)
+    return shared.mul_(torch.minimum(y1, v1).sub_(torch.maximum(y0, v0)).clamp_(min=0))
 
 
 def shorter_sides(boxes: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class DetectionBatch:
     """The images of one step with what is known of them.
 
     images: uint8 or float32 within 0 … 1 [B, 3, H, W]
-    labels: of the first of the images; the others have none
+    labels: of the first of the images, auto-labels behind humans'; the others have none
     targets: what the map teachers say of all images, by the teachers' names
     generators: one for each labelled image: which anchors and proposals the detection losses look at
     chance: for all other random numbers, each kind under a purpose of its own
@@ -44,7 +44,7 @@ def collate(
     augmentation: Augmentation,
     device: torch.device,
 ) -> DetectionBatch:
-    """Return the batch of samples, augmented, of which the first `labelled` show their labels.
+    """Return the batch of samples, augmented, of which the first `labelled` show their labels, human or not.
 
     targets: of the samples, in their order, on the device
     """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from datalake.sample import Sample
 from student.distillation.detector_teacher import DetectorTeacherOutput
 from teachers.target import Target
 from training.generators import Chance
@@ -35,6 +36,14 @@ def shuffled_targets(targets: Mapping[str, Target]) -> dict[str, Target]:
         )
         for name, target in targets.items()
     }
+
+
+def shuffled_labels(samples: Sequence[Sample], first: int) -> list[Sample]:
+    """Return the samples, each from `first` on with the labels of the next one of these, as `shuffled_targets`."""
+    others = samples[first:]
+    following = [*others[1:], *others[:1]]
+    given = [replace(one, objects=other.objects) for one, other in zip(others, following, strict=True)]
+    return [*samples[:first], *given]
 
 
 def random_targets(targets: Mapping[str, Target], channels: Mapping[str, int], chance: Chance) -> dict[str, Target]:

@@ -155,7 +155,11 @@ def normed(features: Tensor) -> Tensor:
 def _labels(labels: Labels, chosen: Sequence[int]) -> Labels:
     """Return the labels of the chosen ones of the images."""
     boxes, classes, depth_m = (_images(values, chosen) for values in (labels.boxes, labels.classes, labels.depth_m))
-    return Labels(boxes, classes, depth_m, tuple(labels.counts[image] for image in chosen), labels.finite)
+    weight, ignored = (
+        None if values is None else _images(values, chosen) for values in (labels.weight, labels.ignored)
+    )
+    counts = tuple(labels.counts[image] for image in chosen)
+    return Labels(boxes, classes, depth_m, counts, labels.finite, weight, ignored)
 
 
 def _images(values: Tensor, chosen: Sequence[int]) -> Tensor:

@@ -18,6 +18,7 @@ from student.distillation.controls import (
     random_features,
     random_targets,
     shuffled_features,
+    shuffled_labels,
     shuffled_targets,
 )
 from student.distillation.detector_teacher import DetectorTeacher
@@ -51,7 +52,9 @@ class DetectionObjective(Objective):
     """Trains a student with its labels and by distillation.
 
     methods: by their names
-    targets: `shuffled` and `random` give the methods targets that say nothing true; controls
+    targets: `shuffled` and `random` give the methods targets that say nothing true; controls. `shuffled` also gives
+        each image with auto-labels those of another
+    auto_labels: the samples that are not labelled have auto-labels, and the detection losses are of all samples
     detectors: detector teachers by their names, asked once a step about its images, after augmentation. They go where
         the objective goes, and are neither among its parameters nor in its state dict
     """
@@ -64,12 +67,15 @@ class DetectionObjective(Objective):
         augmentation: Augmentation | None = None,
         targets: Targets = "real",
         detectors: Mapping[str, DetectorTeacher] | None = None,
+        *,
+        auto_labels: bool = False,
     ) -> None:
         super().__init__()
         self.student, self.weights = student, weights
         self.methods = nn.ModuleDict(methods)
         self.augmentation, self.targets = augmentation or Augmentation(), targets
         self.detectors = dict(detectors or {})
+        self.auto_labels = auto_labels
 
     def collate(self, batch: Batch, targets: Mapping[str, Target], chance: Chance) -> DetectionBatch:
         """Return the step's batch: images and labels augmented, targets as the control has them."""
@@ -79,7 +85,12 @@ class DetectionObjective(Objective):
             channels = {spec.name: spec.channels for spec in self.student.config.branches}
             targets = random_targets(targets, channels, chance)
         device = next(self.student.parameters()).device
-        return collate(batch.samples, batch.labelled, targets, chance, self.augmentation, device)
+        samples, labelled = batch.samples, batch.labelled
+        if self.auto_labels:
+            if self.targets == "shuffled":
+                samples = shuffled_labels(samples, labelled)
+            labelled = len(samples)
+        return collate(samples, labelled, targets, chance, self.augmentation, device)
 
     def forward(self, batch: DetectionBatch, progress: float) -> dict[str, Loss]:
         """Return the losses of detection, then of each method.

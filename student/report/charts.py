@@ -119,6 +119,26 @@ def precision_recall(curves: Sequence[Curve]) -> bytes:
     return _png(figure)
 
 
+def reliability(curves: Mapping[str, Sequence[tuple[int, float, float]]]) -> bytes:
+    """Return a reliability diagram: which share of the detections of a score is right.
+
+    curves: by class, for each bin of the score its number of detections, their mean score, and the share that is right
+    """
+    figure = _figure(5.8, 4.4)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, label="calibrated")
+    for class_name, bins in curves.items():
+        counts, scores, right = zip(*bins, strict=True)
+        color = _on_white(class_name)
+        axes.plot(scores, right, color=color, linewidth=1.6, label=f"{class_name}  {sum(counts):,}")
+        axes.scatter(scores, right, s=4 + 2 * np.sqrt(counts), color=color, linewidths=0)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    _legend(axes, "upper left")
+    _finish(axes, "are scores probabilities?", "score", "share that is right")
+    return _png(figure)
+
+
 def depth_errors(true_m: ArrayLike, predicted_m: ArrayLike) -> bytes:
     """Return predicted against true distances, with a band of ±25 %, and the relative error bin by bin.
 

@@ -255,6 +255,13 @@ class MaskRcnnTeacher:
         return counts
 
     @torch.no_grad()
+    def detections(self, samples: Sequence[Sample]) -> list[MaskDetections]:
+        """Return what is found in each sample, the most confident first; nothing that means none of `MASK_CLASSES`."""
+        if not samples:
+            return []
+        return [one.kept(one.classes > 0) for one in self._detect(samples).images()]
+
+    @torch.no_grad()
     def class_maps(self, samples: Sequence[Sample]) -> list[ClassMap]:
         """Return the map of each sample, of the size of its image."""
         if not samples:
@@ -268,7 +275,7 @@ class MaskRcnnTeacher:
             maps.append(ClassMap(painted.classes[0], painted.confidence[0]))
         return maps
 
-    def _detect(self, samples: Sequence[Sample]) -> _Detections:
+    def _detect(self, samples: Sequence[Sample]) -> MaskDetections:
         """Return what the network finds: its forward pass, but for pasting each mask into an image of its own.
 
         On a GPU that multiplies bfloat16 itself the layers do so, on a channels-last batch; boxes stay float32.
@@ -293,11 +300,11 @@ class MaskRcnnTeacher:
         classes = on_device(self._class_of_label, device)[labels]
         # What means nothing to the student is found nowhere: that needs no answer from the device.
         masks = masks[:, 0].float() * (classes > 0)[:, None, None]
-        return _Detections(boxes * on_device(scale, device), classes, scores, masks, counts)
+        return MaskDetections(boxes * on_device(scale, device), classes, scores, masks, counts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Detections:
+class MaskDetections:
     """N detections in B images, those of one image beside each other.
 
     boxes: float32 [N, 4], in the samples' pixels; classes: int64 [N]; scores: float32 [N]
@@ -311,14 +318,21 @@ class _Detections:
     masks: Tensor
     counts: tuple[int, ...]
 
-    def images(self) -> Iterator[_Detections]:
+    def images(self) -> Iterator[MaskDetections]:
         """Yield those of each image."""
         parts = (values.split(self.counts) for values in (self.boxes, self.classes, self.scores, self.masks))
         for count, boxes, classes, scores, masks in zip(self.counts, *parts, strict=True):
-            yield _Detections(boxes, classes, scores, masks, (count,))
+            yield MaskDetections(boxes, classes, scores, masks, (count,))
+
+    def kept(self, chosen: Tensor) -> MaskDetections:
+        """Return some, bool [N], of one image's detections alone, on the CPU."""
+        boxes, classes, scores, masks = (
+            values[chosen].cpu() for values in (self.boxes, self.classes, self.scores, self.masks)
+        )
+        return MaskDetections(boxes, classes, scores, masks, (len(scores),))
 
 
-def _painted(found: _Detections, masks: Tensor) -> ClassMap:
+def _painted(found: MaskDetections, masks: Tensor) -> ClassMap:
     """Return the maps [B, h, w] of the images, from the detections' masks [N, h, w]."""
     if len(found.counts) == 1:
         return class_map(found.classes[None], found.scores[None], masks[None])

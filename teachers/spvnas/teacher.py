@@ -132,6 +132,21 @@ class SpvnasTeacher:
         target = Target(tuple(sample.key for sample in samples), *place(answer.prediction.features.float(), row))
         return target if self.card.statistics is None else standardize(target, self.card.statistics)
 
+    def class_probabilities(self, samples: Sequence[Sample]) -> list[Tensor]:
+        """Return for each sample float32 [P, K] on the CPU: how likely its frame's TOP points are of each class.
+
+        Raises TeacherError for a sample that was loaded without points.
+        """
+        if not samples:
+            return []
+        lidars = [_lidar(sample).of_laser(_TOP) for sample in samples]
+        answer = self._answer(samples, lidars)
+        probabilities = answer.prediction.logits.float().softmax(1)[answer.voxel].cpu()
+        starts = [answer.starts[_frame(sample)] for sample in samples]
+        return [
+            probabilities[start : start + lidar.points.shape[1]] for start, lidar in zip(starts, lidars, strict=True)
+        ]
+
     def confusion(self, samples: Sequence[Sample]) -> Confusion:
         """Return how the network names the labelled TOP points, each frame counted once."""
         classes = len(self.card.class_names)

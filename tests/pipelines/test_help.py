@@ -10,6 +10,7 @@ import tyro.extras
 
 from pipelines.ablate import AblateConfig
 from pipelines.analyse import AttackConfig, CorruptionsConfig, InterpretConfig, ProbeConfig
+from pipelines.autolabel import AutolabelConfig
 from pipelines.build_lake import BuildLakeConfig
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.demo import DemoConfig
@@ -22,6 +23,7 @@ from pipelines.train_teachers import TrainTeachersConfig
 COMMANDS: list[Any] = [
     AblateConfig,
     AttackConfig,
+    AutolabelConfig,
     BuildLakeConfig,
     CacheTargetsConfig,
     CorruptionsConfig,

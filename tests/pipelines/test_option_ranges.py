@@ -17,6 +17,7 @@ from datalake.commit import LakeError
 from pipelines import ablate, cache_targets, evaluate, import_teacher, pretrain, train, train_teachers
 from pipelines.ablate import AblateConfig
 from pipelines.analyse import AttackConfig, CorruptionsConfig, InterpretConfig, ProbeConfig
+from pipelines.autolabel import AutolabelConfig
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.demo import DemoConfig
 from pipelines.evaluate import EvaluateConfig
@@ -40,6 +41,7 @@ WHOLE = [
     ProbeConfig(lake="/nowhere", checkpoint="/nowhere"),
     CorruptionsConfig(lake="/nowhere", checkpoint="/nowhere"),
     AblateConfig(train=TRAIN),
+    AutolabelConfig(lake="/nowhere", teachers=("masks=/nowhere",), name="some"),
     CacheTargetsConfig(lake="/nowhere", teacher="/nowhere"),
     Spvnas(weights="/nowhere", net_config="/nowhere", **PLACES),
 ]
