@@ -45,7 +45,7 @@ Method = Literal["byol"]
 # Chunks that are mixed at a time, at least.
 _STREAMS = 64
 # What does not decide about the result; of the student the trunk does, which the objective's fingerprint has.
-_IRRELEVANT = {"out", "data_workers", "device", "loop.checkpoint_every", "loop.diagnose_every"}
+_IRRELEVANT = {"out", "data_workers", "device", "loop.checkpoint_every", "loop.keep", "loop.diagnose_every"}
 
 
 @dataclass(frozen=True, kw_only=True)

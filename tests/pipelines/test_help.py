@@ -9,6 +9,7 @@ import pytest
 import tyro.extras
 
 from pipelines.ablate import AblateConfig
+from pipelines.analyse import AttackConfig, CorruptionsConfig, InterpretConfig, ProbeConfig
 from pipelines.build_lake import BuildLakeConfig
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.demo import DemoConfig
@@ -20,14 +21,18 @@ from pipelines.train_teachers import TrainTeachersConfig
 
 COMMANDS: list[Any] = [
     AblateConfig,
+    AttackConfig,
     BuildLakeConfig,
     CacheTargetsConfig,
+    CorruptionsConfig,
     DemoConfig,
     EvaluateConfig,
     Detector,
+    InterpretConfig,
     MaskRcnn,
     Spvnas,
     PretrainConfig,
+    ProbeConfig,
     TrainConfig,
     TrainTeachersConfig,
 ]

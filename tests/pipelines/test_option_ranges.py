@@ -16,7 +16,7 @@ from rich.console import Console
 from datalake.commit import LakeError
 from pipelines import ablate, cache_targets, evaluate, import_teacher, pretrain, train, train_teachers
 from pipelines.ablate import AblateConfig
-from pipelines.analyse import AttackConfig, InterpretConfig
+from pipelines.analyse import AttackConfig, CorruptionsConfig, InterpretConfig, ProbeConfig
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.demo import DemoConfig
 from pipelines.evaluate import EvaluateConfig
@@ -37,6 +37,8 @@ WHOLE = [
     EvaluateConfig(lake="/nowhere", checkpoint="/nowhere"),
     AttackConfig(lake="/nowhere", checkpoint="/nowhere"),
     InterpretConfig(lake="/nowhere", checkpoint="/nowhere"),
+    ProbeConfig(lake="/nowhere", checkpoint="/nowhere"),
+    CorruptionsConfig(lake="/nowhere", checkpoint="/nowhere"),
     AblateConfig(train=TRAIN),
     CacheTargetsConfig(lake="/nowhere", teacher="/nowhere"),
     Spvnas(weights="/nowhere", net_config="/nowhere", **PLACES),
