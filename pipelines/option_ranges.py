@@ -122,6 +122,26 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     # One vector alone has no rank.
     "ByolConfig": {"hidden": _COUNT, "dimensions": Range(2), "momentum": _SHARE, "recent": Range(2)},
+    "SegmentConfig": {
+        "images": _COUNT,
+        "fit_images": _COUNT,
+        "snapshot": _COUNT_OR_NONE,
+        "image_size": _SIDE,
+        "truth_size": _SIDE,
+        "least_pixels": _COUNT,
+        "components": _COUNT,
+        "draws": _COUNT,
+        "seed": _SEED,
+    },
+    # Labels are kept in a byte, and a curve of two points has no knee.
+    "ClusterConfig": {
+        "clusters": Range(2, 255),
+        "most": Range(3, 255),
+        "class_clusters": Range(2, 4096),
+        "class_cells": _COUNT,
+        "least_cells": _COUNT,
+        "restarts": _COUNT,
+    },
     "DetectorTrainConfig": {
         "labelled_fraction": Range(0, 1, exclusive=True),
         "batch": _COUNT,

@@ -24,6 +24,7 @@ from pipelines.evaluate import EvaluateConfig
 from pipelines.import_teacher import Spvnas
 from pipelines.option_ranges import RANGES, check_options
 from pipelines.pretrain import PretrainConfig
+from pipelines.segment import SegmentConfig
 from pipelines.train_config import TrainConfig
 from pipelines.train_teachers import TrainTeachersConfig
 from student.config import AnchorShapes
@@ -38,6 +39,7 @@ WHOLE = [
     PretrainConfig(**PLACES),
     EvaluateConfig(lake="/nowhere", checkpoint="/nowhere"),
     AttackConfig(lake="/nowhere", checkpoint="/nowhere"),
+    SegmentConfig(runs=("one=/nowhere",), **PLACES),
     InterpretConfig(lake="/nowhere", checkpoint="/nowhere"),
     AblateConfig(train=TRAIN),
     CacheTargetsConfig(lake="/nowhere", teacher="/nowhere"),
