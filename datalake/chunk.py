@@ -25,7 +25,10 @@ from datalake.sources.panoptic import PanopticError, decode_panoptic
 from datalake.store import Range
 
 _COLUMNS = {
-    "image": ["timestamp_us", "camera", "jpeg", "width", "height", "intrinsic", "camera_to_vehicle"],
+    "image": [
+        *("timestamp_us", "camera", "jpeg", "width", "height"),
+        *("intrinsic", "camera_to_vehicle", "vehicle_to_world"),
+    ],
     "label": ["timestamp_us", "camera", "type", "x0", "y0", "x1", "y1", "depth_m", "difficulty"],
     "point": ["timestamp_us", "x_m", "y_m", "z_m", "intensity", "laser", "semantic_class"],
     "depth": ["u", "v", "depth_m", "point"],
@@ -158,6 +161,7 @@ class Chunk:
         self._camera: list[str] = self._image["camera"].to_pylist()
         self._intrinsic = _rows(self._image["intrinsic"])
         self._camera_to_vehicle = _rows(self._image["camera_to_vehicle"])
+        self._vehicle_to_world = _rows(self._image["vehicle_to_world"])
         self._boxes = np.stack([label[name] for name in ("x0", "y0", "x1", "y1")], axis=1)
         self._classes = np.array([OBJECT_TYPES.index(name) for name in label["type"].to_pylist()], np.int64)
         self._difficulty = label["difficulty"]
@@ -183,7 +187,7 @@ class Chunk:
         width, height = int(self._image["width"][row]), int(self._image["height"][row])
         size = self._options.image_size or (width, height)
         scale = size[0] / width, size[1] / height
-        intrinsic, camera_to_vehicle = self._intrinsic[row], self._camera_to_vehicle[row]
+        intrinsic = self._intrinsic[row]
         return Sample(
             key=key,
             image=self._decode(row, key, size),
@@ -191,8 +195,9 @@ class Chunk:
             lidar=self._lidar(row, timestamp_us, scale) if self._options.points else None,
             panoptic=self._panoptic(row, key, size) if self._options.panoptic else None,
             intrinsic=None if intrinsic is None else torch.from_numpy(intrinsic * [*scale, *scale, 1, 1, 1, 1, 1]),
-            camera_to_vehicle=None if camera_to_vehicle is None else _tensor(camera_to_vehicle).reshape(4, 4),
+            camera_to_vehicle=_transform(self._camera_to_vehicle[row]),
             record_size=(width, height),
+            vehicle_to_world=_transform(self._vehicle_to_world[row]),
         )
 
     def _decode(self, row: int, key: SampleKey, size: tuple[int, int]) -> torch.Tensor:
@@ -293,6 +298,10 @@ def _rows(lists: pa.ListArray) -> list[Any]:
     valid = lists.is_valid().to_pylist()
     bounds = itertools.pairwise(offsets.tolist())
     return [values[start:stop] if there else None for there, (start, stop) in zip(valid, bounds, strict=True)]
+
+
+def _transform(values: NDArray[Any] | None) -> torch.Tensor | None:
+    return None if values is None else _tensor(values).reshape(4, 4)
 
 
 def _tensor(values: NDArray[Any]) -> torch.Tensor:

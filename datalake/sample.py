@@ -108,6 +108,7 @@ class Sample:
     intrinsic: float64 [9] (f_u, f_v, c_u, c_v, k1, k2, p1, p2, k3), or None where the record has none
     camera_to_vehicle: float64 [4, 4], or None where the record has none
     record_size: width and height in pixels of the record's image, before it was resized; None where it is not of a lake
+    vehicle_to_world: float64 [4, 4] at this image's exposure, or None where the record has none
     """
 
     key: SampleKey
@@ -118,3 +119,4 @@ class Sample:
     intrinsic: torch.Tensor | None
     camera_to_vehicle: torch.Tensor | None
     record_size: tuple[int, int] | None = None
+    vehicle_to_world: torch.Tensor | None = None
