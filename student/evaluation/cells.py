@@ -17,6 +17,9 @@ _PLACE = 0.5
 class TrunkCells(nn.Module):
     """The finest map of a trunk, averaged to a grid where it is finer."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, trunk: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], stride: int) -> None:
         """Take the trunk's normalization of images, and the pixels of its input to a side of a cell."""
         super().__init__()
