@@ -209,7 +209,10 @@ def _read(
     checkpoint = load_checkpoint(RunDir(url))
     if checkpoint is None:
         raise StudentError(f"--runs {RunDir(url).place(CHECKPOINT_FILE)}: no such checkpoint")
-    check_unseen(url, checkpoint, lake, config.split, console)
+    if (clips := checkpoint.fingerprint.get("clips")) is None:
+        check_unseen(url, checkpoint, lake, config.split, console)
+    else:
+        console.print(f"{url}: trained on the clips in {clips}; whether it has seen split {config.split} is unknown")
     if any(name.startswith("trunk.") for name in checkpoint.objective):
         pretrained = read_pretrained(url)
         assert pretrained is not None, "it was there a moment ago"
