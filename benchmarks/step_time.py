@@ -174,7 +174,7 @@ def run(options: Options, console: Console) -> int:
             f"{name:>8}: {medians[name] * 1000:,.0f} ms a step of {options.batch}, {sizes[name]:.2f} M weights"
         )
     console.print(f"student / torchvision: {ratio:.2f} (at most {_LIMIT})")
-    parts = _parts(objective, ours, options.steps, bfloat16)
+    parts = _parts(objective, ours, options.steps)
     console.print("parts of the student's own step: " + ", ".join(f"{n} {s * 1000:,.0f} ms" for n, s in parts.items()))
     share = parts["optimizer"] / (parts["forward"] + parts["backward"])
     console.print(f"optimizer / forward and backward: {share:.2f} (at most {_OPTIMIZER_LIMIT})")
@@ -184,11 +184,9 @@ def run(options: Options, console: Console) -> int:
     return 0 if ratio <= _LIMIT and share <= _OPTIMIZER_LIMIT else 1
 
 
-def _parts(
-    objective: DetectionObjective, losses: Callable[[int], Tensor], steps: int, bfloat16: bool
-) -> dict[str, float]:
+def _parts(objective: DetectionObjective, losses: Callable[[int], Tensor], steps: int) -> dict[str, float]:
     """Return the median seconds of forward, backward and optimizer, of torch's Muon beside it for the same weights."""
-    optimizer = build_optimizer(objective.parameter_groups(), OptimizerConfig(learning_rate=1e-4), bfloat16=bfloat16)
+    optimizer = build_optimizer(objective.parameter_groups(), OptimizerConfig(learning_rate=1e-4), bfloat16=False)
     optimizer.set_lr(1e-4)
     hidden = objective.parameter_groups()[0].hidden
     matrices = [nn.Parameter(weight.detach().flatten(1).clone()) for weight in hidden]

@@ -29,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any, get_args
 
 import torch
@@ -37,12 +38,14 @@ from rich.console import Console
 from datalake.children import process_pool
 from datalake.cli import run_command
 from datalake.limits import check_range
+from pipelines.cell_means import cell_means
 from pipelines.data import check_disjoint_splits, check_no_leakage
 from pipelines.detector_teachers import prepare_detectors
 from pipelines.device import device_of
 from pipelines.image_size import find_image_size
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
+from pipelines.peak_memory import PeakMemory
 from pipelines.progress import ProgressBar
 from pipelines.train import train_worker
 from pipelines.train_config import DISTILLATION_METHODS, Method, TrainConfig, read_preset, run_fingerprint
@@ -50,7 +53,6 @@ from pipelines.train_setup import prepare_training
 from student.checkpoint import read_student
 from student.config import StudentError
 from student.distillation.controls import Targets
-from student.evaluation.imitation import CellMean
 from student.evaluation.run import evaluate_student
 from student.report.ablation import CLASSROOM, NONE, SHUFFLED, Results, fill_page, markdown
 from student.report.page import Page
@@ -60,13 +62,13 @@ from training.checkpoint import CHECKPOINT_FILE
 from training.distributed import Distributed
 from training.errors import TrainingError
 from training.fingerprint import check_same_run
+from training.metrics_log import read_history
 from training.precision import uses_bfloat16
 from training.run_dir import RunDir
 from training.run_lock import run_lock
 
 # What stands behind an arm's methods -> the targets that they get.
 _CONTROLS: dict[str, Targets] = {"": "real", "shuffled": "shuffled", "random": "random"}
-_CELL_MEAN_SAMPLES = 200
 _ON_ONE_GPU = 6
 
 
@@ -228,10 +230,15 @@ def work(job: Job) -> dict[str, float]:
     torch.set_num_threads(job.threads)
     silent = Console(file=sys.stderr, quiet=True)
     plan = prepare_training(job.config, silent, lambda *_: None)
+    device = device_of(job.config.device)
+    memory = PeakMemory(device)
     with run_lock(job.config.out):
-        trained = train_worker(plan, Distributed(device=device_of(job.config.device)))
+        trained = train_worker(plan, Distributed(device=device))
+    peak = {} if memory.bytes is None else {"training/peak_memory_bytes": float(memory.bytes)}
     _, checkpoint = read_student(job.config.out)
     beside = (value.numel() for name, value in checkpoint.objective.items() if name.startswith("methods."))
+    labelled = plan.config.frames(plan.config.open_lake(plan.snapshot), points=False, segments=plan.labelled_segments)
+    epoch = -(-labelled.stream(1, shuffle=False).epoch_samples // plan.labelled)
     metrics = {
         **_evaluated(job),
         "training/method_parameters": float(sum(beside)),
@@ -242,9 +249,25 @@ def work(job: Job) -> dict[str, float]:
         "training/labelled_segments": float(len(plan.labelled_segments)),
         "training/segments": float(len(plan.labelled_segments | plan.unlabelled_segments)),
         "training/learning_rate": job.config.optimizer.learning_rate,
+        **peak,
+        **first_epoch_losses(read_history(RunDir(job.config.out)), epoch),
     }
     RunDir(job.config.out).write(_kept(job), json.dumps(metrics, indent=1, allow_nan=False).encode())
     return metrics
+
+
+def first_epoch_losses(history: Sequence[Mapping[str, float]], steps: int) -> dict[str, float]:
+    """Return `first_epoch/<name of the loss>`, the mean over the last tenth of the first epoch's steps.
+
+    history: what was logged of each step; steps: of an epoch over the labelled images
+
+    Without any where the training was shorter.
+    """
+    if len(history) < steps:
+        return {}
+    last = history[steps - max(1, steps // 10) : steps]
+    names = sorted({name for row in last for name in row if name.startswith("loss/")})
+    return {f"first_epoch/{name[5:]}": fmean(row[name] for row in last if name in row) for name in names}
 
 
 def _evaluated(job: Job) -> dict[str, float]:
@@ -261,21 +284,12 @@ def _evaluated(job: Job) -> dict[str, float]:
     grid = student.config.grid(config.size[1], config.size[0])
     cached = config.cached_targets(lake)
     of_numbers = {name: url for name, url in named.items() if cards[name].kind == "regression"}
-    means = {name: CellMean(cards[name].channels, *grid) for name in of_numbers}
-    if means:
-        seen = 0
-        trained = replace(frames, split=config.split).stream(config.batch, shuffle=True).loader()
-        for batch, targets in open_pool(of_numbers, grid, device, cached).follow(trained):
-            for name, mean in means.items():
-                mean.add(targets[name])
-            seen += len(batch)
-            if seen >= _CELL_MEAN_SAMPLES:
-                break
+    mean_pool = open_pool(of_numbers, grid, device, cached)
     result = evaluate_student(
         student,
         frames.stream(config.batch, shuffle=False).loader(),
         open_pool(named, grid, device, replace(cached, split=job.eval_split)),
-        cell_means={name: mean.values() for name, mean in means.items()},
+        cell_means=cell_means(replace(frames, split=config.split), config.batch, mean_pool),
         bfloat16=uses_bfloat16(config.loop.precision, device),
     )
     return result.metrics

@@ -44,6 +44,8 @@ class CacheTargetsConfig:
     grid: tuple[int, int] | None = None
     # Width and height that images are scaled to, as in the training; `auto`: as `train.py` chooses them by default.
     image_size: ImageSize = "auto"
+    # Cameras whose boxes decide what `auto` comes to, as in the training; images of all cameras are predicted.
+    cameras: tuple[str, ...] = TrainConfig.cameras
     # Where the teacher runs: cpu, cuda, cuda:1 …; by default on the GPU if there is one.
     device: str = "auto"
 
@@ -55,7 +57,7 @@ def run(config: CacheTargetsConfig, console: Console) -> int:
     lake = open_lake(absolute(config.lake))
     folder = absolute(config.teacher)
     card = read_card(folder)
-    width, height = find_image_size(config.image_size, lake, TrainConfig.cameras, console)
+    width, height = find_image_size(config.image_size, lake, config.cameras, console)
     grid = config.grid or StudentConfig().grid(height, width)
     origin = origin_of(card, config.name or card.name, grid, (width, height))
     todo = missing_segments(lake, config.split, origin)

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from datalake.cli import run_command
 from datalake.lake import Lake, open_lake
+from pipelines.cell_means import cell_means
 from pipelines.data import Frames, check_disjoint_splits, check_no_leakage
 from pipelines.detector_teachers import prepare_detectors
 from pipelines.device import decoding_threads, device_of
@@ -39,7 +39,6 @@ from student.config import StudentError
 from student.detector import Student
 from student.distillation.detector_teacher import DetectorTeacher
 from student.distillation.trained import TrainedMethods
-from student.evaluation.imitation import CellMean
 from student.evaluation.run import evaluate_student
 from student.export import export_student
 from student.layers import memory_format
@@ -51,7 +50,6 @@ from student.report.page import Page
 from teachers.card import TeacherCard, TeacherError
 from teachers.load import needs_points
 from teachers.loading import CachedTargets, is_detector, open_pool, parse_cached, parse_teachers, read_cards
-from teachers.pool import LocalPool
 from training.checkpoint import Checkpoint
 from training.metrics_log import read_history
 from training.precision import uses_bfloat16
@@ -61,12 +59,8 @@ from training.versions import installed_versions
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 # The page shows a few of these, those with the most labels.
 _EXAMPLES = 48
-# Samples of the training split from which the mean of each cell is computed.
-_MEAN_SAMPLES = 200
 _EXPORT_PICTURES = 8
 _PACKAGES = ("classroomnet", "torch", "torchvision", "numpy", "pycocotools")
-
-Tell = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +161,12 @@ def evaluate(config: EvaluateConfig, console: Console, more: Callable[[Page], No
             student,
             batches,
             pool,
-            cell_means=_cell_means(config, frames, mean_pool, bar.update),
+            cell_means=cell_means(
+                replace(frames, split=config.train_split),
+                config.batch,
+                mean_pool,
+                lambda done, total: bar.update("mean", done, total, "samples"),
+            ),
             example_every=-(-samples // _EXAMPLES),
             bfloat16=bfloat16,
             on_sample=submission.add,
@@ -295,21 +294,6 @@ def _export(config: EvaluateConfig, student: Student, frames: Frames, out: RunDi
     """Write the student by itself, checked on a few images of the split; return the check's metrics."""
     batches, _ = drawn_batches(replace(frames, points=False), config.batch, _EXPORT_PICTURES)
     return export_student(student, out.url, [sample.image for batch in batches for sample in batch]).metrics()
-
-
-def _cell_means(config: EvaluateConfig, frames: Frames, pool: LocalPool, tell: Tell) -> dict[str, Tensor]:
-    """Return the mean of each cell over samples of the training split, for each of these teachers of numbers."""
-    means = {name: CellMean(card.channels, *pool.grid) for name, card in pool.cards.items()}
-    if not means:
-        return {}
-    batches, samples = drawn_batches(replace(frames, split=config.train_split), config.batch, _MEAN_SAMPLES)
-    done = 0
-    for batch, targets in pool.follow(batches):
-        for name, mean in means.items():
-            mean.add(targets[name])
-        done += len(batch)
-        tell("mean", done, samples, "samples")
-    return {name: mean.values() for name, mean in means.items()}
 
 
 def _settings(checkpoint: Checkpoint, named: Mapping[str, str], how: Mapping[str, Any]) -> dict[str, str]:

@@ -98,9 +98,10 @@ class StudentConfig:
     # The batch norms of a trunk of timm's stay as they are, statistics and all; by default where it starts from given
     # weights: statistics of a few images are worse than those of the data that these were trained on.
     freeze_norms: bool | None = None
-    # Mean and deviation of red, green and blue, within 0 … 1, by which images are normalized; by default those that the
-    # published weights of a trunk of timm's were trained with, and .45 and .25 for our own.
+    # Mean of red, green and blue, within 0 … 1, by which images are normalized; by default that which the published
+    # weights of a trunk of timm's were trained with, and .45 for our own.
     image_mean: tuple[float, float, float] | None = None
+    # Their standard deviation; by default likewise, and .25 for our own.
     image_std: tuple[float, float, float] | None = None
     # Channels of our own trunks' stages. `fpn`: the stem's, then from stride 4 on one for each halving; `stride1`: the
     # stem's and those of two stages.
@@ -129,12 +130,15 @@ class StudentConfig:
     depth_beta: float = 0.05
     # Larger depths are clamped to this.
     max_depth_m: float = 75.0
-    # Anchors and proposals per image that are sampled for the losses.
+    # Anchors per image that are sampled for the losses.
     rpn_batch: int = 256
+    # Proposals per image that are sampled for the losses.
     roi_batch: int = 64
-    # Proposals that reach the heads.
+    # Proposals per image that reach the heads.
     proposals: int = 200
+    # Detections below this confidence are dropped.
     min_score: float = 0.02
+    # Detections per image that are kept, the most confident.
     detections: int = 100
 
     def __post_init__(self) -> None:

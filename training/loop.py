@@ -36,7 +36,8 @@ class LoopConfig:
     steps: int = 1000
     # Share of the steps in which the learning rate rises.
     warmup: float = 0.05
-    # bfloat16 is autocast, the weights stay float32; auto takes it where the hardware has it. Muon follows.
+    # bfloat16 is autocast, the weights stay float32; auto takes it where the hardware has it. Muon
+    # follows on a GPU.
     precision: Precision = "auto"
     # Each worker's images of a step are computed in so many parts, one after the other, for want of memory. Gradients
     # are those of the whole, up to rounding, but for what is computed over all images of a part, such as batch norms;
@@ -111,7 +112,7 @@ def train(
     objective.to(distributed.device)
     groups = objective.parameter_groups()
     norm_names = ["gradient_norm", *(f"gradient_norm/{group.name}" for group in groups[1:])]
-    optimizer = build_optimizer(groups, optimizer_config, bfloat16=bfloat16)
+    optimizer = build_optimizer(groups, optimizer_config, bfloat16=bfloat16 and distributed.device.type == "cuda")
     step, cursor, seconds = 0, 0, 0.0
     if (checkpoint := load_checkpoint(run_dir)) is not None:
         if not checkpoint.resumable:

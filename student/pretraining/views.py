@@ -36,11 +36,15 @@ class ViewConfig:
     overlap: float = 0.3
     # Share of the views that are mirrored.
     mirror: float = 0.5
-    # Share of the views whose colors change, and by how much at most: factors within 1 ± this, and turns of the hue.
+    # Share of the views whose colors change.
     jitter: float = 0.8
+    # Their brightness, by a factor within 1 ± this.
     brightness: float = 0.4
+    # Their contrast, by a factor within 1 ± this.
     contrast: float = 0.4
+    # Their saturation, by a factor within 1 ± this.
     saturation: float = 0.2
+    # Their hue, by so much of a turn at most.
     hue: float = 0.1
     # Share of the views that are gray.
     gray: float = 0.2

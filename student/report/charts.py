@@ -206,6 +206,29 @@ def arms(table: Mapping[str, Sequence[float]], base: str, title: str, metric: st
     return _png(figure)
 
 
+def gain_against_cost(points: Mapping[str, tuple[float, Sequence[float]]], x_label: str, y_label: str) -> bytes:
+    """Return a chart of what arms gain over what they cost: the mean with its standard error where there are several.
+
+    points: of each arm its cost, and its gain by seed, one or more
+    """
+    if empty := [name for name, (_, gained) in points.items() if not len(gained)]:
+        raise ValueError(f"arm {empty[0]!r} has no result")
+    figure = _figure(7.6, 4.6)
+    axes = figure.add_subplot()
+    axes.axhline(0.0, color=_MUTED, linewidth=1, linestyle="--", zorder=1)
+    for number, (name, (cost, gained)) in enumerate(points.items()):
+        values = np.asarray(gained, np.float64)
+        error = float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+        color = SERIES[number % len(SERIES)]
+        axes.errorbar(cost, float(values.mean()), yerr=error, fmt="D", color=color, markersize=6.5, capsize=4, zorder=4)
+        axes.annotate(
+            name, (cost, float(values.mean())), xytext=(7, 4), textcoords="offset points", fontsize=8, color=_INK
+        )
+    axes.margins(x=0.16, y=0.12)
+    _finish(axes, "Gain against cost", x_label, y_label)
+    return _png(figure)
+
+
 def heat_map(
     damage: NDArray[np.float64], texts: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str], title: str
 ) -> bytes:

@@ -45,15 +45,23 @@ class MaskRcnnObjective(Objective):
     options: the detector's configuration, plain values
     min_pixels: smaller instances are background. A few pixels are nothing that a stride of 4 could outline.
     light: brightness and contrast vary by a factor within 1 ± this
+    pretrained: the trunk starts from given weights
     """
 
     def __init__(
-        self, detector: MaskRCNN, options: Mapping[str, Any], *, min_pixels: int = 25, light: float = 0.2
+        self,
+        detector: MaskRCNN,
+        options: Mapping[str, Any],
+        *,
+        min_pixels: int = 25,
+        light: float = 0.2,
+        pretrained: bool = False,
     ) -> None:
         super().__init__()
         self.detector = detector
         self.pixels = nn.Conv2d(detector.backbone.out_channels, len(MASK_CLASSES), 1)
         self._options, self._min_pixels, self._light = dict(options), min_pixels, light
+        self._pretrained = pretrained
 
     def collate(self, batch: Batch, targets: Mapping[str, Any], chance: Chance) -> MaskBatch:
         """Return images with the boxes, classes and masks of their instances, augmented."""
@@ -90,14 +98,16 @@ class MaskRcnnObjective(Objective):
         """Return all parameters; Muon optimizes the weights between the first and the output layers."""
         detector = self.detector
         inside = [detector.backbone, detector.roi_heads.box_head, detector.roi_heads.mask_head]
-        entrance = detector.backbone.body.conv1.weight
+        # The first matrix of a trunk, whichever, faces the image.
+        entrance = next(weight for weight in detector.backbone.body.parameters() if weight.ndim > 1)
         hidden = [
             weight
             for part in inside
             for weight in part.parameters()
             if weight.ndim > 1 and weight.requires_grad and weight is not entrance
         ]
-        return [ParameterGroup("mask_rcnn", list(self.parameters()), hidden)]
+        given = list(detector.backbone.body.parameters()) if self._pretrained else []
+        return [ParameterGroup("mask_rcnn", list(self.parameters()), hidden, given)]
 
     def product(self) -> MaskRCNN:
         """Return the detector."""

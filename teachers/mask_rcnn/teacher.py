@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -29,15 +29,18 @@ from teachers.mask_rcnn.captured_features import CapturedFeatures
 from teachers.mask_rcnn.class_map import ClassMap, class_map
 from teachers.mask_rcnn.mask_grid import cell_pixels, masks_at
 from teachers.mask_rcnn.network import slim_mask_rcnn
+from teachers.mask_rcnn.timm_backbone import TimmBackbone
 from teachers.spvnas.checkpoint import read_state_dict
 from teachers.spvnas.state_dict_adapter import CheckpointError
 from teachers.target import Target
 from teachers.transfer import joined_on_device, on_device
 from training.precision import uses_bfloat16
+from training.timm_model import published_normalization
 
 ARCHITECTURE = "mask_rcnn"
 _COCO_CATEGORIES = 91  # as torchvision counts them, with background and gaps
 _PYRAMID_LEVELS = 5
+_TIMM = "timm:"
 _FOUND = ("boxes", "labels", "scores", "masks")
 
 # What torchvision's COCO networks say, by label number: the class of masks, or None where it is not kept.
@@ -49,24 +52,30 @@ COCO_MEANING = tuple(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskRcnnConfig:
-    """All that is needed to build a Mask R-CNN and to read its answers. The defaults suit images of 384 x 256.
+    """All that is needed to build a Mask R-CNN and to read its answers. The defaults suit images of 384 x 256."""
 
-    variant: `v1` and `v2` are torchvision's two networks on ResNet-50, v1 with frozen norms as its COCO weights have
-        them; `small` is v1's heads on `backbone`, any of torchvision's ResNets, with norms that learn; `slim`
-        (`teachers.mask_rcnn.network`) is a fifth as large and answers about ten times faster on a CPU
-    meaning: for each of the network's labels, 0 being its background, the class of `MASK_CLASSES` or None: not kept
-    min_size, max_size: images are scaled so that the shorter side has min_size, the longer at most max_size pixels
-    anchor_sizes: side of the anchors on each of the five pyramid levels (strides 4 … 64) in pixels; `small`, `slim`
-    score: detections below this confidence are dropped
-    """
-
+    # `v1` and `v2` are torchvision's two networks on ResNet-50, v1 with frozen norms as its COCO weights have them;
+    # `small` is v1's heads on `backbone`, with norms that learn; `slim` is a fifth as large and answers about ten times
+    # faster on a CPU.
     variant: Literal["v1", "v2", "small", "slim"] = "small"
+    # For each of the network's labels, 0 being its background, the class that it means, or None: it is not kept.
     meaning: tuple[str | None, ...] = (None, *MASK_CLASSES[1:])
+    # Images are scaled so that their shorter side has so many pixels,
     min_size: int = 256
+    # and their longer side at most so many.
     max_size: int = 384
+    # The trunk of `small`: any of torchvision's ResNets, or `timm:NAME` for a model of timm's, such as timm:resnet50.
     backbone: str = "resnet18"
+    # Mean of red, green and blue, within 0 … 1, by which images are normalized; by default that which the published
+    # weights of the trunk were trained with.
+    image_mean: tuple[float, float, float] | None = None
+    # Their standard deviation; by default likewise.
+    image_std: tuple[float, float, float] | None = None
+    # Side of the anchors in pixels on each of the five pyramid levels (strides 4 … 64), of `small` and `slim`.
     anchor_sizes: tuple[int, ...] = (8, 16, 32, 64, 128)
+    # Detections below this confidence are dropped.
     score: float = 0.05
+    # Detections per image that are kept, the most confident.
     detections: int = 100
 
     def __post_init__(self) -> None:
@@ -76,6 +85,8 @@ class MaskRcnnConfig:
             raise TeacherError("meaning: label 0 is the network's background and is never detected; give None for it")
         if len(self.anchor_sizes) != _PYRAMID_LEVELS:
             raise TeacherError(f"anchor_sizes: expected {_PYRAMID_LEVELS}, got: {len(self.anchor_sizes)}")
+        if self.timm_name is not None and self.variant != "small":
+            raise TeacherError(f"backbone {self.backbone}: only variant small takes one; {self.variant} has its own")
 
     @staticmethod
     def coco(variant: Literal["v1", "v2"] = "v2", score: float = 0.5) -> MaskRcnnConfig:
@@ -96,9 +107,22 @@ class MaskRcnnConfig:
         """Return the configuration in a card's `options`; raises TeacherError where they are not one."""
         try:
             lists = {name: tuple(options[name]) for name in ("meaning", "anchor_sizes")}
-            return MaskRcnnConfig(**{**options, **lists})
+            colors = {name: tuple(options[name]) for name in ("image_mean", "image_std") if options.get(name)}
+            return MaskRcnnConfig(**{**options, **lists, **colors})
         except (KeyError, TypeError) as error:
             raise TeacherError(f"the card's options are not those of a Mask R-CNN: {error}") from error
+
+    @property
+    def timm_name(self) -> str | None:
+        """The name of the trunk's model where it is timm's."""
+        return self.backbone.removeprefix(_TIMM) if self.backbone.startswith(_TIMM) else None
+
+    def resolved(self) -> MaskRcnnConfig:
+        """Return the same with what follows from the trunk's name written out; raises TimmError where timm has none."""
+        if self.timm_name is None or None not in (self.image_mean, self.image_std):
+            return self
+        mean, std = published_normalization(self.timm_name)
+        return replace(self, image_mean=self.image_mean or mean, image_std=self.image_std or std)
 
     def to_options(self) -> dict[str, Any]:
         """Return the plain values of a card's `options`."""
@@ -117,12 +141,16 @@ def build_network(config: MaskRcnnConfig) -> MaskRCNN:
         "max_size": config.max_size,
         "box_score_thresh": config.score,
         "box_detections_per_img": config.detections,
+        "image_mean": config.image_mean and list(config.image_mean),
+        "image_std": config.image_std and list(config.image_std),
     }
     anchors = AnchorGenerator(
         tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * len(config.anchor_sizes)
     )
     if config.variant == "slim":
         network = slim_mask_rcnn(anchors=anchors, **settings)
+    elif config.timm_name is not None:
+        network = MaskRCNN(TimmBackbone(config.timm_name), rpn_anchor_generator=anchors, **settings)
     elif config.variant == "small":
         # The backbone starts untrained, so its norms have to learn as well: no frozen ones.
         backbone = resnet_fpn_backbone(

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from datalake.commit import LakeError
 from datalake.lake import open_lake
-from pipelines.ablate import AblateConfig, jobs_of, opened, run
+from pipelines.ablate import AblateConfig, first_epoch_losses, jobs_of, opened, run
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.cache_targets import run as cache_targets
 from pipelines.image_size import choose_image_size
@@ -255,3 +255,9 @@ def test_students_are_examined_on_another_split_without_being_trained_again(stud
     assert results_of(study) == found
     cells = "imitation/points/cells"
     assert results_of(other)["none"]["0"][cells] != found["none"]["0"][cells]
+
+
+def test_losses_after_one_epoch_are_those_of_its_last_tenth() -> None:
+    history = [{"step": step, "loss/box": float(step), "loss/kd": 1.0, "wait/data": 9.0} for step in range(50)]
+    assert first_epoch_losses(history, 40) == {"first_epoch/box": 37.5, "first_epoch/kd": 1.0}
+    assert first_epoch_losses(history, 51) == {}

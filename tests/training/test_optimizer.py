@@ -98,6 +98,27 @@ def test_orthogonalized_matrices_keep_their_singular_vectors(rows: int, more: in
         assert bool(((diagonal[large] > 0.5) & (diagonal[large] < 1.3)).all())
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, 24),
+    wider=st.integers(2, 9),
+    rank=st.integers(1, 24),
+    decades=st.floats(0.0, 4.0),
+    seed=st.integers(0, 1000),
+)
+def test_wide_matrices_of_any_rank_and_condition_are_orthogonalized_as_in_float64(
+    rows: int, wider: int, rank: int, decades: float, seed: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    sizes = torch.logspace(0, -decades, rank := min(rank, rows), dtype=torch.float64)
+    left, right = (torch.randn(n, rank, generator=random, dtype=torch.float64) for n in (rows, wider * rows))
+    matrix = torch.linalg.qr(left)[0] @ sizes.diag() @ torch.linalg.qr(right)[0].mT
+    x = matrix / matrix.norm()
+    for _ in range(5):
+        x = 3.4445 * x - 4.7750 * x @ x.mT @ x + 2.0315 * x @ x.mT @ x @ x.mT @ x
+    torch.testing.assert_close(orthogonalize(matrix.float()[None])[0], x.float(), atol=2e-3, rtol=0)
+
+
 def test_matrices_of_one_shape_do_not_influence_each_other() -> None:
     matrices = torch.randn(3, 4, 9)
     together = orthogonalize(matrices)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from student.report.ablation import Results, gains, lines, markdown
+from student.report.ablation import Results, cost_table, first_epoch_table, gains, lines, markdown
 
 
 def metrics(ap50: float) -> dict[str, float]:
@@ -79,3 +79,35 @@ def test_errors_have_a_table_of_their_own_beside_those_of_none() -> None:
         "| fgfi | 0.250 | +0.000 | 0.125 | +0.000 | 0.500 | +0.000 | 0.125 | -0.125 |",
         "| kd | - | - | - | - | - | - | - | - |",
     ]
+
+
+def test_time_and_memory_are_told_relative_to_none() -> None:
+    def cost(seconds: float, gigabytes: float) -> dict[str, float]:
+        return {
+            **metrics(0.5),
+            "training/seconds": seconds,
+            "training/peak_memory_bytes": gigabytes * 1e9,
+            "training/method_parameters": 1200.0,
+        }
+
+    arms = {"none": {0: cost(2.0, 1.0), 1: cost(4.0, 1.0)}, "lgd": {0: cost(6.0, 1.5)}, "kd": {0: metrics(0.5)}}
+    assert cost_table({1.0: arms}, 1.0)[1] == [
+        ["none", "1.50", "1.00", "1.00", "1.00", "1,200"],
+        ["lgd", "3.00", "2.00", "1.50", "1.50", "1,200"],
+        ["kd", "-", "-", "-", "-", "-"],
+    ]
+
+
+def test_every_loss_after_one_epoch_has_a_column_which_other_arms_leave_empty() -> None:
+    none = {**metrics(0.5), "first_epoch/box": 0.25}
+    taught = {**metrics(0.5), "first_epoch/box": 0.5, "first_epoch/imitation/masks": 0.125}
+    header, rows = first_epoch_table({1.0: {"none": {0: none}, "imitation": {0: taught}}}, 1.0)
+    assert header == ["arm", "box", "imitation/masks"]
+    assert rows == [["none", "0.250", ""], ["imitation", "0.500", "0.125"]]
+
+
+def test_classes_and_sizes_have_paired_differences() -> None:
+    arms = {arm: {0: {**metrics(0.5), "AP50/small": ap}} for arm, ap in (("none", 0.25), ("pkd", 0.375))}
+    text = markdown({1.0: arms}).partition("AP50 by class and size")[2]
+    assert "| small | above none |" in text
+    assert "| 0.375 | +0.125 |" in text

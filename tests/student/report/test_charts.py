@@ -13,7 +13,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from student.report.charts import arms, depth_errors, heat_map, over_strength, precision_recall, training_curves
+from student.report.charts import (
+    arms,
+    depth_errors,
+    gain_against_cost,
+    heat_map,
+    over_strength,
+    precision_recall,
+    training_curves,
+)
 from student.report.colors import CLASS_COLORS, SERIES, rgb
 
 
@@ -184,6 +192,13 @@ def test_one_seed_alone_is_drawn_without_a_spread() -> None:
 def test_an_arm_without_a_result_is_refused(table: dict[str, list[float]]) -> None:
     with pytest.raises(ValueError, match=r"one arm or more|has no result"):
         arms(table, "none", "Arms", "AP [%]")
+
+
+def test_an_arm_that_gains_more_lies_higher_and_one_that_costs_more_further_right() -> None:
+    png = gain_against_cost({"kd": (1.2, [0.01, 0.02]), "lgd": (1.9, [0.04])}, "step time", "gain")
+    kd, lgd = (np.argwhere((pixels(png) == rgb(color)).all(-1)).mean(0) for color in SERIES[:2])
+    assert lgd[0] < kd[0]
+    assert lgd[1] > kd[1]
 
 
 def test_a_cell_is_red_where_there_is_damage_and_blue_where_there_is_the_contrary() -> None:
