@@ -133,6 +133,13 @@ RANGES: dict[str, dict[str, Range]] = {
         "draws": _COUNT,
         "seed": _SEED,
     },
+    "AttentionConfig": {
+        **dict.fromkeys(("images", "fit_images", "least_pixels", "draws"), _COUNT),
+        "snapshot": _COUNT_OR_NONE,
+        "image_size": _SIDE,
+        "truth_size": _SIDE,
+        "seed": _SEED,
+    },
     # Labels are kept in a byte, and a curve of two points has no knee.
     "ClusterConfig": {
         "clusters": Range(2, 255),

@@ -96,8 +96,9 @@ class PretrainConfig:
     views: ViewConfig = field(default_factory=ViewConfig)
     # BYOL's heads and target.
     byol: ByolConfig = field(default_factory=ByolConfig)
-    # The same of cells, and of places that lidar finds again.
+    # BYOL of cells: heads, target and weights.
     byol_dense: ByolDenseConfig = field(default_factory=ByolDenseConfig)
+    # BYOL of places that lidar finds again: heads, target and weights.
     byol_lidar: ByolLidarConfig = field(default_factory=ByolLidarConfig)
     # DINO's network, head, temperatures and small crops.
     dino: DinoConfig = field(default_factory=DinoConfig)

@@ -38,7 +38,7 @@ from pipelines.trunk_weights import read_pretrained
 from student.checkpoint import read_student
 from student.config import StudentConfig, StudentError
 from student.evaluation.bootstrap import PerSegment, mean_per_segment
-from student.evaluation.cells import TrunkCells, color_and_place, resized, rows_of, standardized
+from student.evaluation.cells import TrunkCells, VitCells, color_and_place, resized, rows_of, standardized
 from student.evaluation.class_masks import GROUPS, class_metric, group_truth
 from student.evaluation.object_masks import cell_ids, object_truth, overlaps, tiles
 from student.evaluation.principal import principal
@@ -57,6 +57,7 @@ from student.evaluation.segmentation import (
     union_metrics,
     with_intervals,
 )
+from student.pretraining.vit import VitConfig, load_vit
 from student.report.page import Page
 from student.report.segmentation import Shown, fill_page, metric_rows
 from student.trunk import build_trunk, resolved
@@ -89,11 +90,13 @@ class SegmentConfig:
     out: str
     # Runs of pretrain.py or train.py, as NAME=FOLDER; the first one's trunk is that of the random weights.
     runs: tuple[str, ...]
-    # The split that is measured on, and one from which mean masks, rules and principal components are.
+    # The split that is measured on.
     split: str = "val"
+    # Another one, from which mean masks, rules and principal components are.
     fit_split: str = "train"
-    # So many labelled images of each, from everywhere in it.
+    # So many labelled images of the split, from everywhere in it.
     images: int = 100
+    # As many of the other one.
     fit_images: int = 60
     # The lake's snapshot; the newest by default.
     snapshot: int | None = None
@@ -132,16 +135,17 @@ def segment(config: SegmentConfig, console: Console) -> None:
     runs = _named(config.runs)
     lake = open_lake(absolute(config.lake), config.snapshot)
     check_disjoint_splits(lake, config.fit_split, config.split)
-    trunks = {name: _read(url, lake, config, console) for name, url in runs.items()}
+    trunks = {name: read_cells(url, lake, config, console) for name, url in runs.items()}
     device = device_of(config.device)
     with ProgressBar(console) as bar:
-        images = _read_images(lake, config, config.split, config.images, bar)
-        others = _read_images(lake, config, config.fit_split, config.fit_images, bar)
+        images = read_images(lake, config, config.split, config.images, bar)
+        others = read_images(lake, config, config.fit_split, config.fit_images, bar)
         order = list(dict.fromkeys(image.segment for image in images))
         grid = config.image_size[1] // _STRIDE, config.image_size[0] // _STRIDE
         first = next(iter(trunks.values()))[1]
         torch.manual_seed(config.seed)
-        networks = {name: cells for name, (cells, _, _) in trunks.items()} | {RANDOM: _cells(build_trunk(first), first)}
+        networks = {name: cells for name, (cells, _, _) in trunks.items()}
+        networks[RANDOM] = _cells(build_trunk(first), first)
         measured: dict[str, dict[str, PerSegment]] = {}
         plain: dict[str, dict[str, float]] = {}
         shown: dict[str, Shown] = {}
@@ -202,10 +206,13 @@ def _named(runs: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _read(
+def read_cells(
     url: str, lake: Lake, config: SegmentConfig, console: Console
-) -> tuple[TrunkCells, StudentConfig, Checkpoint]:
-    """Return the trunk of a run. Raises StudentError where there is none, LakeError where it has seen the split."""
+) -> tuple[TrunkCells | VitCells, StudentConfig, Checkpoint]:
+    """Return what makes features in a run, and whose trunk has random weights beside it.
+
+    Raises StudentError where there is neither a trunk nor a transformer, LakeError where it has seen the split.
+    """
     checkpoint = load_checkpoint(RunDir(url))
     if checkpoint is None:
         raise StudentError(f"--runs {RunDir(url).place(CHECKPOINT_FILE)}: no such checkpoint")
@@ -213,6 +220,16 @@ def _read(
         check_unseen(url, checkpoint, lake, config.split, console)
     else:
         console.print(f"{url}: trained on the clips in {clips}; whether it has seen split {config.split} is unknown")
+    if (settings := VitConfig.from_json(checkpoint.config)) is not None:
+        if any(side % settings.patch for side in config.image_size):
+            width, height = config.image_size
+            raise StudentError(f"--image-size {width} {height}: {url} has patches of {settings.patch}")
+        state = {k.removeprefix("vit."): v for k, v in checkpoint.objective.items() if k.startswith("vit.")}
+        student = resolved(StudentConfig())
+        assert student.image_mean is not None
+        assert student.image_std is not None
+        vit = VitCells(load_vit(state, settings, url), student.image_mean, student.image_std, _STRIDE)
+        return vit.eval(), student, checkpoint
     if any(name.startswith("trunk.") for name in checkpoint.objective):
         pretrained = read_pretrained(url)
         assert pretrained is not None, "it was there a moment ago"
@@ -231,7 +248,7 @@ def _cells(trunk: torch.nn.Module, student: StudentConfig) -> TrunkCells:
     return TrunkCells(trunk, known.image_mean, known.image_std, _STRIDE).eval()
 
 
-def _read_images(lake: Lake, config: SegmentConfig, split: str, count: int, bar: ProgressBar) -> list[LabelledImage]:
+def read_images(lake: Lake, config: SegmentConfig, split: str, count: int, bar: ProgressBar) -> list[LabelledImage]:
     """Return labelled images from everywhere in a split, in the order of the lake."""
     settings = LoaderConfig(
         split=split,
@@ -265,7 +282,7 @@ def _read_images(lake: Lake, config: SegmentConfig, split: str, count: int, bar:
 
 
 def _features(
-    networks: Mapping[str, TrunkCells],
+    networks: Mapping[str, TrunkCells | VitCells],
     images: Sequence[LabelledImage],
     others: Sequence[LabelledImage],
     grid: tuple[int, int],
@@ -355,7 +372,7 @@ def _group_table(image: LabelledImage, groups: np.ndarray) -> np.ndarray:
     return table.reshape(count, count).astype(np.float64)
 
 
-def _drawn_frames(images: Sequence[LabelledImage]) -> list[int]:
+def drawn_frames(images: Sequence[LabelledImage]) -> list[int]:
     """Return which images are drawn: up to three of a drive, from drives that have the most of them."""
     by_segment: dict[str, list[int]] = {}
     for number, image in enumerate(images):
@@ -389,7 +406,7 @@ def _write(
     out.write(METRICS_FILE, (json.dumps(_finite(found), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
     page = Page("ClassroomNet: what features know of objects")
     page.text(f"{len(images)} images of {len({image.segment for image in images})} segments of split {config.split}.")
-    fill_page(page, metrics, gains, images, _drawn_frames(images), shown, config.cluster.clusters)
+    fill_page(page, metrics, gains, images, drawn_frames(images), shown, config.cluster.clusters)
     page.heading("Features")
     for name, each in plain.items():
         page.metrics({f"{name}/{metric}": value for metric, value in each.items()})

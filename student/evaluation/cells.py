@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
+from student.pretraining.vit import Vit
+
 # sRGB's primaries and white point (IEC 61966-2-1), and the bounds of CIE L*a*b*.
 _TO_XYZ = torch.tensor([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 _WHITE = torch.tensor([0.9505, 1.0, 1.089])
@@ -33,6 +35,27 @@ class TrunkCells(nn.Module):
         fine = self.trunk((images - self.mean) / self.std).fine.float()
         grid = (images.shape[2] // self.stride, images.shape[3] // self.stride)
         return adaptive_avg_pool2d(fine, grid) if fine.shape[2] > grid[0] else fine
+
+
+class VitCells(nn.Module):
+    """The patches of a transformer, between which a finer grid is interpolated: its features, not its clusters."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, vit: Vit, mean: tuple[float, ...], std: tuple[float, ...], stride: int) -> None:
+        """Take the transformer's normalization of images, and the pixels of its input to a side of a cell."""
+        super().__init__()
+        self.vit, self.stride = vit, stride
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Return float32 [B, D, h, w] of images float32 [B, 3, H, W] within 0 … 1."""
+        patches = self.vit((images - self.mean) / self.std).patches.float()
+        grid = (images.shape[2] // self.stride, images.shape[3] // self.stride)
+        return interpolate(patches, grid, mode="bilinear", align_corners=False)
 
 
 def color_and_place(images: Tensor, grid: tuple[int, int]) -> Tensor:

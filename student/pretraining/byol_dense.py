@@ -28,8 +28,9 @@ class ByolDenseConfig:
     With pairs `next` a place shows what was there before the car moved on; `byol-lidar` knows where it is now.
     """
 
-    # Neurons of the hidden layer of projectors and predictors, and dimensions of their answers.
+    # Neurons of the hidden layer of projectors and predictors.
     hidden: int = 512
+    # Dimensions of projections and predictions.
     dimensions: int = 128
     # The norm in the heads; see `ByolConfig`.
     head_norm: HeadNorm = "batch"
@@ -37,8 +38,9 @@ class ByolDenseConfig:
     predictor: Literal["mlp", "propagation"] = "propagation"
     # Cells of the trunk's finest map to a side of those that are compared.
     cell: int = 2
-    # Weights of the losses of cells and of whole images.
+    # Weight of the loss of cells.
     dense: float = 1.0
+    # Weight of BYOL's loss of whole views.
     pooled: float = 1.0
     # The target's momentum in the first step; see `ByolConfig`.
     momentum: float = 0.97

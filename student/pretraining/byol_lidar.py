@@ -28,8 +28,9 @@ from training.objective import Batch, Loss
 class ByolLidarConfig:
     """The heads, and how many places of a pair are compared."""
 
-    # Neurons of the hidden layer of projectors and predictors, and dimensions of their answers.
+    # Neurons of the hidden layer of projectors and predictors.
     hidden: int = 512
+    # Dimensions of projections and predictions.
     dimensions: int = 128
     # The norm in the heads; see `ByolConfig`.
     head_norm: HeadNorm = "batch"
@@ -37,8 +38,9 @@ class ByolLidarConfig:
     places: int = 256
     # Width and height of the crops around one of these, of both images, in pixels of the images.
     crop: int = 64
-    # Weights of the losses of places and of the crops as a whole.
+    # Weight of the loss of places.
     dense: float = 1.0
+    # Weight of BYOL's loss of the crops around one.
     pooled: float = 1.0
     # The target's momentum in the first step; see `ByolConfig`.
     momentum: float = 0.97

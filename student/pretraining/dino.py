@@ -31,14 +31,19 @@ class DinoConfig:
 
     # What learns: the student's trunk, its maps averaged, or a small vision transformer, whose attention can be seen.
     network: Literal["trunk", "vit"] = "trunk"
+    # The transformer, where that learns.
     vit: VitConfig = field(default_factory=VitConfig)
-    # Prototypes, neurons of the head's two hidden layers, and dimensions before the prototypes.
+    # Prototypes, among which answers choose.
     prototypes: int = 1024
+    # Neurons of the head's two hidden layers.
     hidden: int = 512
+    # Dimensions of what is compared with prototypes.
     bottleneck: int = 64
-    # Of the student's answers; and of the teacher's in the first step and from a share `warmup` of all steps on.
+    # Temperature of the student's answers.
     student_temperature: float = 0.1
+    # Temperature of the teacher's answers in the first step, and at the end of its warm-up.
     teacher_temperatures: tuple[float, float] = (0.02, 0.03)
+    # Share of the steps in which the teacher's temperature changes.
     warmup: float = 0.3
     # The prototypes stay as they are for such a share of the steps.
     frozen: float = 0.05
@@ -46,9 +51,11 @@ class DinoConfig:
     center_momentum: float = 0.9
     # The teacher's momentum in the first step; see `ByolConfig`.
     momentum: float = 0.99
-    # Small crops of each pair, half of them of the first image; their size, and the share of the image that they show.
+    # Small crops of each pair, half of them of the first image.
     crops: int = 4
+    # Width and height of a small crop in pixels.
     crop_size: tuple[int, int] = (64, 32)
+    # Smallest and largest share of the image that a small crop shows.
     crop_area: tuple[float, float] = (0.06, 0.3)
     # Vectors that tell whether the representation has collapsed.
     recent: int = 1024

@@ -33,24 +33,29 @@ class OdinConfig:
     # Clusters of the discovery network's features; segments of lidar, and clusters of what has none; or labelled
     # things and classes, the most that regions could give.
     masks: Literal["kmeans", "lidar", "panoptic"] = "kmeans"
-    # Regions of a pair of images, at most; with `lidar` beside `rest` clusters of what no segment covers.
+    # Regions of a pair of images, at most.
     regions: int = 8
+    # Clusters, beside them, of what no lidar segment covers.
     rest: int = 4
     # For such a share of the steps an image is one region: what random weights discover are blobs of color.
     start: float = 0.2
     # Predict the region in the other view (`regression`), or tell it from all others (`infonce`).
     loss: Literal["regression", "infonce"] = "regression"
-    # Of the cosines that tell regions apart, and whether others of the same image are among them.
+    # Temperature of the cosines by which `infonce` tells regions apart.
     temperature: float = 0.1
+    # Tell a region from others of its image as well.
     local_negatives: bool = True
     # Cells of the trunk's finest map to a side of those that regions are made of.
     cell: int = 2
-    # Neurons of the hidden layer of projectors and predictors, dimensions of their answers, and the norm between.
+    # Neurons of the hidden layer of projector and predictor.
     hidden: int = 512
+    # Dimensions of projections and predictions.
     dimensions: int = 128
+    # The norm in the heads; see `ByolConfig`.
     head_norm: HeadNorm = "batch"
-    # The target's momentum in the first step (see `ByolConfig`), and the discovery network's in every step.
+    # The target's momentum in the first step; see `ByolConfig`.
     momentum: float = 0.99
+    # The discovery network's momentum in every step.
     discovery_momentum: float = 0.996
     # Vectors that tell whether the representation has collapsed.
     recent: int = 1024

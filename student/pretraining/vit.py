@@ -25,9 +25,11 @@ _OF_DINO = "head."
 class VitConfig:
     """The size of a vision transformer; by default half as deep as ViT-Ti."""
 
-    # Numbers of a token, blocks, and heads of the attention.
+    # Numbers of a token.
     dimensions: int = 192
+    # Blocks of attention and two layers.
     blocks: int = 6
+    # Heads of each attention.
     heads: int = 3
     # Pixels to a side of a patch.
     patch: int = 16
@@ -116,8 +118,8 @@ class Vit(nn.Module):
 def vit_of(state: Mapping[str, Tensor], source: str, heads: int | None = None) -> Vit:
     """Return the transformer that a published state dict is of: DINO's or timm's, with a class token.
 
-    Its backbone alone, or a checkpoint of DINO's training (`teacher`, with `module.` and `backbone.` before the
-    names). Dimensions, depth and patches follow from the shapes; heads, of 64 numbers each unless given, do not. A
+    Its backbone alone, or the teacher of a checkpoint of DINO's, with `module.` and `backbone.` before the names.
+    Dimensions, depth and patches follow from the shapes; heads, of 64 numbers each unless given, do not. A
     classifier is left out. Raises StudentError where a name or a shape is not the network's: nothing stays random.
     """
     plain = {_unwrapped(name): value for name, value in state.items()}
@@ -148,12 +150,6 @@ def vit_of(state: Mapping[str, Tensor], source: str, heads: int | None = None) -
         raise StudentError(f"{source}: not the weights of a plain vision transformer: {some}")
     vit.network.load_state_dict(kept)
     return vit
-
-
-def teacher_of(loaded: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the state dict of the teacher in a checkpoint of DINO's training; what is none, as it is."""
-    teacher = loaded.get("teacher")
-    return teacher if isinstance(teacher, Mapping) else loaded
 
 
 def _unwrapped(name: str) -> str:

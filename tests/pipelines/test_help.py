@@ -9,17 +9,20 @@ import pytest
 import tyro.extras
 
 from pipelines.ablate import AblateConfig
+from pipelines.attention import AttentionConfig
 from pipelines.build_lake import BuildLakeConfig
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.demo import DemoConfig
 from pipelines.evaluate import EvaluateConfig
 from pipelines.import_teacher import Detector, MaskRcnn, Spvnas
 from pipelines.pretrain import PretrainConfig
+from pipelines.segment import SegmentConfig
 from pipelines.train import TrainConfig
 from pipelines.train_teachers import TrainTeachersConfig
 
 COMMANDS: list[Any] = [
     AblateConfig,
+    AttentionConfig,
     BuildLakeConfig,
     CacheTargetsConfig,
     DemoConfig,
@@ -28,6 +31,7 @@ COMMANDS: list[Any] = [
     MaskRcnn,
     Spvnas,
     PretrainConfig,
+    SegmentConfig,
     TrainConfig,
     TrainTeachersConfig,
 ]

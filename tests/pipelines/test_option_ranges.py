@@ -17,6 +17,7 @@ from datalake.commit import LakeError
 from pipelines import ablate, cache_targets, evaluate, import_teacher, pretrain, train, train_teachers
 from pipelines.ablate import AblateConfig
 from pipelines.analyse import AttackConfig, InterpretConfig
+from pipelines.attention import AttentionConfig
 from pipelines.build_lake import BuildLakeConfig
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.demo import DemoConfig
@@ -39,6 +40,7 @@ WHOLE = [
     PretrainConfig(**PLACES),
     EvaluateConfig(lake="/nowhere", checkpoint="/nowhere"),
     AttackConfig(lake="/nowhere", checkpoint="/nowhere"),
+    AttentionConfig(**PLACES),
     SegmentConfig(runs=("one=/nowhere",), **PLACES),
     InterpretConfig(lake="/nowhere", checkpoint="/nowhere"),
     AblateConfig(train=TRAIN),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from student.config import StudentConfig
-from student.evaluation.cells import TrunkCells, color_and_place, resized, rows_of, standardized
+from student.evaluation.cells import TrunkCells, VitCells, color_and_place, resized, rows_of, standardized
+from student.pretraining.vit import Vit, VitConfig
 from student.trunk import build_trunk
 from tests.student.students import TINY
 
@@ -18,6 +19,19 @@ def test_cells_of_a_trunk_are_its_finest_map() -> None:
     found = TrunkCells(trunk, (0.4,) * 3, (0.2,) * 3, 4)(images)
     assert found.shape == (2, TINY.width, 16, 24)
     torch.testing.assert_close(found, trunk((images - 0.4) / 0.2).fine.detach())
+
+
+def test_cells_of_a_transformer_are_interpolated_between_its_patches() -> None:
+    torch.manual_seed(0)
+    vit = Vit(VitConfig(dimensions=16, blocks=1, heads=2, patch=8, size=(48, 32))).eval()
+    images = torch.rand(1, 3, 32, 48)
+    found = VitCells(vit, (0.4,) * 3, (0.2,) * 3, 4)(images)
+    patches = vit((images - 0.4) / 0.2).patches.detach()
+    assert found.shape == (1, 16, 8, 12)
+    # A quarter of the way from one patch's center to the next, in both directions.
+    near = 0.75 * patches[0, :, 1, 2] + 0.25 * patches[0, :, 1, 3]
+    far = 0.75 * patches[0, :, 2, 2] + 0.25 * patches[0, :, 2, 3]
+    torch.testing.assert_close(found[0, :, 3, 5], 0.75 * near + 0.25 * far)
 
 
 def test_a_trunk_at_the_images_resolution_is_averaged() -> None:

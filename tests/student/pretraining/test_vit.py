@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from student.config import StudentError
-from student.pretraining.vit import Vit, VitConfig, largest_cells, load_vit, masses, teacher_of, vit_of
+from student.pretraining.vit import Vit, VitConfig, largest_cells, load_vit, masses, vit_of
 
 CONFIG = VitConfig(dimensions=32, blocks=2, heads=2, patch=8, size=(48, 32))
 
@@ -103,7 +103,7 @@ def test_published_weights_are_taken_with_or_without_what_wraps_them(wrapped: st
     given = {f"{wrapped}{name}": value for name, value in state.items()} | {
         f"{wrapped[:-9]}head.mlp.0.weight": state["cls_token"]
     }
-    loaded = vit_of(teacher_of({"student": {}, "teacher": given, "epoch": 3}), "file")
+    loaded = vit_of(given, "file")
     assert loaded.settings == VitConfig(dimensions=128, blocks=2, heads=2, patch=16, size=(64, 64))
     for name, value in loaded.network.state_dict().items():
         assert torch.equal(value, state[name]), name
