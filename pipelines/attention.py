@@ -203,8 +203,8 @@ def _write(
         image = images[frame]
         page.heading(f"{image.segment}: {image.truth.count} objects")
         for name, each in maps.items():
-            page.image(_drawn(image, each[frame]), f"{name}: each head, their mean, and the cells with 60 % of the"
-                " first heads' attention. One scale for a row: brighter is more.")  # fmt: skip
+            page.image(_drawn(image, each[frame]), f"{name}: each head, their mean, and the cells with 60 % of"
+                " each one's attention. One scale for a row: brighter is more.")  # fmt: skip
     page.heading("Settings")
     page.preformatted("\n".join(f"{name:<13}{value}" for name, value in asdict(config).items()))
     page.write(out.place(REPORT_FILE))
