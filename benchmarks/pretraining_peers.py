@@ -105,7 +105,7 @@ def detcon() -> str:
     pred1, pred2, target1, target2 = torch.randn(4, 3, 5, 8)
     numbers = torch.arange(5).expand(3, -1)
     theirs = DetConBLoss(temperature=0.1, gather_distributed=False)
-    expected = theirs(pred1, pred2, target1, target2, numbers, numbers, numbers, numbers)
+    expected = theirs(pred1, pred2, target1, target2, numbers, numbers)
     there = torch.ones(3, 5, dtype=torch.bool)
     first = detcon_loss(pred1, target2, target1, there, there, 0.1, True)
     second = detcon_loss(pred2, target1, target2, there, there, 0.1, True)

@@ -1,7 +1,8 @@
-"""`python -m datalake info|verify|vacuum|show|export|view --lake URL`: look at a lake, check, clean and export it."""
+"""`python -m datalake build|info|verify|vacuum|show|export|view --lake URL`: build a lake, look at it, check it."""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,17 +12,33 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
+from datalake.build_options import BuildOptions
 from datalake.cli import run_command
+from datalake.commit import LakeError
 from datalake.export import Format, export_split
 from datalake.info import print_info
 from datalake.lake import open_lake
 from datalake.layers import LayersOf
 from datalake.limits import check_range
+from datalake.missing_package import TRAIN, need
 from datalake.show import save_frame
 from datalake.store import Store
 from datalake.vacuum import splits_of, unreferenced, vacuum
 from datalake.verify import verify
 from datalake.view import Coordinates, PointColor, write_recording
+from datalake.view_server import free_ports, view_server
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build(BuildOptions):
+    """Build a lake of Parquet tables, in processes of this machine; `pipelines/build_lake.py` does so on Ray."""
+
+    def run(self, console: Console) -> int:
+        """Build, print the closing table, and return exit status 0 only if every segment is in the lake."""
+        # The official protocol buffers are installed apart: who only looks at a lake needs none.
+        from datalake.build_command import build_and_report
+
+        return build_and_report(self, console)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +181,7 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Write a segment as a recording for the Rerun viewer: `rerun scene.rrd`. Needs the extra `view`."""
+    """Show a segment in the Rerun viewer, in a browser of this machine, or write it. Needs the extra `view`."""
 
     # The lake: a local path, s3:// or gs://.
     lake: str
@@ -184,33 +201,52 @@ class View:
     student: Annotated[str | None, tyro.conf.arg(name="run")] = None
     # Teachers to show the targets of, as NAME=FOLDER, or none alone.
     teachers: tuple[str, ...] = ("none",)
-    # The recording: a local path.
-    out: Path = Path("scene.rrd")
+    # Where the recording goes, a local path, for `rerun scene.rrd`; served for a browser if not given.
+    out: Path | None = None
+    # Of loopback, for the page; the recording is served at the next one. 0: any that are free.
+    port: int = 9090
 
     def run(self, console: Console) -> int:
-        """Write, say where, and return exit status 0."""
+        """Write or serve, say where, and return exit status 0."""
         if self.frames is not None:
             check_range("--frames", self.frames, 1)
+        check_range("--port", self.port, 0, 65534)
+        if self.out is not None:
+            segment, frames = self._write(self.out)
+            console.print(f"{segment}, {frames} frames: rerun {self.out}", highlight=False, soft_wrap=True)
+            return 0
+        # A recording of a whole segment takes minutes: what is in the way is said before.
+        ports = free_ports(self.port)
+        with tempfile.TemporaryDirectory() as folder:
+            recording = Path(folder) / "scene.rrd"
+            segment, frames = self._write(recording)
+            with view_server(recording, ports) as server:
+                console.print(f"{segment}, {frames} frames: {server.url}", highlight=False, soft_wrap=True)
+                server.wait()
+        raise LakeError("Rerun's server has ended; run the same command again")
+
+    def _write(self, out: Path) -> tuple[str, int]:
+        """Write the recording; return its segment and number of frames."""
         lake = open_lake(self.lake).where(self.where, self.split)
         segment = self.segment or lake.in_split(self.split)[0].segment
         frames = write_recording(
             lake,
             self.split,
             segment,
-            self.out,
+            out,
             color=self.color,
             coordinates=self.coordinates,
             frames=self.frames,
             layers=_model_layers(self.student, self.teachers, self.split),
         )
-        console.print(f"{segment}, {frames} frames: rerun {self.out}", highlight=False, soft_wrap=True)
-        return 0
+        return segment, frames
 
 
 def _model_layers(run: str | None, teachers: tuple[str, ...], split: str) -> LayersOf | None:
     """Return what a run's student and the teachers say of images; None where nobody is asked."""
     if run is None and teachers == ("none",):
         return None
+    need("train", TRAIN, "--run" if teachers == ("none",) else "--teachers")
     # A command stands above all packages: models are imported only where somebody asks for them.
     from pipelines.model_layers import model_layers
 
@@ -223,7 +259,8 @@ def _check_snapshot(snapshot: int | None) -> None:
 
 
 Command = (
-    Annotated[Info, tyro.conf.subcommand("info")]
+    Annotated[Build, tyro.conf.subcommand("build")]
+    | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Vacuum, tyro.conf.subcommand("vacuum")]
     | Annotated[Show, tyro.conf.subcommand("show")]

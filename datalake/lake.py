@@ -204,7 +204,7 @@ def open_lake(url: str, snapshot: int | None = None, cache: RangeCache | None = 
     points_mode = check_lake(store)
     number = newest_snapshot(store) if snapshot is None else snapshot
     if number == 0:
-        raise LakeError(f"{store.url}: the lake has no snapshot yet; finish a build with pipelines/build_lake.py")
+        raise LakeError(f"{store.url}: the lake has no snapshot yet; finish a build with python -m datalake build")
     return Lake(store, number, points_mode, _read_snapshot(store, number), cache)
 
 
@@ -235,7 +235,7 @@ def check_lake(store: Store) -> PointMode:
     """Return how the lake stores points; raises LakeError where there is no lake."""
     points_mode = read_points_mode(store)
     if points_mode is None:
-        raise LakeError(f"{store.url}: no lake here (no {_FORMAT}); build one with pipelines/build_lake.py")
+        raise LakeError(f"{store.url}: no lake here (no {_FORMAT}); build one with python -m datalake build")
     return points_mode
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datalake.lake import Lake
-from datalake.sample import SampleKey
+from datalake.sample_key import SampleKey
 
 
 @dataclass(frozen=True, slots=True, eq=False)

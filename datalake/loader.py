@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datalake.children import die_with_parent
-from datalake.chunk import Chunk, SampleOptions, SegmentFiles
+from datalake.chunk import Chunk, SampleOptions
 from datalake.commit import Commit, LakeError
 from datalake.lake import Lake
 from datalake.order import epoch_order, share
 from datalake.packed_batch import PackedBatch
 from datalake.sample import Sample
+from datalake.segment_files import SegmentFiles
 from datalake.sources.frame import LASERS
 
 # What is read from a disk, and decoded for each thread, before it is asked for, to keep the threads busy.

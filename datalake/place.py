@@ -9,7 +9,7 @@ import fsspec
 from datalake.commit import LakeError
 
 # Protocols whose client is an extra of this package.
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 
 
 def file_system(url: str, **options: Any) -> tuple[Any, str]:
@@ -22,7 +22,7 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
     except ImportError as error:
         protocol = url.partition("::")[0].partition("://")[0]
         extra = _EXTRAS.get(protocol)
-        remedy = f"pip install -e '.[{extra}]'" if extra else " ".join(str(error).split())
+        remedy = f"pip install 'classroomnet[{extra}]'" if extra else " ".join(str(error).split())
         raise LakeError(f"{url}: the client of {protocol}:// is not installed: {remedy}") from error
     except ValueError as error:
         raise LakeError(f"{url}: {' '.join(str(error).split())}; use a local path, s3://, gs:// or https://") from error

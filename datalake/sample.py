@@ -8,17 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-
-@dataclass(frozen=True, slots=True)
-class SampleKey:
-    """Which image it is."""
-
-    segment: str
-    timestamp_us: int
-    camera: str
-
-    def __str__(self) -> str:
-        return f"{self.segment} {self.timestamp_us} {self.camera}"
+from datalake.sample_key import SampleKey
 
 
 @contextmanager

@@ -23,10 +23,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datalake.chunk import SegmentFiles
 from datalake.commit import Commit, LakeError
 from datalake.lake import Lake
 from datalake.layers import ImageLayers, LayersOf
+from datalake.missing_package import need
+from datalake.segment_files import SegmentFiles
 from datalake.show import TYPE_COLORS, find_segment
 
 PointColor = Literal["class", "depth", "intensity"]
@@ -86,7 +87,8 @@ def write_recording(
     color: of points; by default their class in frames whose points are labelled, in others their distance
     layers: what models say of the images
 
-    Raises LakeError where there is no such segment, rerun-sdk is not installed, or poses are asked for and missing.
+    Raises LakeError where there is no such segment, or poses are asked for and missing, MissingPackageError without
+    rerun-sdk.
     """
     rerun = _import_rerun()
     commit = find_segment(lake, split, segment)
@@ -111,12 +113,9 @@ def _type_colors(types: Iterable[str]) -> NDArray[np.uint8]:
 
 
 def _import_rerun() -> ModuleType:
-    try:
-        import rerun
-    except ModuleNotFoundError as error:
-        raise LakeError(
-            f"a recording needs rerun-sdk, which is not installed ({error.name}): pip install -e '.[view]'"
-        ) from error
+    need("view", ("rerun",), "a recording")
+    import rerun
+
     # Otherwise what it cannot read is left out of the recording with a warning.
     rerun.set_strict_mode(True)
     module: ModuleType = rerun

@@ -38,6 +38,7 @@ from rich.console import Console
 from datalake.children import process_pool
 from datalake.cli import run_command
 from datalake.limits import check_range
+from datalake.progress_bar import ProgressBar
 from pipelines.cell_means import cell_means
 from pipelines.data import check_disjoint_splits, check_no_leakage
 from pipelines.detector_teachers import prepare_detectors
@@ -46,7 +47,6 @@ from pipelines.image_size import find_image_size
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.peak_memory import PeakMemory
-from pipelines.progress import ProgressBar
 from pipelines.train import train_worker
 from pipelines.train_config import DISTILLATION_METHODS, Method, TrainConfig, read_preset, run_fingerprint
 from pipelines.train_setup import prepare_training

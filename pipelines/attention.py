@@ -23,11 +23,11 @@ from torch import Tensor
 
 from datalake.cli import run_command
 from datalake.lake import open_lake
+from datalake.progress_bar import ProgressBar
 from pipelines.data import check_disjoint_splits
 from pipelines.device import device_of
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
-from pipelines.progress import ProgressBar
 from pipelines.segment import SegmentConfig, drawn_frames, read_cells, read_images
 from student.config import StudentConfig, StudentError
 from student.evaluation.attention import HeadScores, best_head, head_scores

@@ -16,11 +16,11 @@ from rich.console import Console
 from datalake.cli import run_command
 from datalake.derived_table import missing_segments
 from datalake.lake import open_lake
+from datalake.progress_bar import ProgressBar
 from pipelines.device import device_of
 from pipelines.image_size import ImageSize, find_image_size
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
-from pipelines.progress import ProgressBar
 from pipelines.train_config import TrainConfig
 from student.config import StudentConfig
 from teachers.cached import cache_segment, origin_of

@@ -41,7 +41,7 @@ def cluster() -> Iterator[None]:
         import ray
     except ModuleNotFoundError as error:
         raise NoRayError(
-            "this runs on Ray, which is not installed: pip install 'ray[data,train]', or stay in processes of this"
+            "this runs on Ray, which is not installed: pip install 'classroomnet[train]', or stay in processes of this"
             " machine (build_lake.py --local, train.py --workers 0)"
         ) from error
     # Ray would have its own way to end a driver.

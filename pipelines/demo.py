@@ -27,6 +27,7 @@ import torch
 from rich.console import Console
 
 from datalake.build import BuildConfig
+from datalake.build_command import summary
 from datalake.children import process_pool
 from datalake.cli import run_command
 from datalake.commit import LakeError
@@ -35,16 +36,15 @@ from datalake.fanout import BuildReport, build_lake
 from datalake.info import print_info
 from datalake.lake import Lake, open_lake
 from datalake.process_tasks import run_in_processes
+from datalake.progress_bar import ProgressBar
 from datalake.ray_tasks import run_on_ray
 from datalake.show import save_frame
 from datalake.synthetic import DriveConfig, write_drives
 from datalake.verify import verify
 from pipelines import cache_targets, evaluate, train, train_teachers
-from pipelines.build_lake import summary
 from pipelines.cluster import cluster
 from pipelines.option_ranges import check_options
 from pipelines.paths import cluster_address
-from pipelines.progress import ProgressBar
 from pipelines.train_config import TrainConfig
 from pipelines.train_teachers import TeacherName, TrainTeachersConfig
 from student.report.page import Page

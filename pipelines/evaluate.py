@@ -25,6 +25,7 @@ from rich.table import Table
 
 from datalake.cli import run_command
 from datalake.lake import Lake, open_lake
+from datalake.progress_bar import ProgressBar
 from pipelines.cell_means import cell_means
 from pipelines.data import Frames, check_disjoint_splits, check_no_leakage
 from pipelines.detector_teachers import prepare_detectors
@@ -32,7 +33,6 @@ from pipelines.device import decoding_threads, device_of
 from pipelines.evaluated_frames import check_unseen, drawn_batches, frames_as_trained
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
-from pipelines.progress import ProgressBar
 from pipelines.submission import Submission
 from student.checkpoint import read_student
 from student.config import StudentError

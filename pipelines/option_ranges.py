@@ -25,7 +25,6 @@ _SIDE = Range(1, 65_535)
 
 # By the class and the name of the option. For a tuple it is that of each value; None for an option is none.
 RANGES: dict[str, dict[str, Range]] = {
-    "BuildLakeConfig": {"max_quarantined": _SHARE, "grace_hours": _NOT_NEGATIVE},
     "DemoConfig": dict.fromkeys(
         (
             *("teach_segments", "train_segments", "val_segments", "frames"),

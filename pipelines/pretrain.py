@@ -24,11 +24,11 @@ from datalake.cli import run_command
 from datalake.commit import LakeError
 from datalake.lake import open_lake
 from datalake.loader import LoaderConfig
+from datalake.progress_bar import ProgressBar
 from datalake.sample import Sample
 from pipelines.device import decoding_threads, device_of
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
-from pipelines.progress import ProgressBar
 from student.config import StudentConfig, StudentError
 from student.layers import memory_format
 from student.pretraining.byol import ByolConfig, ByolObjective

@@ -28,12 +28,12 @@ from datalake.cli import run_command
 from datalake.commit import LakeError
 from datalake.lake import Lake, open_lake
 from datalake.loader import LoaderConfig, SampleStream
+from datalake.progress_bar import ProgressBar
 from pipelines.data import check_disjoint_splits
 from pipelines.device import decoding_threads, device_of
 from pipelines.evaluated_frames import check_unseen
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
-from pipelines.progress import ProgressBar
 from pipelines.trunk_weights import read_pretrained
 from student.checkpoint import read_student
 from student.config import StudentConfig, StudentError

@@ -23,12 +23,12 @@ import torch
 from rich.console import Console
 
 from datalake.cli import run_command
+from datalake.progress_bar import ProgressBar
 from pipelines.cluster import cluster
 from pipelines.data import mixed_batches
 from pipelines.device import decoding_threads, device_of
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
-from pipelines.progress import ProgressBar
 from pipelines.train_config import DISTILLATION_METHODS, TrainConfig, read_preset
 from pipelines.train_setup import TrainPlan, prepare_training
 from pipelines.trunk_weights import load_pretrained, load_trunk, recompute_activations

@@ -24,13 +24,13 @@ from rich.table import Table
 from datalake.cli import run_command
 from datalake.lake import Lake, open_lake
 from datalake.loader import LoaderConfig, SampleStream
+from datalake.progress_bar import ProgressBar
 from datalake.sample import Sample
 from pipelines.data import Frames, check_disjoint_splits
 from pipelines.device import device_of
 from pipelines.image_size import ImageSize, find_image_size, fixed
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
-from pipelines.progress import ProgressBar
 from pipelines.train_config import TrainConfig
 from pipelines.train_detector import DetectorTrainConfig, train_detector
 from teachers.card import TeacherCard, TrainingData

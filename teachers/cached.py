@@ -22,12 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datalake.chunk import Chunk, SampleOptions, SegmentFiles
+from datalake.chunk import Chunk, SampleOptions
 from datalake.commit import Commit
 from datalake.derived_table import DerivedCommit, DerivedTable, Origin, open_derived_table, write_derived_segment
 from datalake.lake import Lake
 from datalake.sample import Sample, SampleKey
 from datalake.schema import IMAGE
+from datalake.segment_files import SegmentFiles
 from datalake.sources.frame import LASERS
 from teachers.card import Kind, TeacherCard, TeacherError
 from teachers.load import needs_points

@@ -1,8 +1,10 @@
-"""What runs where Ray is not installed, and what needs no protocol buffers."""
+"""What runs where torch and Ray are not installed, and what needs no protocol buffers."""
 
 from __future__ import annotations
 
+import ast
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,72 @@ def test_a_local_build_and_a_training_on_it_with_teachers_need_no_ray(
     assert trained.returncode == 0, trained.stderr
     assert [json.loads(line)["step"] for line in (out / "history.jsonl").read_text().splitlines()] == [0, 1]
     assert (out / CHECKPOINT_FILE).exists()
+
+
+LOOK = """
+import sys
+import duckdb
+from datalake import open_lake
+from datalake.__main__ import main
+lake, out = sys.argv[1:]
+for words in (
+    ["info"], ["verify", "--decode"], ["show", "--out", f"{out}/frame.png"],
+    ["export", "coco", "--split", "train", "--out", f"{out}/coco"], ["view", "--out", f"{out}/scene.rrd"],
+):
+    sys.argv = ["datalake", *words, "--lake", lake]
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, words
+label = open_lake(lake).dataset("label", split="train")
+print("types", dict(duckdb.sql("SELECT type, count(*) FROM label GROUP BY type").fetchall()))
+"""
+
+
+def test_a_lake_is_built_and_looked_at_without_torch_and_ray(
+    drive_sources: list[str], drive_lake: Lake, empty: Path, tmp_path: Path
+) -> None:
+    lake = str(tmp_path / "lake")
+    absent = ("torch", "torchvision", "ray", "safetensors", "tensorboard", "pycocotools")
+    words = ["-m", "datalake", "build", "--source", *drive_sources, "--lake", lake, "--cameras", "FRONT", "FRONT_LEFT"]
+    built = run_without(absent, empty, words)
+    assert built.returncode == 0, built.stderr
+    assert [one.files for one in open_lake(lake).commits] == [one.files for one in drive_lake.commits]
+    looked = run_without(absent, empty, ["-c", LOOK, lake, str(tmp_path)])
+    assert (looked.returncode, looked.stderr) == (0, "")
+    assert " 0 problems" in looked.stdout
+    types = Counter(drive_lake.scan("label", ["type"]).to_table()["type"].to_pylist())
+    assert ast.literal_eval(looked.stdout.splitlines()[-1].removeprefix("types ")) == types
+    for name in ("frame.png", "scene.rrd", "coco/annotations/instances_train.json"):
+        assert (tmp_path / name).stat().st_size
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pipelines/train.py", "--help"],
+        ["-m", "datalake", "show", "--lake", "{lake}", "--teachers", "masks=/nowhere", "--out", "{out}"],
+    ],
+    ids=["train", "show"],
+)
+def test_what_computes_with_torch_says_in_one_line_that_it_is_missing(
+    words: list[str], drive_lake: Lake, empty: Path, tmp_path: Path
+) -> None:
+    known = {"lake": drive_lake.store.url, "out": str(tmp_path / "frame.png")}
+    done = run_without(("torch", "torchvision"), empty, [word.format(**known) for word in words])
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("needs torch, torchvision, not installed here: pip install 'classroomnet[train]'")
+
+
+def test_a_build_says_in_one_line_that_the_protocol_buffers_are_missing(
+    drive_sources: list[str], empty: Path, tmp_path: Path
+) -> None:
+    words = ["-m", "datalake", "build", "--source", *drive_sources, "--lake", str(tmp_path / "lake")]
+    done = run_without(("waymo_open_dataset",), empty, words)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "pip install --no-deps waymo-open-dataset-tf-2-12-0==" in line
 
 
 @pytest.mark.parametrize(

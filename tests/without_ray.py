@@ -12,15 +12,16 @@ ROOT = Path(__file__).resolve().parents[1]
 # Python imports a module of this name by itself when it starts, in processes that are started from there, too.
 _SITE = """
 import sys
+from importlib.machinery import PathFinder
 
 
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {packages!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name.split(".")[0])
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in {packages!r} else super().find_spec(name, path, target)
 
 
-sys.meta_path.insert(0, Missing())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 """
 
 

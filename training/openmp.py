@@ -10,5 +10,7 @@ from __future__ import annotations
 
 import os
 
+import training.installed  # noqa: F401 - commands import this module first: their next import would be a traceback
+
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "10000"

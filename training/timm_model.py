@@ -138,7 +138,7 @@ def _timm() -> ModuleType:
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise TimmError("trunk timm:…: the package timm is not installed: pip install -e '.[timm]'") from error
+        raise TimmError("trunk timm:…: timm is not installed: pip install 'classroomnet[timm]'") from error
     module: ModuleType = timm
     return module
 

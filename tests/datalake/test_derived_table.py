@@ -15,7 +15,6 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from datalake.chunk import SegmentFiles
 from datalake.commit import Commit, LakeError
 from datalake.derived_table import (
     DerivedCommit,
@@ -28,6 +27,7 @@ from datalake.derived_table import (
 )
 from datalake.lake import Lake, open_lake
 from datalake.schema import IMAGE, SCHEMA_VERSION
+from datalake.segment_files import SegmentFiles
 from datalake.store import Store, UnknownOutcomeError
 from datalake.vacuum import GRACE_S, unreferenced, vacuum
 from datalake.verify import verify

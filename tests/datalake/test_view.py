@@ -135,8 +135,7 @@ def test_without_rerun_one_line_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "rerun", None)
     line = call.refused(main, ["view", "--lake", drive_lake.store.url, "--out", str(tmp_path / "scene.rrd")])
-    assert "needs rerun-sdk, which is not installed" in line
-    assert "pip install -e '.[view]'" in line
+    assert "a recording needs rerun, not installed here: pip install 'classroomnet[view]'" in line
     assert not list(tmp_path.iterdir())
 
 

@@ -18,7 +18,6 @@ from pipelines import ablate, cache_targets, evaluate, import_teacher, pretrain,
 from pipelines.ablate import AblateConfig
 from pipelines.analyse import AttackConfig, InterpretConfig
 from pipelines.attention import AttentionConfig
-from pipelines.build_lake import BuildLakeConfig
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.demo import DemoConfig
 from pipelines.evaluate import EvaluateConfig
@@ -33,7 +32,6 @@ from student.config import AnchorShapes
 PLACES: dict[str, Any] = {"lake": "/nowhere", "out": "/nowhere/out"}
 TRAIN = TrainConfig(**PLACES)
 WHOLE = [
-    BuildLakeConfig(source=("/nowhere",), lake="/nowhere"),
     DemoConfig(),
     TRAIN,
     TrainTeachersConfig(**PLACES),

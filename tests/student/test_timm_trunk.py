@@ -86,7 +86,7 @@ def test_a_model_that_does_not_fit_is_refused_in_one_line(name: str, message: st
 
 def test_without_timm_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(StudentError, match=re.escape("pip install -e '.[timm]'")):
+    with pytest.raises(StudentError, match=re.escape("pip install 'classroomnet[timm]'")):
         build(RESNET)
     # Nobody else needs it.
     build(TINY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from datalake.sample import SampleKey
+from datalake.sample_key import SampleKey
 from datalake.sources.frame import CAMERAS
 from datalake.sources.waymo_v1.protos import metrics_pb2
 

@@ -4,11 +4,13 @@ Only the generated `*_pb2` modules of the official package are used; the package
 (TensorFlow and more) are neither needed nor installed.
 """
 
+from datalake.missing_package import MissingPackageError
+
 try:
     from waymo_open_dataset import dataset_pb2, label_pb2
     from waymo_open_dataset.protos import camera_segmentation_pb2, metrics_pb2, segmentation_pb2
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
+    raise MissingPackageError(
         f"the official Waymo protocol buffers are missing ({error.name}): run `make setup`, or"
         " pip install --no-deps waymo-open-dataset-tf-2-12-0==1.6.7"
     ) from error
