@@ -25,11 +25,11 @@ from benchmarks.object_store import RemoteStore, remote_store
 from benchmarks.step_time import labelled_images
 from datalake.attempt import begin_attempt
 from datalake.build import BuildConfig, build_segment
-from datalake.chunk import SampleOptions
 from datalake.convert import frame_rows
 from datalake.lake import Lake, open_lake, prepare_lake, publish_snapshot
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.plan import plan_segments
+from datalake.sample_options import SampleOptions
 from datalake.schema import TABLES
 from datalake.sources.formats import index_source
 from datalake.sources.frame import ALL_CAMERAS, Frame
@@ -228,7 +228,7 @@ def _payload_reads(log: list[Request]) -> int:
 
 
 def _chunk_bytes(lake: Lake) -> float:
-    columns = SampleOptions(IMAGE_SIZE, points=True, panoptic=False).columns
+    columns = SampleOptions(image_size=IMAGE_SIZE).columns
     (commit,) = lake.commits
     return sum(lake.scan(table, names).to_table().nbytes for table, names in columns.items()) / len(commit.chunks)
 

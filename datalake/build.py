@@ -187,7 +187,9 @@ def _write_frames(
         with report.timed("convert"):
             rows = frame_rows(read.frame, config.points, source.cameras)
             for key, row in calibration_rows(read.frame).items():
-                sensors.setdefault(key, row)
+                # A laser's size is known from the first frame that has its range images.
+                if key not in sensors or sensors[key]["height"] is None:
+                    sensors[key] = row
             for row in map_rows(read.frame):
                 features.setdefault(row["feature_id"], row)
         with report.timed("write"):

@@ -62,8 +62,11 @@ def calibration_rows(frame: Frame) -> dict[tuple[str, str], dict[str, Any]]:
             "rolling_shutter_direction": camera.rolling_shutter_direction,
         }
     for laser in frame.laser_calibrations:
+        height, width = frame.points.image_shapes.get(laser.laser, (None, None))
         rows["laser", laser.laser] = {
             "sensor_to_vehicle": _flat(laser.laser_to_vehicle),
+            "width": width,
+            "height": height,
             "inclination_rad": laser.inclination_rad.tolist(),
             "lowest_inclination_rad": laser.lowest_rad,
             "highest_inclination_rad": laser.highest_rad,
@@ -168,6 +171,7 @@ def _point_row(frame: Frame, mode: PointMode) -> pa.RecordBatch:
         points.range_row,
         points.range_column,
         None if frame.vehicle_to_world is None else frame.vehicle_to_world.ravel(),
+        points.range_m,
     ]
     return _batch(POINT, frame, [_one_list(values) for values in columns], rows=1)
 

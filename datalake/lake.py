@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +26,16 @@ from numpy.typing import NDArray
 
 from datalake.cache import RangeCache
 from datalake.commit import CAMERA_MARKS, Commit, LakeError, check_schema_version, load_json
+from datalake.missing_package import need
 from datalake.ranges import RangeReader, file_system
 from datalake.schema import POINT_MODES, SCHEMA_VERSION, TABLES, PointMode
-from datalake.store import Store, is_temporary
+from datalake.store import Range, Store, is_temporary
 from datalake.where import Where, parse_where
+
+if TYPE_CHECKING:
+    from datalake.sample import FrameSample, Sample
+    from datalake.sample_dataset import FrameDataset, SampleDataset
+    from datalake.sample_options import SampleOptions
 
 _FORMAT = "_lake.json"
 # Commits are small objects behind a round trip each; this many are under way at once.
@@ -143,6 +149,42 @@ class Lake:
         """Return a pyarrow scanner over `table`: `.to_table()`, `.to_batches()`, `.count_rows()`."""
         return self.dataset(table, split).scanner(columns=columns and list(columns), filter=filter)
 
+    def dataset_of_samples(
+        self,
+        split: str | None = None,
+        options: SampleOptions | None = None,
+        *,
+        cameras: tuple[str, ...] = ("FRONT",),
+        transform: Callable[[Sample], Any] | None = None,
+    ) -> SampleDataset:
+        """Return the images of some cameras as a map-style dataset of torch, for a `DataLoader` of your own.
+
+        transform: what becomes of each `Sample`; batches of samples themselves need `collate_fn=list`
+
+        Nothing is read before the first sample. Raises LakeError for a split or a camera that there is not.
+        """
+        # Tables are read without torch.
+        need("train", ("torch", "torchvision"), "a data set of samples")
+        from datalake.sample_dataset import SampleDataset
+        from datalake.sample_options import SampleOptions
+
+        return SampleDataset(self, split, cameras, options or SampleOptions(), transform)
+
+    def dataset_of_frames(
+        self,
+        split: str | None = None,
+        options: SampleOptions | None = None,
+        *,
+        cameras: tuple[str, ...] = (),
+        transform: Callable[[FrameSample], Any] | None = None,
+    ) -> FrameDataset:
+        """Return the frames likewise, each with the images of some cameras together, or of none."""
+        need("train", ("torch", "torchvision"), "a data set of frames")
+        from datalake.sample_dataset import FrameDataset
+        from datalake.sample_options import SampleOptions
+
+        return FrameDataset(self, split, cameras, options or SampleOptions(), transform)
+
 
 def _masks(lake: Lake, commits: Sequence[Commit], split: str | None, where: Where) -> list[NDArray[np.bool_]]:
     """Return for each of the split's commits bool [R]: for which of its rows of `image` the condition holds."""
@@ -198,10 +240,14 @@ def open_lake(url: str, snapshot: int | None = None, cache: RangeCache | None = 
 
     cache: where to keep what is read of a remote lake, for the next epoch or the next run
 
-    Raises LakeError where there is no lake, no such snapshot, or one of another schema version.
+    Raises LakeError where there is no lake, no such snapshot, or one of another schema version; StoreError where a web
+    server gives no ranges.
     """
-    store = Store(url)
+    store = Store(url, read_only=True)
     points_mode = check_lake(store)
+    if store.is_web:
+        # Said of a small file, before a whole one of gigabytes comes in place of its end.
+        store.read_ranges([Range(_FORMAT, 0, 1)])
     number = newest_snapshot(store) if snapshot is None else snapshot
     if number == 0:
         raise LakeError(f"{store.url}: the lake has no snapshot yet; finish a build with python -m datalake build")

@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datalake.children import die_with_parent
-from datalake.chunk import Chunk, SampleOptions
+from datalake.chunk import Chunk
 from datalake.commit import Commit, LakeError
 from datalake.lake import Lake
 from datalake.order import epoch_order, share
 from datalake.packed_batch import PackedBatch
 from datalake.sample import Sample
+from datalake.sample_options import SampleOptions
 from datalake.segment_files import SegmentFiles
-from datalake.sources.frame import LASERS
 
 # What is read from a disk, and decoded for each thread, before it is asked for, to keep the threads busy.
 _CHUNKS_AHEAD = 2
@@ -50,14 +50,13 @@ Place = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """Which samples, and in which order.
+class LoaderConfig(SampleOptions):
+    """Which samples, what they hold, and in which order.
 
     global_batch: samples per step over all ranks; in training an epoch is cut to whole batches
     shuffle: a new random order every epoch; otherwise the lake's own order
     streams: how many chunks are mixed at a time, all of them in memory (see `datalake.order`); where there are
         fewer, all are
-    lasers: whose points are wanted, e.g. ("TOP",); all where empty
     threads: how many images each process decodes at once; unlike worker processes, threads copy nothing. At least a
         batch of the rank is decoded ahead
     reads: how many chunks of a remote lake each process asks for at once, ahead of their turn: a chunk takes a round
@@ -66,10 +65,6 @@ class LoaderConfig:
 
     split: str = "train"
     cameras: tuple[str, ...] = ("FRONT",)
-    image_size: tuple[int, int] | None = None
-    points: bool = True
-    panoptic: bool = False
-    lasers: tuple[str, ...] = ()
     global_batch: int = 8
     shuffle: bool = True
     seed: int = 0
@@ -99,11 +94,9 @@ class SampleStream(IterableDataset[Sample]):
         self.lake, self.config, self.rank, self.world_size = lake, config, rank, world_size
         self.start, self.epochs = start, epochs
         self._commits = lake.in_split(config.split)
-        self._segment, self._group, self._rows, self._sizes = _index(self._commits, config.cameras)
+        self._segment, self._group, self._rows, self._sizes = image_index(self._commits, config.cameras)
         total = len(self._rows)
         self.epoch_samples = total // config.global_batch * config.global_batch if config.shuffle else total
-        if unknown := sorted(set(config.lasers) - set(LASERS[1:])):
-            raise LakeError(f"unknown lasers: {', '.join(unknown)}; there are {', '.join(LASERS[1:])}")
         if config.reads < 1:
             raise LakeError(f"Expected at least 1 read at once, got: {config.reads}")
         if config.global_batch % world_size:
@@ -198,8 +191,6 @@ class SampleStream(IterableDataset[Sample]):
         remote lake, yet others have asked for before: those only wait, and may be many.
         """
         config = self.config
-        lasers = frozenset(LASERS.index(name) for name in config.lasers)
-        options = SampleOptions(config.image_size, config.points, config.panoptic, lasers)
         occasions = np.zeros_like(samples) if occasions is None else occasions
         numbers = (self._segment[samples], self._group[samples], occasions)
         places = list(zip(*(each.tolist() for each in numbers), strict=True))
@@ -209,12 +200,15 @@ class SampleStream(IterableDataset[Sample]):
         chunks: dict[Place, Future[Chunk]] = {}
 
         def fetch(place: Place) -> None:
-            files[place[0]].fetch(place[1], options.columns)
+            of_segment, group = files[place[0]], place[1]
+            of_segment.fetch(group, config.columns)
+            for before, _ in of_segment.frames_before(group, config.sweeps):
+                of_segment.fetch(before, {"point": config.frame_columns["point"]}, of=group)
 
         def read(place: Place, fetched: Future[None] | None) -> Chunk:
             if fetched is not None:
                 fetched.result()
-            return Chunk(files[place[0]], place[1], options)
+            return Chunk(files[place[0]], place[1], config)
 
         def submit(place: Place) -> None:
             if place[0] not in files:
@@ -270,7 +264,7 @@ class SampleStream(IterableDataset[Sample]):
                     opened.close()
 
 
-def _index(
+def image_index(
     commits: tuple[Commit, ...], cameras: tuple[str, ...]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
     """Return segment, row group and row [N] of every image of `cameras`, and the images per chunk [C]."""

@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 
-from datalake.sample import Sample
-
 # Every tensor begins at a multiple of this: enough for any type, and whole lines of a cache.
 _ALIGNMENT = 64
 
 
-class PackedBatch(list[Sample]):
-    """Samples whose tensors share one piece of shared memory on their way to another process, where a list arrives.
+class PackedBatch(list[Any]):
+    """Samples or frames whose tensors share one piece of memory on their way to another process, where a list arrives.
 
     One by one each tensor costs a file descriptor for as long as it lives, and a connection between the processes:
     some two hundred in a batch of sixteen with points.
@@ -56,7 +54,7 @@ class _Place:
         return memory[self.start : self.start + self.size].view(self.dtype).view(self.shape)
 
 
-def _unpacked(memory: torch.Tensor, packed: list[Any]) -> list[Sample]:
+def _unpacked(memory: torch.Tensor, packed: list[Any]) -> list[Any]:
     made: dict[int, torch.Tensor] = {}
 
     def tensor(place: _Place) -> torch.Tensor:
@@ -69,6 +67,8 @@ def _exchange(value: Any, kind: type, other: Callable[[Any], Any]) -> Any:
     """Return the value, or a dataclass with all it holds, with `other(part)` for every part of this kind."""
     if isinstance(value, kind):
         return other(value)
+    if isinstance(value, tuple):
+        return tuple(_exchange(each, kind, other) for each in value)
     if is_dataclass(value) and not isinstance(value, type):
         return replace(
             value, **{each.name: _exchange(getattr(value, each.name), kind, other) for each in fields(value)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import io
+import itertools
 import time
 import weakref
 from collections.abc import Sequence
@@ -144,13 +145,20 @@ class RangeTable:
                 merged.append(Range(self._name, start, stop))
         return merged
 
-    def decode(self, group: int, columns: Sequence[str], ranges: Sequence[Range], answers: Sequence[bytes]) -> pa.Table:
-        """Return these columns of a row group, given its `ranges` and what they hold."""
+    def decode(
+        self,
+        group: int,
+        columns: Sequence[str],
+        ranges: Sequence[Range],
+        answers: Sequence[bytes],
+        rows: slice | None = None,
+    ) -> pa.Table:
+        """Return these columns of a row group, or of some of its rows, given its `ranges` and what they hold."""
         pieces = [(piece.start, data) for piece, data in zip(ranges, answers, strict=True)]
         stream = RangeFile(self._reader, self._name, self._size, [*self._pieces, *pieces])
         # Buffering would join what is here in two pieces into one that is not.
         with pq.ParquetFile(pa.PythonFile(stream, mode="r"), metadata=self.metadata, pre_buffer=False) as parquet:
-            return parquet.read_row_group(group, columns=list(columns), use_threads=False)
+            return read_rows(parquet, group, columns, rows)
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
         """Return these columns of a row group."""
@@ -187,6 +195,17 @@ def _await_scans() -> None:
     stop = time.monotonic() + _LET_GO_S
     while _scanned and time.monotonic() < stop:
         time.sleep(0.001)
+
+
+def read_rows(parquet: pq.ParquetFile, group: int, columns: Sequence[str], rows: slice | None) -> pa.Table:
+    """Return these columns of a row group, or of some of its rows; a column that the file lacks is left out.
+
+    A column is decoded from its beginning to the last row that is wanted, and no further.
+    """
+    if rows is None:
+        return parquet.read_row_group(group, columns=list(columns), use_threads=False)
+    one_by_one = parquet.iter_batches(batch_size=1, row_groups=[group], columns=list(columns), use_threads=False)
+    return pa.Table.from_batches(itertools.islice(one_by_one, rows.start, rows.stop))
 
 
 def open_parquet(reader: RangeReader, name: str, size: int) -> pq.ParquetFile:

@@ -127,6 +127,8 @@ def is_transient(error: BaseException) -> bool:
     names = _class_names(error)
     if names & _NEVER:
         return False
+    if "aiohttp.client_exceptions.ClientResponseError" in names:
+        return getattr(error, "status", None) in _STATUSES
     if (answer := _answer(error)) is not None:
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return status in _STATUSES or answer.get("Error", {}).get("Code") in _CODES

@@ -87,6 +87,42 @@ class Panoptic:
 
 
 @dataclass(frozen=True, slots=True)
+class Boxes3D:
+    """The M labelled objects of one frame, in the vehicle frame at the frame's time.
+
+    boxes: float32 [M, 7], center x, y, z, length, width, height in metres, heading in radians (about z, 0 along x)
+    classes: int64 [M], as in `Objects`
+    speed_mps: float32 [M, 2], the record's own speeds along x and y
+    lidar_points: int32 [M], how many of the frame's points lie in each
+    difficulty: int8 [M], Waymo's levels 1 and 2, 0 where the record has none
+    object_ids: M names, each the same in all frames of the segment
+    """
+
+    boxes: torch.Tensor
+    classes: torch.Tensor
+    speed_mps: torch.Tensor
+    lidar_points: torch.Tensor
+    difficulty: torch.Tensor
+    object_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """The points of an earlier frame of the segment, in the vehicle frame of the frame that they are given with.
+
+    What stood still in the world lies where it lies now; what moved lies where it was.
+
+    timestamp_us: of that earlier frame
+    points: float32 [4, P], as in `Lidar`
+    laser: int8 [P], as in `Lidar`
+    """
+
+    timestamp_us: int
+    points: torch.Tensor
+    laser: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One camera's image with everything that belongs to it, all at the image's (resized) scale.
 
@@ -98,7 +134,11 @@ class Sample:
     intrinsic: float64 [9] (f_u, f_v, c_u, c_v, k1, k2, p1, p2, k3), or None where the record has none
     camera_to_vehicle: float64 [4, 4], or None where the record has none
     record_size: width and height in pixels of the record's image, before it was resized; None where it is not of a lake
-    vehicle_to_world: float64 [4, 4] at this image's exposure, or None where the record has none
+    boxes_3d: None where they are not asked for
+    vehicle_to_world: float64 [4, 4] at the frame's time, which points and 3D boxes are of; None where poses are not
+        asked for, or the record has none
+    exposed_vehicle_to_world: float64 [4, 4] at this image's exposure, 20 to 70 ms later, or None likewise
+    sweeps: the frames before this one as far as they were asked for and the segment has them, the latest first
     """
 
     key: SampleKey
@@ -109,4 +149,38 @@ class Sample:
     intrinsic: torch.Tensor | None
     camera_to_vehicle: torch.Tensor | None
     record_size: tuple[int, int] | None = None
+    boxes_3d: Boxes3D | None = None
     vehicle_to_world: torch.Tensor | None = None
+    exposed_vehicle_to_world: torch.Tensor | None = None
+    sweeps: tuple[Sweep, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSample:
+    """One moment of a segment, with the images of several cameras, or of none; they share all that is the frame's.
+
+    samples: of the cameras that were asked for and that the frame has, in the record's order
+    lidar: without projections, which the samples have each for their own camera; None where points are not asked for
+    boxes_3d, vehicle_to_world, sweeps: as in `Sample`
+    """
+
+    segment: str
+    timestamp_us: int
+    samples: tuple[Sample, ...]
+    lidar: Lidar | None
+    boxes_3d: Boxes3D | None
+    vehicle_to_world: torch.Tensor | None
+    sweeps: tuple[Sweep, ...]
+
+
+def with_sweeps(sample: Sample | FrameSample) -> torch.Tensor:
+    """Return the sample's points and then those of its sweeps, float32 [5, P]: x, y, z, intensity, age in seconds.
+
+    Raises ValueError where the points were not asked for.
+    """
+    if sample.lidar is None:
+        raise ValueError("a sample without points: ask for them (points=True)")
+    now = sample.key.timestamp_us if isinstance(sample, Sample) else sample.timestamp_us
+    parts = [(now, sample.lidar.points), *((sweep.timestamp_us, sweep.points) for sweep in sample.sweeps)]
+    aged = [torch.cat([points, points.new_full((1, points.shape[1]), (now - t) / 1e6)]) for t, points in parts]
+    return torch.cat(aged, dim=1)

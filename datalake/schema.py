@@ -84,6 +84,8 @@ POINT = pa.schema(
         pa.field("range_row", _list(pa.int16())),
         pa.field("range_column", _list(pa.int16())),
         pa.field("vehicle_to_world", _list(pa.float64())),  # 4 x 4, row-major, at the frame's time
+        # In that cell, to the last bit; positions of TOP are moved by poses that are not kept.
+        pa.field("range_m", _list(pa.float32())),
     ]
 )
 
@@ -217,6 +219,7 @@ CALIBRATION = pa.schema(
         _required("kind", pa.string()),  # `camera`, `laser`
         _required("sensor", pa.string()),
         pa.field("sensor_to_vehicle", _list(pa.float64())),  # 4 x 4, row-major
+        # In pixels, or of a laser in columns and rows of its range images.
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("intrinsic", _list(pa.float64())),  # as in `image`

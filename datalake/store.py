@@ -40,6 +40,9 @@ _CLIENT_ATTEMPTS = 5
 # s3fs would keep ten, fewer than a loader has reads in flight.
 _CONNECTIONS = 64
 _EXCLUSIVE = {"s3", "s3a", "gs", "gcs", "memory"}
+_WEB = {"http", "https"}
+# What a web server may answer of a file that it does not have: to who may not list, S3 does not say that it is not.
+_ABSENT = {403, 410}
 _NOT_FOR_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EISDIR, errno.EACCES}
 _TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.json\.(?:[0-9a-f]{32}\.tmp|[0-9]+\.lock)")
 
@@ -59,19 +62,24 @@ class Range(NamedTuple):
 class Store:
     """The objects below one fsspec URL, named by paths relative to it.
 
+    A plain web server is one for readers alone: nothing is written there, nothing listed, and it has to answer ranges.
     A store may be pickled, and used by several threads. Every operation on a remote one raises UnavailableError where
     it went on failing, and else the error that the store reports, each in a line that names the object.
     """
 
-    def __init__(self, url: str, retry: Retry | None = None) -> None:
-        """Open the place at `url`; nothing is asked of it yet. Raises StoreError for a kind that cannot hold a lake."""
+    def __init__(self, url: str, retry: Retry | None = None, read_only: bool = False) -> None:
+        """Open the place at `url`; nothing is asked of it yet. Raises StoreError for a kind that cannot hold a lake.
+
+        read_only: a reader opens it, for whom a web server will do
+        """
         self._retry = retry or Retry()
         self.fs, root = _file_system(url, attempts=1)
         self.root = root.rstrip("/")
         self.url = self.fs.unstrip_protocol(self.root)
         protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
         self.is_local = "file" in protocols
-        if not self.is_local and not protocols & _EXCLUSIVE:
+        self.is_web = bool(protocols & _WEB)
+        if not self.is_local and not protocols & _EXCLUSIVE and not (self.is_web and read_only):
             raise StoreError(
                 f"{url}: a lake needs create-if-absent, which {sorted(protocols)} is not known to have;"
                 " use a local path, s3:// or gs://"
@@ -82,8 +90,8 @@ class Store:
         if protocols & {"gs", "gcs"}:
             self._retry = Retry(attempts=1)
 
-    def __reduce__(self) -> tuple[type[Store], tuple[str, Retry]]:
-        return Store, (self.url, self._retry)
+    def __reduce__(self) -> tuple[type[Store], tuple[str, Retry, bool]]:
+        return Store, (self.url, self._retry, self.is_web)
 
     def path(self, name: str) -> str:
         """Return the path of `name` in the terms of `fs`."""
@@ -96,6 +104,7 @@ class Store:
 
         Raises UnknownOutcomeError where the store failed in between and cannot be asked what it has.
         """
+        self._refuse_web("written to")
         path = self.path(name)
         if self.is_local:
             with room_in(self.url):
@@ -155,6 +164,11 @@ class Store:
             errors = [(piece, data) for piece, data in zip(missing, answers, strict=True) if piece not in found]
             for piece, answer in errors:
                 failed = piece.name
+                if not isinstance(answer, Exception) and len(answer) > piece.stop - piece.start:
+                    raise StoreError(
+                        f"{self.url}/{piece.name}: the server answers with the whole file where a range of it was asked"
+                        " for; serve the lake by one that knows ranges (nginx, Apache, Caddy), or copy it to a disk"
+                    )
                 if not isinstance(answer, Exception):
                     raise StoreError(
                         f"{self.url}/{piece.name}: cut off: {len(answer)} of the {piece.stop - piece.start} bytes from"
@@ -171,6 +185,7 @@ class Store:
 
     def write(self, name: str, data: bytes) -> None:
         """Write object `name`, replacing it if it is there."""
+        self._refuse_web("written to")
         path = self.path(name)
         with room_in(self.url):
             if self.is_local:
@@ -186,11 +201,18 @@ class Store:
             self.read_ranges([Range(name, 0, 1)])
         except FileNotFoundError:
             return False
+        except StoreError as error:
+            if self.is_web and getattr(error.__cause__, "status", None) in _ABSENT:
+                return False
+            raise
         return True
 
     def size(self, name: str) -> int:
         """Return the size of object `name` in bytes; raises FileNotFoundError."""
-        return int(self._ask(lambda: self.fs.size(self.path(name)), "read", name))
+        size = self._ask(lambda: self.fs.size(self.path(name)), "read", name)
+        if size is None:
+            raise StoreError(f"{self.url}/{name}: the server does not say how large it is")
+        return int(size)
 
     def age(self, name: str) -> float | None:
         """Return how many seconds ago object `name` was last written, None where there is none."""
@@ -213,6 +235,7 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Delete object `name`; one that is gone already is fine."""
+        self._refuse_web("written to")
         try:
             self._ask(lambda: self.fs.rm_file(self.path(name)), "delete", name)
         except FileNotFoundError:
@@ -223,6 +246,7 @@ class Store:
 
         Raises OSError where a folder cannot be read: what is not listed would be taken for what is not there.
         """
+        self._refuse_web("listed")
         now = time.time()
         if self.is_local:
             ages = _list_local(Path(self.path(folder)), now)
@@ -239,6 +263,7 @@ class Store:
         return [name for name, _ in self._entries("")]
 
     def _entries(self, folder: str) -> list[tuple[str, str]]:
+        self._refuse_web("listed")
         path = self.path(folder) if folder else self.root
         try:
             found = self._ask_once(lambda: self._patient_fs.ls(path, detail=True), "list", folder)
@@ -261,6 +286,7 @@ class Store:
 
     def sink(self, name: str) -> Sink:
         """Return a stream that writes object `name`."""
+        self._refuse_web("written to")
         path = self.path(name)
         with room_in(self.url):
             if self.is_local:
@@ -268,6 +294,10 @@ class Store:
                 return Sink(self.fs.open(path, "wb"), self.url, folder=Path(path).parent)
             stream = _Upload(self, name, self._patient_fs.open(path, "wb", block_size=_PART_BYTES))
             return Sink(stream, self.url, folder=None)
+
+    def _refuse_web(self, what: str) -> None:
+        if self.is_web:
+            raise StoreError(f"{self.url}: a lake on a web server cannot be {what}; do that where its files are")
 
     def _ask(self, action: Callable[[], Result], verb: str, name: str) -> Result:
         """Return what a single request returns, repeated where it helps."""
@@ -416,6 +446,9 @@ def _file_system(url: str, attempts: int) -> tuple[Any, str]:
     if is_s3:
         retries = {"mode": "standard", "total_max_attempts": attempts}
         options["config_kwargs"] = {"max_pool_connections": _CONNECTIONS, "retries": retries}
+    if url.startswith(("http://", "https://")):
+        # A server that compresses its answers gives no ranges of them.
+        options["client_kwargs"] = {"headers": {"Accept-Encoding": "identity"}}
     fs, path = file_system(url, **options)
     if is_s3:
         # s3fs repeats what botocore has repeated in vain.

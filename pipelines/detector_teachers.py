@@ -11,6 +11,7 @@ from torch import nn
 from datalake.commit import LakeError
 from datalake.lake import Lake, open_lake
 from pipelines.data import labelled_segments
+from pipelines.trainings import trainings_of
 from student.checkpoint import read_student
 from student.config import StudentConfig, StudentError
 from student.distillation.detector_teacher import DetectorTeacher, PyramidShape
@@ -19,6 +20,7 @@ from student.export import WEIGHTS_FILE, read_exported
 from teachers.card import CARD_FILE, TeacherCard, TeacherError, read_card, read_weights
 from training.checkpoint import CHECKPOINT_FILE, Checkpoint
 from training.errors import TrainingError
+from training.fingerprint import Plain
 from training.run_dir import RunDir
 
 
@@ -86,7 +88,14 @@ def prepare_detectors(
         elif checkpoint is None:
             learned = "exported, so nobody can tell whose labels it has seen"
         else:
-            learned = _check_labels(name, checkpoint, lake, hidden_segments)
+            first, *before = (
+                _check_labels(name, data, lake, hidden_segments) for data in trainings_of(checkpoint.fingerprint)
+            )
+            learned = "; before that ".join(
+                (f"{checkpoint.step:,} steps{first}", *(f"training{one}" for one in before))
+            )
+            if teachers := checkpoint.fingerprint.get("teachers"):
+                learned += f"; whose labels its own teachers have seen is not known: {teachers}"
             if (seen := checkpoint.fingerprint.get("image_size")) not in (None, str(image_size)):
                 learned += f"; it learned from images of {seen} pixels, not {image_size}"
         console.print(f"teacher {name}: a detector of width {config.width}, {learned}", soft_wrap=True, highlight=False)
@@ -110,12 +119,11 @@ def _check_fit(name: str, detector: PyramidShape, student: StudentConfig, image_
         raise StudentError(f"teacher {name}: {error}") from error
 
 
-def _check_labels(name: str, checkpoint: Checkpoint, lake: Lake, hidden_segments: frozenset[str]) -> str:
-    """Return what the detector learned from.
+def _check_labels(name: str, known: Mapping[str, Plain], lake: Lake, hidden_segments: frozenset[str]) -> str:
+    """Return what the detector learned from in a training of which so much is known.
 
     Raises TeacherError where it learned from labels that the student does not have: it would pass them on.
     """
-    step, known = checkpoint.step, checkpoint.fingerprint
     url, snapshot, split = known.get("lake"), known.get("snapshot"), known.get("split")
     # Version 0.1 had an option for the seed.
     fraction, seed = known.get("labelled_fraction"), known.get("label_seed", 0)
@@ -127,7 +135,7 @@ def _check_labels(name: str, checkpoint: Checkpoint, lake: Lake, hidden_segments
         and isinstance(fraction, float | int)
         and isinstance(seed, int)
     ):
-        return f"{step:,} steps; its checkpoint does not say whose labels it has seen, so nobody can tell"
+        return "; its checkpoint does not say whose labels it has seen, so nobody can tell"
     where = f"split {split} of {url}"
     try:
         whole = open_lake(url, snapshot)
@@ -135,14 +143,11 @@ def _check_labels(name: str, checkpoint: Checkpoint, lake: Lake, hidden_segments
     except LakeError as error:
         # Runs are carried to other machines. What can be compared still is, and the reader is told.
         if split not in lake.splits:
-            return f"{step:,} steps; whose labels it has seen is not known: {error}"
+            return f"; whose labels it has seen is not known: {error}"
         seen = _labelled(lake, split, fraction, seed)
         where = f"split {split}, taken for this lake's, since its own cannot be read ({error})"
     _check_leakage(name, seen, hidden_segments)
-    learned = f"{step:,} steps with the labels of {len(seen):,} segments of {where}"
-    if teachers := known.get("teachers"):
-        learned += f"; whose labels its own teachers have seen is not known: {teachers}"
-    return learned
+    return f" with the labels of {len(seen):,} segments of {where}"
 
 
 def _check_card(name: str, card: TeacherCard, hidden_segments: frozenset[str]) -> str:

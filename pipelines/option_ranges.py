@@ -94,6 +94,7 @@ RANGES: dict[str, dict[str, Range]] = {
         "warmup": Range(0, 0.9),
         "accumulate": _COUNT,
         "checkpoint_every": _COUNT,
+        "keep": _COUNT_OR_NONE,
         "diagnose_every": _COUNT_OR_NONE,
     },
     "TrainTeachersConfig": {
@@ -208,6 +209,8 @@ RANGES: dict[str, dict[str, Range]] = {
         "anchor_sizes": _SIDE,
         "score": _SHARE,
         "detections": _COUNT,
+        "image_mean": _SHARE,
+        "image_std": _POSITIVE,
     },
     "EvaluateConfig": {"batch": _COUNT, "image_size": _SIDE, "samples": _COUNT},
     "AttackConfig": {
@@ -216,9 +219,18 @@ RANGES: dict[str, dict[str, Range]] = {
         "epsilon": Range(0, 255, exclusive=True),
         "epsilons": Range(0, 255, exclusive=True),
         "steps": _COUNT,
+        "fewer_steps": _COUNT,
         "seed": _SEED,
     },
+    "CorruptionsConfig": {"images": _COUNT, "batch": _COUNT, "seed": _SEED},
     "InterpretConfig": {"images": Range(2), "batch": _COUNT},
+    "ProbeConfig": {
+        "images": _COUNT,
+        "batch": _COUNT,
+        "frames": _COUNT,
+        "shares": Range(0, 1, exclusive=True),
+        "seed": _SEED,
+    },
     "AblateConfig": {
         "seeds": _SEED,
         "labelled_fractions": Range(0, 1, exclusive=True),

@@ -53,7 +53,7 @@ Method = Literal["byol", "byol-dense", "byol-lidar", "dino", "odin"]
 # Chunks that are mixed at a time, at least.
 _STREAMS = 64
 # What does not decide about the result; of the student the trunk does, which the objective's fingerprint has.
-_IRRELEVANT = {"out", "data_workers", "device", "loop.checkpoint_every", "loop.diagnose_every"}
+_IRRELEVANT = {"out", "data_workers", "device", "loop.checkpoint_every", "loop.keep", "loop.diagnose_every"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +147,7 @@ class LakePairs:
             cameras=config.cameras,
             image_size=config.image_size,
             points=method.points(config),
+            poses=method.points(config),
             panoptic=method.panoptic(config),
             global_batch=config.batch,
             seed=config.seed,

@@ -27,6 +27,7 @@ from datalake.progress_bar import ProgressBar
 from pipelines.cluster import cluster
 from pipelines.data import mixed_batches
 from pipelines.device import decoding_threads, device_of
+from pipelines.fine_tuning import load_fine_tuned
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
 from pipelines.train_config import DISTILLATION_METHODS, TrainConfig, read_preset
@@ -104,7 +105,7 @@ def train_worker(
 
 
 def build_objective(plan: TrainPlan) -> DetectionObjective:
-    """Return the student, its weights from the seed alone, with the methods by which it is distilled."""
+    """Return the student, its weights from the seed or as they are given, and the methods by which it is distilled."""
     config = plan.config
     torch.manual_seed(config.seed)
     student = Student(plan.student)
@@ -113,6 +114,8 @@ def build_objective(plan: TrainPlan) -> DetectionObjective:
     if config.init is not None:
         assert plan.init_sha256 is not None
         load_pretrained(student, config.init, config.out, plan.init_sha256)
+    if config.fine_tune is not None:
+        load_fine_tuned(student, config.fine_tune, config.out, plan.fine_tune_sha256)
     if config.recompute_activations:
         recompute_activations(student)
     methods = {name: DISTILLATION_METHODS[name].build(plan) for name in plan.methods}

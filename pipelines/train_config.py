@@ -13,6 +13,7 @@ from datalake.cache import RangeCache
 from datalake.lake import Lake, open_lake
 from pipelines.data import Frames, labelled_segments, unlabelled_per_batch
 from pipelines.detector_teachers import read_detector
+from pipelines.fine_tuning import read_fine_tuned
 from pipelines.image_size import ImageSize, fixed
 from pipelines.paths import absolute
 from pipelines.trunk_weights import pretrained_sha256, weights_sha256
@@ -58,6 +59,8 @@ _IRRELEVANT = {
     "out",
     # The checksum of its trunk decides.
     "init",
+    # That of its student decides.
+    "fine_tune",
     "cache",
     "cache_bytes",
     "cached",
@@ -68,6 +71,7 @@ _IRRELEVANT = {
     "teachers_in",
     "teacher_gpus",
     "loop.checkpoint_every",
+    "loop.keep",
     "loop.diagnose_every",
     # The training finds these out; the objective's fingerprint has them, and the checksum of the trunk's weights.
     "student.trunk_weights",
@@ -128,6 +132,9 @@ class TrainConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     # The folder of a run of pretrain.py from whose trunk the student's starts, at the same rate as all else.
     init: str | None = None
+    # The folder of a run of train.py whose student is trained further, all of it, on the frames of this run. Its
+    # architecture, anchors, branches and image size stay; a tenth of the learning rate is enough.
+    fine_tune: str | None = None
     # Anchors fitted to the labelled boxes, or the paper's.
     anchors: Anchors = "fitted"
     # The training stops before it starts where anchors overlap a smaller share of the boxes by IoU 0.5.
@@ -209,6 +216,7 @@ class TrainConfig:
             lake=absolute(self.lake),
             out=absolute(self.out),
             init=self.init and absolute(self.init),
+            fine_tune=self.fine_tune and absolute(self.fine_tune),
             teachers=tuple(f"{name}={absolute(url)}" for name, url in parse_teachers(self.teachers).items())
             or ("none",),
             cache=None if self.cache is None else absolute(self.cache),
@@ -326,9 +334,11 @@ class TrainConfig:
         heard = {f"teacher.{name}": named[name].weights_sha256 for name in self.active_teachers}
         for name, url in self.active_detectors.items():
             heard[f"teacher.{name}"] = read_detector(name, url).teacher.weights_sha256
+        place = self.located
         return {
             **kept,
             **heard,
+            **({} if place.fine_tune is None else read_fine_tuned(place.fine_tune, place.out).fingerprint),
             "init": pretrained_sha256(self.located.init, self.located.out),
             "lake": lake.store.url,
             "snapshot": lake.snapshot,

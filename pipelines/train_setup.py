@@ -13,8 +13,10 @@ from datalake.sample import Sample
 from pipelines.data import check_no_leakage, read_boxes
 from pipelines.detector_teachers import prepare_detectors
 from pipelines.device import device_of
+from pipelines.fine_tuning import FineTuned, check_branches, check_fine_tuned, read_fine_tuned
 from pipelines.image_size import find_image_size
 from pipelines.train_config import TrainConfig
+from pipelines.trainings import FINE_TUNE
 from pipelines.trunk_weights import check_pretrained, prepare_trunk
 from student.anchors import FINDABLE_PX, AnchorReport, anchor_recall, fit_anchors
 from student.config import AnchorShapes, BranchSpec, StudentConfig, StudentError
@@ -24,6 +26,7 @@ from teachers.card import TeacherError
 from teachers.load import needs_points
 from teachers.loading import class_shares, evaluate_teachers, open_pool, read_cards
 from training.distributed import Distributed
+from training.fingerprint import Plain
 
 # torchvision's own, which the paper took: made for images of 1333 pixels.
 _PAPER_ANCHORS = AnchorShapes(sizes=((32,), (64,), (128,), (256,)), ratios=(0.5, 1.0, 2.0))
@@ -38,6 +41,7 @@ class TrainPlan:
     """All that a worker needs to know, computed once before the first step.
 
     init_sha256: of the pre-trained trunk that the student starts from
+    fine_tune_sha256: of the student that is trained further
     teachers: name -> folder of those that answer with maps and are asked
     detectors: the detectors who are asked, by their names
     methods: names of the distillation methods that are on
@@ -49,6 +53,7 @@ class TrainPlan:
     snapshot: int
     student: StudentConfig
     init_sha256: str | None
+    fine_tune_sha256: Plain
     teachers: dict[str, str]
     detectors: dict[str, DetectorTeacher]
     methods: tuple[str, ...]
@@ -67,10 +72,14 @@ def prepare_training(
     Raises LakeError, TeacherError, StudentError or TrainingError where the training would be in vain.
     """
     config = config.located
-    student = prepare_trunk(config.student, config.out, console)
+    fine_tuned = _fine_tuned(config, console)
+    student = prepare_trunk(config.student, config.out, console) if fine_tuned is None else fine_tuned.config
     init_sha256 = None if config.init is None else check_pretrained(config.init, student, config.out, console)
     lake = config.open_lake(config.snapshot)
-    size = find_image_size(config.image_size, lake, config.cameras, console, run=config.out)
+    asked = config.image_size
+    if asked == "auto" and fine_tuned is not None and fine_tuned.image_size is not None:
+        asked = fine_tuned.image_size
+    size = find_image_size(asked, lake, config.cameras, console, run=config.out)
     config = replace(config, image_size=size)
     cards = read_cards(config.map_teachers)
     check_no_leakage(cards, lake, [config.split])
@@ -84,10 +93,13 @@ def prepare_training(
     _check_batch(config, lake, unlabelled, with_labels, without)
 
     boxes = read_boxes(config.frames(lake, points=False, segments=with_labels))
-    stride = config.student.stride
-    shapes = fit_anchors(boxes, levels=_LEVELS, stride=stride) if config.anchors == "fitted" else _PAPER_ANCHORS
-    branches = tuple(BranchSpec.of(name, card) for name, card in cards.items())
-    student = replace(student, branches=branches, anchors=shapes)
+    if config.fine_tune is None:
+        stride = config.student.stride
+        shapes = fit_anchors(boxes, levels=_LEVELS, stride=stride) if config.anchors == "fitted" else _PAPER_ANCHORS
+        branches = tuple(BranchSpec.of(name, card) for name, card in cards.items())
+        student = replace(student, branches=branches, anchors=shapes)
+    else:
+        check_branches(config.fine_tune, student, cards)
     width, height = size
     grid = student.grid(height, width)
     _check_teachers_in(config, lake, grid)
@@ -104,6 +116,7 @@ def prepare_training(
         snapshot=lake.snapshot,
         student=student,
         init_sha256=init_sha256,
+        fine_tune_sha256=None if fine_tuned is None else fine_tuned.fingerprint[FINE_TUNE],
         teachers=config.active_teachers,
         detectors=detectors,
         methods=config.methods,
@@ -113,6 +126,20 @@ def prepare_training(
         labelled_segments=with_labels,
         unlabelled_segments=without,
     )
+
+
+def _fine_tuned(config: TrainConfig, console: Console) -> FineTuned | None:
+    """Return the student that is to be trained further; raises StudentError where it cannot be."""
+    if config.fine_tune is None:
+        return None
+    if config.init is not None or config.anchors != "fitted":
+        option = "--init" if config.init is not None else "--anchors"
+        raise StudentError(
+            f"--fine-tune {config.fine_tune}: trunk and anchors are those of this run; leave {option} out"
+        )
+    found = read_fine_tuned(config.fine_tune, config.out)
+    check_fine_tuned(config.fine_tune, found, config.student, console)
+    return found
 
 
 def _check_batch(

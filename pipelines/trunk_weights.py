@@ -125,7 +125,7 @@ def read_pretrained(url: str) -> PretrainedTrunk | None:
     }
     if not state:
         raise StudentError(f"--init {url}: not a pre-trained trunk; give the folder that pretrain.py wrote to")
-    return PretrainedTrunk(student=StudentConfig.from_json(checkpoint.config), state=state, sha256=_sha256(state))
+    return PretrainedTrunk(student=StudentConfig.from_json(checkpoint.config), state=state, sha256=state_sha256(state))
 
 
 def pretrained_sha256(url: str | None, out: str) -> str | None:
@@ -196,7 +196,8 @@ def _check_same_trunk(url: str, pretrained: PretrainedTrunk, student: StudentCon
         )
 
 
-def _sha256(state: dict[str, Tensor]) -> str:
+def state_sha256(state: dict[str, Tensor]) -> str:
+    """Return the SHA-256 of the names, types, shapes and values of a state dict on the CPU."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())

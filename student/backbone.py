@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,11 @@ from torch import Tensor, nn
 
 from student.branch import FreeBranch, ImitationBranch
 from student.config import StudentConfig
-from student.layers import ConvNorm
+from student.layers import ConvNorm, StandardizedConv
 from student.trunk import build_trunk
+
+# The branch without a teacher.
+FREE = "free"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,12 +56,39 @@ class Backbone(nn.Module):
         for name, branch in self.branches.items():
             branch_outputs[name], part = branch(view.fine)
             parts.append(part)
-        pyramid = [self.fuse(torch.cat(parts, 1))]
+        return Features(self.pyramid(parts, view.coarse), branch_outputs)
+
+    @torch.no_grad()
+    def selection(self) -> dict[str, Tensor]:
+        """Return each branch's share of the fusion: `<branch>/weight`, and `<branch>/gradient` where there is one.
+
+        The squared norm of the branch's columns over that of all columns: of the weights by which features are
+        multiplied, and of the gradient of those that are trained.
+        """
+        layer = self.fuse[0]
+        assert isinstance(layer, nn.Conv2d)
+        matrices = {"weight": layer.standardized() if isinstance(layer, StandardizedConv) else layer.weight}
+        if layer.weight.grad is not None:
+            matrices["gradient"] = layer.weight.grad
+        names = [FREE, *self.branches]
+        shares = {}
+        for what, matrix in matrices.items():
+            of_branches = matrix.float().square().sum((0, 2, 3)).view(len(names), -1).sum(1)
+            for name, value in zip(names, of_branches / of_branches.sum().clamp(min=1e-30), strict=True):
+                shares[f"{name}/{what}"] = value
+        return shares
+
+    def pyramid(self, parts: Sequence[Tensor], coarse: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the levels that are made of what the free branch and the others pass on, and of the trunk's maps.
+
+        parts: [B, branch_width, h, w] each; coarse: as `TrunkFeatures` has them
+        """
+        levels = [self.fuse(torch.cat(list(parts), 1))]
         for number, downsample in enumerate(self.downsample):
-            level = downsample(pyramid[-1])
+            level = downsample(levels[-1])
             if number < len(self.lateral):
-                level = level + self.lateral[number](view.coarse[number])
-            pyramid.append(level)
+                level = level + self.lateral[number](coarse[number])
+            levels.append(level)
         # torchvision makes anchors in the format of the features, and bfloat16 resolves the columns of an image to two
         # pixels only.
-        return Features(tuple(level.float() for level in pyramid), branch_outputs)
+        return tuple(level.float() for level in levels)

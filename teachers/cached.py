@@ -22,14 +22,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datalake.chunk import Chunk, SampleOptions
+from datalake.chunk import Chunk
 from datalake.commit import Commit
 from datalake.derived_table import DerivedCommit, DerivedTable, Origin, open_derived_table, write_derived_segment
 from datalake.lake import Lake
 from datalake.sample import Sample, SampleKey
+from datalake.sample_options import SampleOptions
 from datalake.schema import IMAGE
 from datalake.segment_files import SegmentFiles
-from datalake.sources.frame import LASERS
 from teachers.card import Kind, TeacherCard, TeacherError
 from teachers.load import needs_points
 from teachers.target import SparseTarget, Target
@@ -42,7 +42,7 @@ Value = TypeVar("Value")
 # chunk of classes is 300 kB, one of 24 channels that are valid in a tenth of the cells as much.
 _KEPT = 128
 # Whose points the lidar teacher looks at.
-_TOP = frozenset({LASERS.index("TOP")})
+_TOP = ("TOP",)
 
 
 def _cells(value: pa.DataType) -> pa.DataType:
@@ -122,9 +122,8 @@ def cache_segment(
     """
     height, width = origin.settings["grid"]
     image_width, image_height = origin.settings["image_size"]
-    options = SampleOptions(
-        (image_width, image_height), points=needs_points([teacher.card]), panoptic=False, lasers=_TOP
-    )
+    size = (image_width, image_height)
+    options = SampleOptions(image_size=size, points=needs_points([teacher.card]), lasers=_TOP)
     files, schema = SegmentFiles(lake, base), SCHEMAS[teacher.card.kind]
 
     def groups() -> Iterator[pa.RecordBatch]:

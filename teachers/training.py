@@ -96,7 +96,7 @@ def train_teacher(
         )
 
     fingerprint = flatten(config)
-    for kept in ("checkpoint_every", "diagnose_every"):
+    for kept in ("checkpoint_every", "keep", "diagnose_every"):
         del fingerprint[f"loop.{kept}"]
     inputs = TrainInputs(
         batches=batches, labelled=config.batch, seed=context.seed, fingerprint={**fingerprint, **context.fingerprint}

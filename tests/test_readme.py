@@ -26,7 +26,7 @@ SHELL = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("block", BLOCKS, ids=["query", "feed"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["query", "feed", "frames"])
 def test_the_code_runs_on_a_lake(block: str, drive_lake: Lake) -> None:
     code = block.replace("/lakes/waymo", drive_lake.store.root).replace("epochs=None", "epochs=1")
     printed = io.StringIO()

@@ -45,6 +45,8 @@ class LoopConfig:
     accumulate: int = 1
     # Steps from one checkpoint to the next.
     checkpoint_every: int = 100
+    # Every so many steps a checkpoint is kept beside the run's, as that of a run in the folder `step-<n>`; 0: none.
+    keep: int = 0
     # Steps from one measurement of the objective's diagnostics to the next, which go into the log; 0: none.
     diagnose_every: int = 0
 
@@ -194,10 +196,17 @@ def train(
             }
             if log is not None:
                 log.append(step - 1, metrics)
-                if step % config.checkpoint_every == 0 or step == config.steps:
+                kept = config.keep and step % config.keep == 0
+                latest = step % config.checkpoint_every == 0 or step == config.steps
+                if kept or latest:
                     seconds = time.monotonic() - began
                     log.sync()
-                    save_checkpoint(run_dir, _checkpoint(fingerprint, objective, optimizer, step, cursor, seconds))
+                    checkpoint = _checkpoint(fingerprint, objective, optimizer, step, cursor, seconds)
+                    # First what is kept: a run that goes on from its own checkpoint does not come by again.
+                    if kept:
+                        save_checkpoint(RunDir(run_dir.place(f"step-{step}")), checkpoint)
+                    if latest:
+                        save_checkpoint(run_dir, checkpoint)
             on_step(step, metrics)
     finally:
         # An error that is kept keeps this frame. With the workers' module in it their group would outlive its end, and

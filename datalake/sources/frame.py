@@ -6,7 +6,7 @@ optical axis, y left, z up. World: the segment's global frame. `a_to_b` maps coo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,8 @@ class Points:
     semantic_class: int8 [N] (official `Segmentation.Type`; 0 = undefined), or None where nothing is labelled
     instance_id: int32 [N], or None where nothing is labelled
     range_row, range_column: int16 [N], the cell of the laser's range image, or None where there is none
+    range_m: float32 [N], the range in that cell, or None likewise
+    image_shapes: rows and columns of each laser's range images
     """
 
     xyz_m: NDArray[np.float32]
@@ -146,6 +148,8 @@ class Points:
     instance_id: NDArray[np.int32] | None
     range_row: NDArray[np.int16] | None = None
     range_column: NDArray[np.int16] | None = None
+    range_m: NDArray[np.float32] | None = None
+    image_shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.xyz_m.shape[1]
@@ -174,17 +178,19 @@ class Points:
             return Points.empty()
         labelled = any(part.semantic_class is not None for part in parts)
         columns: dict[str, Any] = {}
-        for field in fields(Points):
-            values = [getattr(part, field.name) for part in parts]
-            if field.name in ("semantic_class", "instance_id"):
-                dtype = np.int8 if field.name == "semantic_class" else np.int32
+        for column in fields(Points):
+            values = [getattr(part, column.name) for part in parts]
+            if column.name == "image_shapes":
+                columns[column.name] = {laser: shape for shapes in values for laser, shape in shapes.items()}
+            elif column.name in ("semantic_class", "instance_id"):
+                dtype = np.int8 if column.name == "semantic_class" else np.int32
                 values = [
                     np.zeros(len(part), dtype) if value is None else value
                     for part, value in zip(parts, values, strict=True)
                 ]
-                columns[field.name] = np.concatenate(values) if labelled else None
+                columns[column.name] = np.concatenate(values) if labelled else None
             elif all(value is not None for value in values):
-                columns[field.name] = np.concatenate(values, axis=-1)
+                columns[column.name] = np.concatenate(values, axis=-1)
         return Points(**columns)
 
 

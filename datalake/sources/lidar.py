@@ -183,6 +183,8 @@ def _read_return(laser: Laser, number: int, image: NDArray[np.float32], rays: Ra
         instance_id=instance,
         range_row=(cells // image.shape[1]).astype(np.int16),
         range_column=(cells % image.shape[1]).astype(np.int16),
+        range_m=range_m[cells],
+        image_shapes={LASERS[laser.number] or "": (image.shape[0], image.shape[1])},
     )
 
 

@@ -103,8 +103,14 @@ class DetectionObjective(Objective):
         over that of detection's losses. A method much above 1 decides what the backbone learns, and one much below
         changes nothing. Imitation has none: its losses come before the pyramid.
 
+        And `fusion/<branch>/weight` and `/gradient`, see `Backbone.selection`, where there are branches to select from.
+
         The proposals are drawn anew. Running statistics of batch norms stay as the step left them.
         """
+        selected = self.student.backbone.selection() if self.student.config.branches else {}
+        found = {f"fusion/{name}": share for name, share in selected.items()}
+        if not any(method.compares_pyramids for _, method in self._methods()):
+            return found
         with _keeping_statistics(self):
             output = self.student.training_output(batch.images, batch.labels, batch.generators)
             batch = self._with_detectors(batch)
@@ -116,7 +122,7 @@ class DetectionObjective(Objective):
                 if method.compares_pyramids:
                     losses = method.losses(self.student, output, batch, progress)
                     ratios[f"gradient_ratio/{name}"] = _norm(losses.values(), pyramid) / detection
-            return ratios
+            return found | ratios
 
     def after_step(self, progress: float) -> None:
         """Call the methods' `after_step`."""

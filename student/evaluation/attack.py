@@ -33,13 +33,25 @@ class Attack:
 
     goal: the name of a loss that is to become large, SUM, NOISE or CLEAN
     epsilon: the most that a value of a pixel changes, in 255ths of its range
+    steps: how many; None: as many as AttackStrength says
+    source: the run whose loss was raised, and whose images this student is shown; None: its own
     """
 
     goal: str
     epsilon: float
+    steps: int | None = None
+    source: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has all its steps, and this student's own loss was raised."""
+        return self.steps is None and self.source is None
 
     def __str__(self) -> str:
-        return self.goal if self.goal == CLEAN else f"{self.goal} {self.epsilon:g}/255"
+        if self.goal == CLEAN:
+            return self.goal
+        steps = "" if self.steps is None else f", {self.steps} step{'' if self.steps == 1 else 's'}"
+        return f"{self.goal} {self.epsilon:g}/255{steps}" + ("" if self.source is None else f" of {self.source}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +121,7 @@ def attack_student(
     attacks: Sequence[Attack],
     strength: AttackStrength,
     progress: Callable[[int], None] = lambda _images: None,
+    ready: Mapping[Attack, Sequence[Tensor]] | None = None,
 ) -> list[AttackResult]:
     """Return what each of the attacks does to the objective's student on the images.
 
@@ -117,6 +130,7 @@ def attack_student(
     every attack.
 
     progress: called with the images done, of all attacks together
+    ready: images of attacks that were made before, for each batch; attacks from another source must be among them
 
     Raises StudentError where the objective is in training mode, a goal is none of its losses, no image has a labelled
     object, or a loss is not finite.
@@ -128,14 +142,20 @@ def attack_student(
     samples = [sample for batch in batches for sample in batch.samples]
     results: list[AttackResult] = []
     for attack in attacks:
-        results.append(_result(objective, batches, attack, strength, len(results) * len(samples), progress))
+        made = (ready or {}).get(attack)
+        results.append(_result(objective, batches, attack, strength, len(results) * len(samples), progress, made))
     return results
 
 
 def attacked_images(
     objective: DetectionObjective, clean: AttackBatch, attack: Attack, strength: AttackStrength
 ) -> Tensor:
-    """Return the images float32 [B, 3, H, W] within 0 … 1 after an attack; of noise, each value moves by epsilon."""
+    """Return the images float32 [B, 3, H, W] within 0 … 1 after an attack; of noise, each value moves by epsilon.
+
+    Raises StudentError where the goal is no loss, or the attack is from another source.
+    """
+    if attack.source is not None:
+        raise StudentError(f"attack {attack}: expected the images that were made from {attack.source}")
     device = next(objective.student.parameters()).device
     images = torch.stack([sample.image for sample in clean.samples]).to(device).float() / 255
     drawn = Chance(strength.seed, 0, clean.places).generators("attack")
@@ -153,7 +173,7 @@ def attacked_images(
             raise StudentError(f"attack on {attack.goal}: no such loss; there are: {', '.join(losses)}")
         return losses[attack.goal]
 
-    return projected_gradient(images, loss, start, epsilon, strength.steps)
+    return projected_gradient(images, loss, start, epsilon, strength.steps if attack.steps is None else attack.steps)
 
 
 def losses_of(objective: DetectionObjective, clean: AttackBatch, images: Tensor, chance: Chance) -> dict[str, Tensor]:
@@ -186,16 +206,17 @@ def _result(
     strength: AttackStrength,
     done: int,
     progress: Callable[[int], None],
+    made: Sequence[Tensor] | None,
 ) -> AttackResult:
-    """Return what one attack does; so many images were done before it."""
+    """Return what one attack does, whose images may be there already; so many images were done before it."""
     totals: dict[str, float] = defaultdict(float)
     depth_errors: list[Tensor] = []
     examples: list[Example] = []
     shown = most_labelled(sample for batch in batches for sample in batch.samples)
 
     def attacked() -> Iterator[list[Sample]]:
-        for clean in batches:
-            images = attacked_images(objective, clean, attack, strength)
+        for number, clean in enumerate(batches):
+            images = attacked_images(objective, clean, attack, strength) if made is None else made[number]
             # The same draws for every attack, and those of no step of one.
             losses = losses_of(objective, clean, images, Chance(strength.seed, strength.steps, clean.places))
             for name, value in losses.items():

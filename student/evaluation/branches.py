@@ -11,18 +11,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from datalake.sample import Objects, Sample
+from datalake.sample import Objects, Sample, SampleKey
+from student.backbone import FREE
 from student.config import StudentError
 from student.detections import CLASS_NAMES, Detections
 from student.detector import Student
 from student.evaluation.depth import DepthScores
 from student.evaluation.run import Example, evaluate_student, most_labelled
+from student.trunk import TrunkFeatures
 
 # What stands in the place of a branch's features: their mean over all images, cell by cell, or those of another image.
 Replacement = Literal["mean", "other image"]
 REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
-# The branch without a teacher, and all of them at once: what is left then has passed the branches by.
-FREE, ALL = "free", "all"
+# All branches at once: what is left then has passed them by.
+ALL = "all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,13 +49,17 @@ class Ablation:
 
 
 def ablate_branches(
-    student: Student, batches: Sequence[Sequence[Sample]], progress: Callable[[int], None] = lambda _images: None
+    student: Student,
+    batches: Sequence[Sequence[Sample]],
+    progress: Callable[[int], None] = lambda _images: None,
+    kinds: Mapping[SampleKey, str] | None = None,
 ) -> list[Ablation]:
     """Return how good the student, in eval mode, is as it is, and with the features of each branch replaced.
 
     Only what a branch passes on to the fusion is replaced, its prediction of the teacher's target is not.
 
     progress: called with the images done, of all ablations together
+    kinds: of samples, such as Night, of each of which there are metrics too
 
     Raises StudentError for fewer than two images, or where none has a labelled object.
     """
@@ -68,7 +74,7 @@ def ablate_branches(
     for number, (branch, replacement) in enumerate(cases):
         # Made one at a time: each may be as large as the features of all images.
         with substituted(student, _replacements(own, branch, replacement)):
-            metrics, examples = _evaluated(student, batches, number * len(samples), progress)
+            metrics, examples = _evaluated(student, batches, number * len(samples), progress, kinds)
         counts = {"images": len(samples), "objects": objects}
         found.append(Ablation(branch=branch, replacement=replacement, **counts, metrics=metrics, examples=examples))
     return found
@@ -96,6 +102,17 @@ def recorded(student: Student) -> Iterator[dict[str, list[Tensor]]]:
         for name, module in _branches(student).items():
             stack.callback(module.register_forward_hook(record(name)).remove)
         yield parts
+
+
+@contextmanager
+def recorded_trunk(student: Student) -> Iterator[list[TrunkFeatures]]:
+    """Have a list grow, within the block, by what the trunk makes of each batch."""
+    seen: list[TrunkFeatures] = []
+    hook = student.backbone.trunk.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 @contextmanager
@@ -147,7 +164,11 @@ def _replaced(values: Tensor, replacement: Replacement) -> Tensor:
 
 
 def _evaluated(
-    student: Student, batches: Sequence[Sequence[Sample]], done: int, progress: Callable[[int], None]
+    student: Student,
+    batches: Sequence[Sequence[Sample]],
+    done: int,
+    progress: Callable[[int], None],
+    kinds: Mapping[SampleKey, str] | None,
 ) -> tuple[dict[str, float], list[Example]]:
     """Return metrics and examples of the student as it is now; so many images were done before."""
     shown = most_labelled(sample for batch in batches for sample in batch)
@@ -160,7 +181,9 @@ def _evaluated(
         for number, scores in by_class.items():
             scores.add(*_of_class(number, found, sample.objects))
 
-    result = evaluate_student(student, batches, None, on_sample=add, progress=lambda count: progress(done + count))
+    result = evaluate_student(
+        student, batches, None, kinds=kinds, on_sample=add, progress=lambda count: progress(done + count)
+    )
     metrics = {name: value for name, value in result.metrics.items() if name != "images_per_second"}
     for number, scores in by_class.items():
         of_class = scores.metrics()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from datalake.sample import Objects
+from datalake.sample import Objects, Panoptic
 from student.detections import CLASS_NAMES, Detections
 
 
@@ -53,6 +53,13 @@ def box_sizes(boxes: Tensor) -> Tensor:
     """Return float64 [N], the square root of each box's area in pixels; boxes are [N, 4] as x0, y0, x1, y1."""
     sides = (boxes[:, 2:].double() - boxes[:, :2].double()).clamp(min=0)
     return sides.prod(1).sqrt()
+
+
+def classes_of_cells(panoptic: Panoptic, height: int, width: int) -> Tensor:
+    """Return the panoptic class, int64 [height, width], of the pixel in the middle of each cell of a grid."""
+    classes = panoptic.semantic_class.long()
+    rows, columns = classes.shape[0] // height, classes.shape[1] // width
+    return classes[rows // 2 :: rows, columns // 2 :: columns]
 
 
 def _check_classes(whose: str, classes: Tensor) -> None:

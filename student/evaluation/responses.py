@@ -8,30 +8,48 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from datalake.sample import Objects, Sample
+from datalake.sample import Sample
+from student.backbone import FREE
 from student.detections import CLASS_NAMES
 from student.detector import Student
-from student.evaluation.branches import FREE, recorded
+from student.evaluation.branches import recorded
+from student.evaluation.image import classes_of_cells
 from student.evaluation.run import most_labelled
 from student.layers import StandardizedConv
+from teachers.classes import CAMERA_CLASSES, CAMERA_TO_MASK, IGNORED, MASK_CLASSES
+
+_SHOWN = 6
+# The class of CLASS_NAMES that each official panoptic class is of; -1 where that is not known.
+_OF_PANOPTIC = torch.tensor(
+    [
+        -1 if mask == IGNORED else CLASS_NAMES.index(name if name == "SIGN" else MASK_CLASSES[mask])
+        for name, mask in zip(CAMERA_CLASSES, CAMERA_TO_MASK, strict=True)
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """How much more is seen inside the boxes of a class than outside of all boxes.
+    """How much more is seen where objects of a class are than where none is.
 
+    Where an image has panoptic labels these say so, of the middle of each cell; elsewhere the labelled boxes.
+
+    inside: the mean inside, the mean over images
     ratio: of the means inside and outside, the mean over images
     t: of the differences of these means, over images; NaN where there are fewer than two
     images: how many have both
     """
 
+    inside: float
     ratio: float
     t: float
     images: int
@@ -43,13 +61,34 @@ class Response:
 
     share: of the sum over branches, the mean over all cells
     contrasts: by class
-    maps: float32 [h, w] of the images with the most labels, in their order
+    maps: float32 [h, w] of the images in `shown_samples`, in their order
     """
 
     branch: str
     share: float
     contrasts: dict[str, Contrast]
     maps: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastBranches:
+    """The response on a coarser level to the trunk's map that joins it past the branches.
+
+    stride: pixels to a cell of the level
+    share: of the sum with the response to what comes from the branches, the mean over all cells
+    contrasts: by class
+    """
+
+    stride: int
+    share: float
+    contrasts: dict[str, Contrast]
+
+
+def shown_samples(batches: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """Return the samples whose response maps are kept: the six with the most labels, in their order."""
+    samples = [sample for batch in batches for sample in batch]
+    chosen = most_labelled(samples, _SHOWN)
+    return [sample for sample in samples if sample.key in chosen]
 
 
 def effective_kernels(student: Student, fused: Tensor) -> dict[str, Tensor]:
@@ -61,8 +100,7 @@ def effective_kernels(student: Student, fused: Tensor) -> dict[str, Tensor]:
     assert isinstance(fuse, nn.Conv2d)
     weight = fuse.standardized() if isinstance(fuse, StandardizedConv) else fuse.weight
     scaled = _scales(norm, fused)[:, :, None] * weight[None, :, :, 0, 0]
-    first = next(layer for layer in student.rpn.head.conv.modules() if isinstance(layer, nn.Conv2d))
-    whole = torch.einsum("ocyx,bci->boiyx", first.weight, scaled)
+    whole = torch.einsum("ocyx,bci->boiyx", _first_kernel(student), scaled)
     names = [FREE, *student.backbone.branches]
     return dict(zip(names, whole.split(student.config.branch_width, 2), strict=True))
 
@@ -95,32 +133,81 @@ def branch_responses(student: Student, batches: Sequence[Sequence[Sample]]) -> l
     ]
     maps = {name: torch.cat([one[name].cpu() for one in of_batches]) for name in of_batches[0]}
     total = sum(float(each.double().sum()) for each in maps.values())
-    shown = most_labelled(samples)
+    shown = {sample.key for sample in shown_samples(batches)}
     return [
         Response(
             branch=name,
             share=float(each.double().sum()) / total if total else 0.0,
-            contrasts=contrasts(each, [sample.objects for sample in samples], student.config.stride),
+            contrasts=contrasts(each, samples, student.config.stride),
             maps=[one for one, sample in zip(each, samples, strict=True) if sample.key in shown],
         )
         for name, each in maps.items()
     ]
 
 
-def contrasts(maps: Tensor, objects: Sequence[Objects], stride: int) -> dict[str, Contrast]:
-    """Return how much stronger maps float32 [B, h, w] are inside the boxes of each class that there is.
+@torch.no_grad()
+def past_branches(student: Student, batches: Sequence[Sequence[Sample]]) -> list[PastBranches]:
+    """Return the response to what joins each coarser level past the branches; [] where the trunk has no such maps.
+
+    Nothing but a sum lies between, so that this path is linear as it is.
+    """
+    device, backbone = next(student.parameters()).device, student.backbone
+    samples = [sample for batch in batches for sample in batch]
+    kernel = _first_kernel(student)
+    maps: dict[tuple[int, str], list[Tensor]] = {}
+
+    def record(level: int, way: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            response = conv2d(output.float(), kernel, padding=1).norm(dim=1).cpu()
+            maps.setdefault((level, way), []).append(response)
+
+        return hook
+
+    with ExitStack() as stack:
+        for level, lateral in enumerate(backbone.lateral, start=1):
+            stack.callback(lateral.register_forward_hook(record(level, "past")).remove)
+            stack.callback(backbone.downsample[level - 1].register_forward_hook(record(level, "through")).remove)
+        for batch in batches:
+            student.features(torch.stack([sample.image for sample in batch]).to(device))
+    found = []
+    for level in range(1, len(backbone.lateral) + 1):
+        past, through = (torch.cat(maps[level, way]) for way in ("past", "through"))
+        stride = student.config.stride << level
+        total = float(past.double().sum() + through.double().sum())
+        found.append(
+            PastBranches(
+                stride=stride,
+                share=float(past.double().sum()) / total if total else 0.0,
+                contrasts=contrasts(past, samples, stride),
+            )
+        )
+    return found
+
+
+def contrasts(maps: Tensor, samples: Sequence[Sample], stride: int) -> dict[str, Contrast]:
+    """Return how much stronger maps float32 [B, h, w] are where objects of each class are that there is.
 
     stride: side of a cell in pixels; a cell is where its middle is
     """
     pairs: dict[str, list[tuple[float, float]]] = {}
-    for one, labelled in zip(maps.double(), objects, strict=True):
-        inside = _inside(labelled.boxes, one.shape[0], one.shape[1], stride)
-        outside = ~inside.any(0)
+    for one, sample in zip(maps.double(), samples, strict=True):
+        there = _classes_there(sample, one.shape[0], one.shape[1], stride)
+        background = there[0]
         for number, name in enumerate(CLASS_NAMES):
-            of_class = inside[labelled.classes == number].any(0)
-            if number and bool(of_class.any()) and bool(outside.any()):
-                pairs.setdefault(name, []).append((float(one[of_class].mean()), float(one[outside].mean())))
+            if number and bool(there[number].any()) and bool(background.any()):
+                pairs.setdefault(name, []).append((float(one[there[number]].mean()), float(one[background].mean())))
     return {name: _contrast(pairs[name]) for name in CLASS_NAMES if name in pairs}
+
+
+def _classes_there(sample: Sample, height: int, width: int, stride: int) -> Tensor:
+    """Return bool [M, h, w], which cells show each of CLASS_NAMES; the first is the background."""
+    numbers = torch.arange(len(CLASS_NAMES))
+    if sample.panoptic is not None:
+        return _OF_PANOPTIC[classes_of_cells(sample.panoptic, height, width)] == numbers[:, None, None]
+    inside = _inside(sample.objects.boxes, height, width, stride)
+    there = torch.stack([inside[sample.objects.classes == number].any(0) for number in numbers])
+    there[0] = ~inside.any(0)
+    return there
 
 
 def _contrast(pairs: Sequence[tuple[float, float]]) -> Contrast:
@@ -128,7 +215,7 @@ def _contrast(pairs: Sequence[tuple[float, float]]) -> Contrast:
     spread = statistics.stdev(differences) if len(pairs) > 1 else 0.0
     ratio = statistics.fmean(inside / max(outside, 1e-12) for inside, outside in pairs)
     t = statistics.fmean(differences) / (spread / math.sqrt(len(pairs))) if spread else math.nan
-    return Contrast(ratio, t, len(pairs))
+    return Contrast(statistics.fmean(inside for inside, _ in pairs), ratio, t, len(pairs))
 
 
 def _inside(boxes: Tensor, height: int, width: int, stride: int) -> Tensor:
@@ -137,6 +224,10 @@ def _inside(boxes: Tensor, height: int, width: int, stride: int) -> Tensor:
     x0, y0, x1, y1 = (edge[:, None] for edge in boxes.unbind(1))
     columns, rows = (x >= x0) & (x < x1), (y >= y0) & (y < y1)
     return rows[:, :, None] & columns[:, None, :]
+
+
+def _first_kernel(student: Student) -> Tensor:
+    return next(layer for layer in student.rpn.head.conv.modules() if isinstance(layer, nn.Conv2d)).weight
 
 
 def _scales(norm: nn.Module, values: Tensor) -> Tensor:

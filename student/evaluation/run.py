@@ -25,6 +25,9 @@ from teachers.card import TeacherCard
 from teachers.pool import TeacherPool
 from teachers.target import Target
 
+# What is told of each kind of samples.
+_OF_KIND = ("AP50", "recall@100", "depth/AbsRel")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
@@ -66,6 +69,7 @@ def evaluate_student(
     cell_means: Mapping[str, Tensor] | None = None,
     example_every: int = 0,
     bfloat16: bool = False,
+    kinds: Mapping[SampleKey, str] | None = None,
     on_sample: Callable[[Sample, Detections], None] = lambda _sample, _found: None,
     progress: Callable[[int], None] = lambda _samples: None,
 ) -> EvaluationResult:
@@ -74,6 +78,8 @@ def evaluate_student(
     pool: teachers that its branches are compared with; None: they are not
     cell_means: of regression teachers, float32 [D, h, w], the mean of their training targets in each cell
     example_every: one sample of so many becomes an example; 0: none does
+    kinds: of samples, such as Night: `AP50`, `recall@100` and `depth/AbsRel` of each are among the metrics, as
+        `AP50/Night` and so on
     on_sample: called with each sample and what the student found in it, in pixels of the sample's image, on the CPU
     progress: called with the samples done
 
@@ -81,6 +87,7 @@ def evaluate_student(
     """
     detection, proposals, depth = DetectionScores(), ProposalRecall(), DepthScores(student.config.max_depth_m)
     errors = DetectionErrors()
+    by_kind: dict[str, tuple[DetectionScores, ProposalRecall, DepthScores]] = {}
     imitation = _imitation_scores(student, pool.cards if pool else {}, cell_means or {})
     device = next(student.parameters()).device
     examples: list[Example] = []
@@ -108,6 +115,13 @@ def evaluate_student(
             errors.add(found, sample.objects)
             depth.add(found, sample.objects)
             proposals.add(prediction.proposals[place].cpu(), sample.objects)
+            if kinds is not None and (kind := kinds.get(sample.key)) is not None:
+                if kind not in by_kind:
+                    by_kind[kind] = DetectionScores(), ProposalRecall(), DepthScores(student.config.max_depth_m)
+                of_kind = by_kind[kind]
+                of_kind[0].add(found, sample.objects)
+                of_kind[1].add(prediction.proposals[place].cpu(), sample.objects)
+                of_kind[2].add(found, sample.objects)
             if example_every and samples % example_every == 0:
                 examples.append(_example(sample, found, place, prediction.branch_outputs, targets))
             samples += 1
@@ -115,6 +129,9 @@ def evaluate_student(
     if not samples:
         raise StudentError("there is no sample to evaluate the student on; name another split")
     metrics = {**detection.metrics(), **errors.metrics(), **proposals.metrics(), **depth.metrics()}
+    for kind, of_kind in by_kind.items():
+        all_of_kind = {name: value for scores in of_kind for name, value in scores.metrics().items()}
+        metrics |= {f"{name}/{kind}": all_of_kind[name] for name in _OF_KIND if name in all_of_kind}
     for name, scores in imitation.items():
         metrics |= {f"imitation/{name}/{figure}": value for figure, value in scores.metrics().items()}
     metrics["images_per_second"] = samples / seconds

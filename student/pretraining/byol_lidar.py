@@ -203,7 +203,7 @@ class ByolLidarObjective(SelfDistillation):
 def _check(samples: Sequence[Sample]) -> None:
     """Raise StudentError where no places could ever be found: the run would learn from nothing."""
     for sample in samples:
-        if sample.vehicle_to_world is None or sample.camera_to_vehicle is None or sample.intrinsic is None:
+        if sample.exposed_vehicle_to_world is None or sample.camera_to_vehicle is None or sample.intrinsic is None:
             raise StudentError(f"{sample.key}: no pose or calibration; byol-lidar needs them, choose another --method")
     if all(sample.lidar is None or not len(sample.lidar.pixel_depth_m) for sample in samples):
         raise StudentError(f"{samples[0].key}: no lidar returns on any image of the batch; choose another --method")

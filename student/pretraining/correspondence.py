@@ -49,7 +49,7 @@ def correspondences(one: Sample, other: Sample) -> Correspondences:
     has moved. That needs no label. Images with no pose, calibration or points have none.
     """
     nothing = Correspondences(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0, bool))
-    matrices = [m for s in (one, other) for m in (s.intrinsic, s.camera_to_vehicle, s.vehicle_to_world)]
+    matrices = [m for s in (one, other) for m in (s.intrinsic, s.camera_to_vehicle, s.exposed_vehicle_to_world)]
     if one.lidar is None or other.lidar is None or any(matrix is None for matrix in matrices):
         return nothing
     of_one, to_vehicle, to_world, of_other, other_vehicle, other_world = (

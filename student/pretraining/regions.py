@@ -147,13 +147,13 @@ def _raised_returns(sample: Sample, grid: tuple[int, int]) -> tuple[Floats, Floa
     """Return where in the world the image's returns above the ground lie [n, 3], their range, and their cell."""
     if sample.lidar is None or sample.intrinsic is None or sample.camera_to_vehicle is None:
         raise StudentError(f"{sample.key}: no points or calibration; choose other --odin.masks")
-    if sample.vehicle_to_world is None:
+    if sample.exposed_vehicle_to_world is None:
         raise StudentError(f"{sample.key}: no pose; choose other --odin.masks")
     raised = above_ground(sample.lidar)[sample.lidar.pixel_point.numpy()] > _RAISED_M
     pixels = sample.lidar.pixel_uv.numpy().T[raised].astype(np.float64)
     ranges = sample.lidar.pixel_depth_m.numpy()[raised].astype(np.float64)
     camera = rays(pixels, sample.intrinsic.numpy()) * ranges[:, None]
-    to_world = (sample.vehicle_to_world @ sample.camera_to_vehicle).numpy()
+    to_world = (sample.exposed_vehicle_to_world @ sample.camera_to_vehicle).numpy()
     height, width = sample.image.shape[1:]
     cell = np.clip((pixels[:, ::-1] * grid / (height, width)).astype(np.int64), 0, (grid[0] - 1, grid[1] - 1))
     return camera @ to_world[:3, :3].T + to_world[:3, 3], ranges, cell[:, 0] * grid[1] + cell[:, 1]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from student.evaluation.attack import CLEAN, DEPTH_OF_LABELS, NOISE, SUM, Attack, AttackResult
+from student.evaluation.attack_checks import AttackCheck
 from student.evaluation.run import Example
 from student.report.charts import heat_map, over_strength
 from student.report.damage import damage
@@ -28,6 +29,8 @@ _TASKS = {
 }
 _LEAST_SCORE = 0.5
 _PANEL_PX, _COLUMNS = 768, 3
+# Clean AP50s that differ by no more than this are as good.
+_MATCHED = 0.1
 
 
 def table(outcomes: ResultsByRun) -> tuple[list[str], list[list[str]]]:
@@ -75,6 +78,7 @@ def fill_page(page: Page, outcomes: ResultsByRun, epsilon: float) -> None:
         )
     page.heading("Over the size of the change")
     page.image(_curves(outcomes), "Solid: attacks on the weighted sum of the losses. Dashed: noise of the same size.")
+    page.text(matching(outcomes))
     page.heading("All attacks")
     header, rows = table(outcomes)
     page.table(rows, header)
@@ -88,9 +92,39 @@ def fill_page(page: Page, outcomes: ResultsByRun, epsilon: float) -> None:
             page.image(_panels(found, epsilon, number), where(example))
 
 
+def fill_checks(page: Page, checks: Mapping[str, Sequence[AttackCheck]]) -> None:
+    """Say what must hold of an honest attack, and whether it does, by run."""
+    page.heading("Is the attack honest?")
+    page.text(
+        "An attack that finds little may be a weak attack. Of a strong one, damage rises with its size and its steps,"
+        " the largest breaks nearly all (a tenth of AP50 is left), noise of the same size does little (four fifths are"
+        " left), and images that were made for another run do less than those made for this one."
+    )
+    rows = [[run, one.claim, "yes" if one.holds else "NO", one.seen] for run, each in checks.items() for one in each]
+    page.table(rows, ["run", "claim", "holds", "AP50"])
+
+
+def matching(outcomes: ResultsByRun) -> str:
+    """Say which runs are equally good on clean images: of others, what is lost cannot be compared."""
+    clean = {run: found[0].metrics.get("AP50", 0.0) for run, found in outcomes.items()}
+    told = ", ".join(f"{run} {value:.3f}" for run, value in clean.items())
+    (first, best), *others = clean.items()
+    matched = [run for run, value in others if abs(value - best) <= _MATCHED * max(value, best)]
+    if not others:
+        return f"Clean AP50: {told}."
+    return (
+        f"Clean AP50: {told}. A better detector has more to lose: compare what is left absolutely, and relative to the"
+        f" clean AP50, only of runs whose clean AP50 is within {_MATCHED:.0%} of {first}'s: "
+        + (", ".join(matched) if matched else "none; train.py --loop.keep keeps the steps before, give one of them")
+        + "."
+    )
+
+
 def _matrix(found: Sequence[AttackResult], epsilon: float) -> bytes:
     clean = found[0].metrics
-    rows = [one for one in found if one.attack.goal == CLEAN or one.attack.epsilon == epsilon]
+    rows = [
+        one for one in found if one.attack.goal == CLEAN or (one.attack.epsilon == epsilon and one.attack.steps is None)
+    ]
     losses = [name for name in clean if name.startswith("loss/")]
     values, texts = [], []
     for outcome in rows:
@@ -107,7 +141,7 @@ def _matrix(found: Sequence[AttackResult], epsilon: float) -> bytes:
         texts.append(cells)
     columns = [title.replace(", ", "\n") for title, _ in _TASKS.values()]
     columns += [name.removeprefix("loss/").replace("/", "/\n") for name in losses]
-    names = [one.attack.goal for one in rows]
+    names = [one.attack.goal + ("" if one.attack.source is None else f" of {one.attack.source}") for one in rows]
     return heat_map(np.array(values, np.float64), texts, names, columns, f"raised loss, by {epsilon:g}/255")
 
 
@@ -117,7 +151,11 @@ def _curves(outcomes: ResultsByRun) -> bytes:
         lines = {}
         for run, found in outcomes.items():
             for goal, suffix in ((SUM, ""), (NOISE, ", noise")):
-                shown = [one for one in found if one.attack.goal in (CLEAN, goal) and name in one.metrics]
+                shown = [
+                    one
+                    for one in found
+                    if one.attack.goal in (CLEAN, goal) and one.attack.is_plain and name in one.metrics
+                ]
                 shown.sort(key=lambda one: one.attack.epsilon)
                 if shown:
                     points = ([one.attack.epsilon for one in shown], [one.metrics[name] for one in shown])
@@ -131,7 +169,7 @@ def _panels(found: Sequence[AttackResult], epsilon: float, number: int) -> Image
     """Return one image as it is and under some of the attacks, with what was changed of it by the sum's."""
     largest = max(one.attack.epsilon for one in found)
     shown = {(CLEAN, 0), (NOISE, epsilon), ("objectness", epsilon), (SUM, epsilon), (SUM, largest)}
-    chosen = [one for one in found if (one.attack.goal, one.attack.epsilon) in shown]
+    chosen = [one for one in found if (one.attack.goal, one.attack.epsilon) in shown and one.attack.is_plain]
     panels = [(str(one.attack), _drawn(one.examples[number])) for one in chosen]
     clean = found[0].examples[number].sample.image
     for one in chosen:

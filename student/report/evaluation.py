@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from datalake.sample import Sample
 from student.detections import CLASS_NAMES, Detections
 from student.evaluation.detection import PrecisionRecall
 from student.evaluation.errors import ERROR_KINDS
@@ -280,5 +281,10 @@ def _views(target: Target, branch_outputs: Tensor, class_names: Sequence[str]) -
 
 def where(example: Example) -> str:
     """Return which frame an example is of."""
-    key = example.sample.key
+    return named(example.sample)
+
+
+def named(sample: Sample) -> str:
+    """Return which frame a sample is of."""
+    key = sample.key
     return f"{key.segment} · {key.timestamp_us / 1e6:.1f} s · {key.camera}"

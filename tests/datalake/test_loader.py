@@ -6,7 +6,7 @@ import io
 import itertools
 import shutil
 import threading
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from datalake.sample import Sample
 from tests.drives import DRIVE_FRAMES, DRIVE_SEGMENTS, build_drives
 from tests.frames import SEGMENT, START_US, make_frame, panoptic_png
 from tests.lakes import build_frames
+from tests.support.sample_values import equal, tensors
 
 IMAGES = DRIVE_SEGMENTS * DRIVE_FRAMES
 CONFIG = LoaderConfig(global_batch=4, streams=8)
@@ -33,22 +34,6 @@ CONFIG = LoaderConfig(global_batch=4, streams=8)
 
 def keys(stream: SampleStream, workers: int = 0) -> list[list[Any]]:
     return [[sample.key for sample in batch] for batch in stream.loader(workers)]
-
-
-def equal(left: Any, right: Any) -> bool:
-    if isinstance(left, torch.Tensor):
-        return left.dtype == right.dtype and torch.equal(left.nan_to_num(-1), right.nan_to_num(-1))
-    if is_dataclass(left):
-        return all(equal(getattr(left, field.name), getattr(right, field.name)) for field in fields(left))
-    return bool(left == right)
-
-
-def tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return (
-        [each for field in fields(value) for each in tensors(getattr(value, field.name))] if is_dataclass(value) else []
-    )
 
 
 def row(lake: Lake, table: str, sample: Sample, *, camera: bool = True) -> list[dict[str, Any]]:

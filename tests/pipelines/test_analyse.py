@@ -14,7 +14,8 @@ from rich.console import Console
 
 from datalake.commit import LakeError
 from pipelines import train
-from pipelines.analyse import METRICS_FILE, REPORT_FILE, AttackConfig, InterpretConfig, run
+from pipelines.analyse import AttackConfig, CorruptionsConfig, InterpretConfig, ProbeConfig, run
+from pipelines.analysed_runs import METRICS_FILE, REPORT_FILE
 from pipelines.train_config import TrainConfig
 from student.checkpoint import read_student
 from student.config import StudentError
@@ -44,7 +45,7 @@ def folder(split_lake: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         image_size=(96, 64),
         batch=2,
         min_anchor_recall=0.0,
-        loop=LoopConfig(steps=2, checkpoint_every=2, precision="float32"),
+        loop=LoopConfig(steps=2, checkpoint_every=2, diagnose_every=1, precision="float32"),
         device="cpu",
     )
     assert train.run(config, Console(quiet=True)) == 0
@@ -77,11 +78,19 @@ def test_every_loss_is_attacked_in_every_run_on_the_same_images(folder: Path, at
     metrics = found(folder / "run/attack")
     assert list(metrics["runs"]) == ["run", "twin"]
     one, twin = metrics["runs"]["run"]["attack"], metrics["runs"]["twin"]["attack"]
-    assert one == twin
+    assert one[:-1] == twin[:-1]
     alone = ["objectness", "rpn_box", "classification", "box", "depth", "imitation/lidar"]
-    assert [(row["goal"], row["epsilon"]) for row in one] == [
-        ("clean", 0), *((name, 4) for name in alone), ("sum", 2), ("sum", 4), ("noise", 2), ("noise", 4),
+    assert [(row["goal"], row["epsilon"], row["steps"], row["source"]) for row in one] == [
+        ("clean", 0, None, None), *((name, 4, None, None) for name in alone),
+        ("sum", 2, None, None), ("sum", 4, None, None), ("noise", 2, None, None), ("noise", 4, None, None),
+        ("sum", 4, 1, None), ("sum", 4, None, "twin"),
     ]  # fmt: skip
+    # The twin's weights are the same, and so is what was made for it.
+    assert one[-1]["metrics"] == one[8]["metrics"]
+    assert {check["claim"] for check in metrics["checks"]["run"]} <= {
+        "damage rises with epsilon", "4/255 breaks nearly all", "damage of 4/255 rises with the steps",
+        "noise of 4/255 does little", "4/255 made for twin does less than made for this run",
+    }  # fmt: skip
     clean, attacked = one[0]["metrics"], one[6]["metrics"]
     assert attacked["loss/imitation/lidar"] > clean["loss/imitation/lidar"]
     assert "loss/sum" in clean
@@ -109,7 +118,60 @@ def test_every_branch_is_ablated(folder: Path, split_lake: str, tmp_path: Path) 
         (None, None),
         *((branch, way) for branch in ("free", "lidar", "all") for way in ("mean", "other image")),
     ]
-    assert "Without its branches: run" in (tmp_path / REPORT_FILE).read_text()
+    (every, *_) = metrics["attribution"]["run"]
+    assert every["branches"].keys() == {"lidar", "free"}
+    assert sum(every["branches"].values()) == pytest.approx(every["after"] - every["before"], abs=2e-3)
+    assert [one["stride"] for one in metrics["past_branches"]["run"]] == [8, 16, 32]
+    # Of both segments' times of day there are some, or of one.
+    assert any(
+        name.startswith("recall@100/") and name.endswith(("Day", "Night", "Dusk"))
+        for name in only["interpret"][0]["metrics"]
+    )
+    # The training has logged the fusion's columns.
+    page = (tmp_path / REPORT_FILE).read_text()
+    assert "Without its branches: run" in page
+    assert "A line for each branch." in page
+
+
+def test_probes_stand_beside_those_of_random_weights(
+    folder: Path, split_lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # How well they read is not asked here.
+    monkeypatch.setattr("student.evaluation.probe._STEPS", 5)
+    config = ProbeConfig(
+        checkpoint=str(folder / "run"),
+        against=(str(folder / "twin"),),
+        lake=split_lake,
+        images=FRAMES,
+        frames=3,
+        shares=(0.3, 1.0),
+        out=str(tmp_path),
+        device="cpu",
+    )
+    assert run(config, Console(quiet=True)) == 0
+    metrics = found(tmp_path)
+    probes = metrics["runs"]["run"]["probe"]
+    assert probes == metrics["runs"]["twin"]["probe"]
+    assert list(metrics["random_weights"]) == ["random weights"]
+    others = metrics["random_weights"]["random weights"]
+    tasks = [(one["task"], one["share"], one["frames"]) for one in probes]
+    assert tasks == [(one["task"], one["share"], one["frames"]) for one in others]
+    assert {("panoptic", 0.3, 1), ("panoptic", 1.0, 3), ("depth", 1.0, 3)} <= set(tasks)
+    assert probes != others
+    assert "random weights" in (tmp_path / REPORT_FILE).read_text()
+
+
+def test_every_corruption_is_tried_at_three_strengths(folder: Path, split_lake: str, tmp_path: Path) -> None:
+    config = CorruptionsConfig(
+        checkpoint=str(folder / "run"), lake=split_lake, images=2, batch=2, out=str(tmp_path), device="cpu"
+    )
+    assert run(config, Console(quiet=True)) == 0
+    (only,) = found(tmp_path)["runs"].values()
+    kinds = ("blur", "noise", "jpeg", "brightness", "fog")
+    assert [(row["kind"], row["strength"]) for row in only["corruptions"]] == [
+        ("clean", 0), *((kind, strength) for kind in kinds for strength in (1, 2, 3)),
+    ]  # fmt: skip
+    assert "What is lost: run" in (tmp_path / REPORT_FILE).read_text()
 
 
 def test_the_losses_of_a_run_have_its_weights(folder: Path) -> None:

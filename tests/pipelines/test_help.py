@@ -9,6 +9,7 @@ import pytest
 import tyro.extras
 
 from pipelines.ablate import AblateConfig
+from pipelines.analyse import AttackConfig, CorruptionsConfig, InterpretConfig, ProbeConfig
 from pipelines.attention import AttentionConfig
 from pipelines.build_lake import BuildLakeConfig
 from pipelines.cache_targets import CacheTargetsConfig
@@ -23,15 +24,19 @@ from pipelines.train_teachers import TrainTeachersConfig
 COMMANDS: list[Any] = [
     AblateConfig,
     AttentionConfig,
+    AttackConfig,
     BuildLakeConfig,
     CacheTargetsConfig,
+    CorruptionsConfig,
     DemoConfig,
     EvaluateConfig,
     Detector,
+    InterpretConfig,
     MaskRcnn,
     Spvnas,
     PretrainConfig,
     SegmentConfig,
+    ProbeConfig,
     TrainConfig,
     TrainTeachersConfig,
 ]

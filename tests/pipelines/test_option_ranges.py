@@ -16,7 +16,7 @@ from rich.console import Console
 from datalake.commit import LakeError
 from pipelines import ablate, cache_targets, evaluate, import_teacher, pretrain, train, train_teachers
 from pipelines.ablate import AblateConfig
-from pipelines.analyse import AttackConfig, InterpretConfig
+from pipelines.analyse import AttackConfig, CorruptionsConfig, InterpretConfig, ProbeConfig
 from pipelines.attention import AttentionConfig
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.demo import DemoConfig
@@ -41,6 +41,8 @@ WHOLE = [
     AttentionConfig(**PLACES),
     SegmentConfig(runs=("one=/nowhere",), **PLACES),
     InterpretConfig(lake="/nowhere", checkpoint="/nowhere"),
+    ProbeConfig(lake="/nowhere", checkpoint="/nowhere"),
+    CorruptionsConfig(lake="/nowhere", checkpoint="/nowhere"),
     AblateConfig(train=TRAIN),
     CacheTargetsConfig(lake="/nowhere", teacher="/nowhere"),
     Spvnas(weights="/nowhere", net_config="/nowhere", **PLACES),

@@ -55,3 +55,21 @@ def test_features_and_anchors_are_float32_under_bfloat16_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         features = student.features(torch.zeros(1, 3, 64, 96))
     assert {level.dtype for level in features.pyramid} == {torch.float32}
+
+
+def test_a_branch_is_selected_by_as_much_as_its_columns_of_the_fusion_weigh() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(TAUGHT)
+    assert backbone.selection().keys() == {"free/weight", "colors/weight", "shades/weight"}
+    backbone(torch.rand(1, 3, 64, 96)).pyramid[0].square().sum().backward()
+    found = {name: float(share) for name, share in backbone.selection().items()}
+    weight = backbone.get_parameter("fuse.0.weight")
+    # What multiplies the features has mean 0 and norm 1 in each filter.
+    used = weight.detach() - weight.detach().mean((1, 2, 3), keepdim=True)
+    used = used / used.square().sum((1, 2, 3), keepdim=True).sqrt()
+    for number, name in enumerate(("free", "colors", "shades")):
+        columns = slice(number * TAUGHT.branch_width, (number + 1) * TAUGHT.branch_width)
+        for what, matrix in (("weight", used), ("gradient", weight.grad)):
+            assert matrix is not None
+            share = float(matrix[:, columns].norm() ** 2 / matrix.norm() ** 2)
+            assert found[f"{name}/{what}"] == pytest.approx(share, rel=1e-3)

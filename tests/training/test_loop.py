@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from datalake.sample import Sample
 from teachers.batches import labelled_batches
 from tests.teachers.samples import sample
-from training.checkpoint import CHECKPOINT_FILE
+from training.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from training.errors import TrainingError
 from training.fingerprint import Plain
 from training.generators import Chance
@@ -187,6 +187,28 @@ def test_how_often_checkpoints_are_made_is_no_other_setting(tmp_path: Path) -> N
         run(tmp_path, Doubling(), die_at=5)
     oftener = LoopConfig(**{**vars(CONFIG), "checkpoint_every": 1})
     assert run(tmp_path, Doubling(), config=oftener).steps == 12
+
+
+def test_kept_checkpoints_are_those_of_their_steps_whatever_interrupts_the_run(tmp_path: Path) -> None:
+    keeping = LoopConfig(**{**vars(CONFIG), "keep": 3})
+    run(tmp_path / "whole", Doubling(), config=keeping)
+    with pytest.raises(Killed):
+        run(tmp_path / "parts", Doubling(), config=keeping, die_at=7)
+    run(tmp_path / "parts", Doubling(), config=keeping)
+    run(tmp_path / "plain", Doubling())
+    assert log(tmp_path / "whole") == log(tmp_path / "parts") == log(tmp_path / "plain")
+    assert sorted(path.name for path in (tmp_path / "parts").glob("step-*")) == [
+        "step-12",
+        "step-3",
+        "step-6",
+        "step-9",
+    ]
+    for step in (3, 6, 9, 12):
+        one, other = (load_checkpoint(RunDir(str(tmp_path / name / f"step-{step}"))) for name in ("whole", "parts"))
+        assert one is not None
+        assert other is not None
+        assert one.step == other.step == step
+        assert all(torch.equal(value, other.objective[name]) for name, value in one.objective.items())
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_name_and_sample(tmp_path: Path) -> None:

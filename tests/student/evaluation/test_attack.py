@@ -192,3 +192,18 @@ def test_a_loss_that_is_not_finite_is_refused_with_its_images() -> None:
 def test_a_student_in_training_is_refused() -> None:
     with pytest.raises(StudentError, match="call eval"):
         attack_student(taught().train(), [clean()], [UNCHANGED], QUICK)
+
+
+def test_an_attack_made_elsewhere_is_shown_as_it_is_and_fewer_steps_do_less() -> None:
+    objective, batches = taught(), [clean(FOUR[:3]), clean(FOUR[3:], 3)]
+    elsewhere = Attack(goal=SUM, epsilon=8, source="other")
+    images = [attacked_images(objective, one, Attack(goal=SUM, epsilon=8), QUICK) for one in batches]
+    attacks = [Attack(goal=SUM, epsilon=8), elsewhere, Attack(goal=SUM, epsilon=8, steps=0)]
+    own, shown, start = attack_student(objective, batches, attacks, QUICK, ready={elsewhere: images})
+    assert shown.metrics == own.metrics
+    assert start.metrics["loss/sum"] < own.metrics["loss/sum"]
+    assert [str(one.attack) for one in (own, shown, start)] == [
+        "sum 8/255", "sum 8/255 of other", "sum 8/255, 0 steps",
+    ]  # fmt: skip
+    with pytest.raises(StudentError, match="expected the images that were made from other"):
+        attack_student(objective, batches, [elsewhere], QUICK)

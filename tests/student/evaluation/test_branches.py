@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from datalake.sample import Sample
+from student.backbone import FREE
 from student.config import StudentError
 from student.detector import Student
-from student.evaluation.branches import ALL, FREE, Ablation, ablate_branches, branch_features, substituted
+from student.evaluation.branches import ALL, Ablation, ablate_branches, branch_features, substituted
 from student.evaluation.run import evaluate_student
 from tests.student.students import TAUGHT, build, objects_of, sample, samples
 

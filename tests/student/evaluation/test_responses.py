@@ -10,11 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from datalake.sample import Panoptic
+from student.backbone import FREE
 from student.config import Norm
 from student.detector import Student
-from student.evaluation.branches import FREE, branch_features
-from student.evaluation.responses import branch_responses, contrasts, effective_kernels, response_maps
-from tests.student.students import TAUGHT, build, objects_of, samples
+from student.evaluation.branches import branch_features
+from student.evaluation.responses import (
+    branch_responses,
+    contrasts,
+    effective_kernels,
+    past_branches,
+    response_maps,
+    shown_samples,
+)
+from teachers.classes import CAMERA_CLASSES
+from tests.student.students import TAUGHT, build, objects_of, sample, samples
 
 TWO = samples(2)
 WIDTH = TAUGHT.branch_width
@@ -104,11 +114,11 @@ def test_shares_of_all_branches_make_one() -> None:
 
 def test_what_responds_inside_boxes_of_one_class_is_found_there_alone() -> None:
     maps = torch.ones(3, 16, 24)
-    objects = [objects_of((8, 8, 24, 20, 1, 9.0), (40, 40, 60, 60, 2, 9.0))] * 3
+    labelled = [sample(0, objects_of((8, 8, 24, 20, 1, 9.0), (40, 40, 60, 60, 2, 9.0)))] * 3
     for number in range(3):
         # Cells of four pixels.
         maps[number, 2:5, 2:6] = 3.0 + number
-    found = contrasts(maps, objects, 4)
+    found = contrasts(maps, labelled, 4)
     assert found.keys() == {"VEHICLE", "PEDESTRIAN"}
     assert found["VEHICLE"].ratio == pytest.approx(4)
     # The differences are 2, 3 and 4.
@@ -116,3 +126,57 @@ def test_what_responds_inside_boxes_of_one_class_is_found_there_alone() -> None:
     assert found["PEDESTRIAN"].ratio == pytest.approx(1)
     assert found["PEDESTRIAN"].images == 3
     assert math.isnan(found["PEDESTRIAN"].t)
+
+
+def test_with_panoptic_labels_a_class_is_where_these_show_it() -> None:
+    classes = torch.full((64, 96), CAMERA_CLASSES.index("ROAD"), dtype=torch.uint8)
+    classes[:16, :16] = CAMERA_CLASSES.index("BUS")
+    classes[16:32, :16] = CAMERA_CLASSES.index("SIGN")
+    # What is not known is neither a class nor the background.
+    classes[:, 48:] = CAMERA_CLASSES.index("UNDEFINED")
+    panoptic = Panoptic(classes, torch.zeros(64, 96, dtype=torch.int32))
+    labelled = replace(sample(0, objects_of((40, 40, 60, 60, 2, 9.0))), panoptic=panoptic)
+    maps = torch.ones(1, 16, 24)
+    maps[0, :4, :4], maps[0, 4:8, :4], maps[0, :, 12:] = 6.0, 3.0, 99.0
+    found = contrasts(maps, [labelled], 4)
+    assert {name: one.ratio for name, one in found.items()} == {"VEHICLE": 6, "SIGN": 3}
+    assert found["VEHICLE"].inside == 6
+
+
+def test_past_the_branches_goes_what_the_laterals_add() -> None:
+    student = some_student("group")
+    found = past_branches(student, [TWO[:1], TWO[1:]])
+    assert [one.stride for one in found] == [8, 16, 32]
+    head: Any = student.rpn.head
+    kernel = head.conv[0][0]
+    features = student.features(torch.stack([one.image for one in TWO]))
+    level, lateral = student.backbone.downsample[0](features.pyramid[0]), []
+    hook = student.backbone.lateral[0].register_forward_hook(lambda _module, _inputs, output: lateral.append(output))
+    student.features(torch.stack([one.image for one in TWO]))
+    hook.remove()
+    torch.testing.assert_close(features.pyramid[1], level + lateral[0])
+    with torch.no_grad():
+        # Without its bias, which belongs to neither.
+        past, through = (
+            (kernel(values) - kernel.bias[:, None, None]).norm(dim=1).sum() for values in (lateral[0], level)
+        )
+    assert found[0].share == pytest.approx(float(past / (past + through)), rel=1e-4)
+
+
+def test_without_branches_that_contribute_all_goes_past_them() -> None:
+    student = some_student("group")
+    with torch.no_grad():
+        for level in range(3):
+            for name in ("weight", "bias"):
+                student.backbone.get_parameter(f"downsample.{level}.1.{name}").zero_()
+    assert [one.share for one in past_branches(student, [TWO])] == [1, 1, 1]
+
+
+def test_six_images_with_the_most_labels_are_shown() -> None:
+    many = samples(8)
+    many[3] = replace(many[3], objects=objects_of())
+    many[5] = replace(many[5], objects=objects_of((0, 0, 9, 9, 1, 5.0)))
+    shown = shown_samples([many[:5], many[5:]])
+    assert [one.key.timestamp_us for one in shown] == [0, 1, 2, 4, 6, 7]
+    maps = branch_responses(some_student("group"), [many[:5], many[5:]])[0].maps
+    assert len(maps) == 6

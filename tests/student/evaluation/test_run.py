@@ -90,6 +90,17 @@ def test_how_images_are_grouped_does_not_matter(student: Student) -> None:
     assert one == pytest.approx(metrics(student, [even[:1], even[1:], odd[:1], odd[1:]]))
 
 
+def test_kinds_of_images_have_metrics_of_their_own(student: Student) -> None:
+    kinds = {FIVE[number].key: kind for number, kind in ((0, "Night"), (1, "Day"), (3, "Day"))}
+    found = evaluate_student(student, [FIVE[:2], FIVE[2:]], None, kinds=kinds).metrics
+    by_day = evaluate_student(student, [[FIVE[1]], [FIVE[3]]], None).metrics
+    for name in ("AP50", "recall@100", "depth/AbsRel"):
+        assert found[f"{name}/Day"] == pytest.approx(by_day[name])
+        assert f"{name}/Night" in found
+        # Those of all images stay what they are.
+        assert found[name] == pytest.approx(evaluate_student(student, [FIVE], None).metrics[name])
+
+
 def test_an_answer_that_is_not_finite_is_refused_with_its_image() -> None:
     class Spoilt(Knowing):
         def predict(self, images: Tensor) -> Prediction:

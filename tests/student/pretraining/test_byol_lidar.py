@@ -144,7 +144,7 @@ def lidar_sample(number: int) -> Sample:
     )
     pose, intrinsic = torch.eye(4, dtype=torch.float64), torch.tensor([90.0, 90, 48, 32, 0, 0, 0, 0, 0]).double()
     plain = sample(number)
-    return replace(plain, lidar=lidar, intrinsic=intrinsic, camera_to_vehicle=pose, vehicle_to_world=pose)
+    return replace(plain, lidar=lidar, intrinsic=intrinsic, camera_to_vehicle=pose, exposed_vehicle_to_world=pose)
 
 
 def test_batches_have_views_places_and_crops_around_one() -> None:
@@ -165,7 +165,7 @@ def test_images_of_which_no_place_could_be_found_again_are_refused() -> None:
     learner, good = objective(size=64), lidar_sample(0)
     assert good.lidar is not None
     for bad, message in (
-        (replace(good, vehicle_to_world=None), "no pose or calibration"),
+        (replace(good, exposed_vehicle_to_world=None), "no pose or calibration"),
         (replace(good, lidar=None), "no lidar returns on any image"),
     ):
         with pytest.raises(StudentError, match=message):

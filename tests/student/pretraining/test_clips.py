@@ -8,11 +8,12 @@ from collections import Counter, defaultdict
 import pytest
 
 from datalake import loader
-from datalake.chunk import Chunk, SampleOptions
+from datalake.chunk import Chunk
 from datalake.commit import LakeError
 from datalake.lake import Lake
 from datalake.loader import LoaderConfig
 from datalake.sample import Sample, SampleKey
+from datalake.sample_options import SampleOptions
 from datalake.segment_files import SegmentFiles
 from student.pretraining.clips import ClipStream, Pairs
 

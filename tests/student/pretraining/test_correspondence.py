@@ -46,7 +46,7 @@ def image_of(lidar: Lidar | None, pose: torch.Tensor = IDENTITY) -> Sample:
         panoptic=None,
         intrinsic=torch.from_numpy(INTRINSIC),
         camera_to_vehicle=IDENTITY,
-        vehicle_to_world=pose,
+        exposed_vehicle_to_world=pose,
     )
 
 
@@ -78,7 +78,7 @@ def test_a_place_ahead_spreads_from_the_center_as_the_car_drives_on() -> None:
     elsewhere = torch.eye(4, dtype=torch.float64)
     elsewhere[:3, 3] = torch.tensor([4e5, -3e5, 100.0])
     elsewhere[:2, :2] = torch.tensor([[0.0, -1], [1, 0]])
-    turned = [replace(s, vehicle_to_world=elsewhere @ pose) for s, pose in ((one, IDENTITY), (other, ahead))]
+    turned = [replace(s, exposed_vehicle_to_world=elsewhere @ pose) for s, pose in ((one, IDENTITY), (other, ahead))]
     assert correspondences(*turned).second == pytest.approx(second, abs=1e-3)
 
 
@@ -109,7 +109,7 @@ def test_images_without_poses_or_points_have_none() -> None:
     there = image_of(lidar_of(np.array([[48.0, 33.0]]), np.array([20.0])))
     assert len(correspondences(there, there)) == 1
     assert len(correspondences(there, replace(there, lidar=None))) == 0
-    assert len(correspondences(replace(there, vehicle_to_world=None), there)) == 0
+    assert len(correspondences(replace(there, exposed_vehicle_to_world=None), there)) == 0
 
 
 def test_heights_are_above_the_plane_of_the_road_on_a_slope() -> None:
@@ -133,7 +133,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Sample, Sample
     )
     sources = write_drives(str(folder / "drives"), drives, segments=3, frames=2, seed=8)
     build_files(str(folder / "lake"), sources, BuildConfig(split="train", cameras=("FRONT",)))
-    config = LoaderConfig(split="train", panoptic=True, shuffle=False, global_batch=2)
+    config = LoaderConfig(split="train", panoptic=True, poses=True, shuffle=False, global_batch=2)
     samples = list(SampleStream(open_lake(str(folder / "lake")), config))
     return list(zip(samples[::2], samples[1::2], strict=True))
 
@@ -165,17 +165,17 @@ def test_both_ends_show_the_same_thing(pairs: list[tuple[Sample, Sample]]) -> No
 
 
 def test_wrong_poses_lose(pairs: list[tuple[Sample, Sample]]) -> None:
-    poses = [other.vehicle_to_world for _, other in pairs]
+    poses = [other.exposed_vehicle_to_world for _, other in pairs]
     turned = [
-        (one, replace(other, vehicle_to_world=pose))
+        (one, replace(other, exposed_vehicle_to_world=pose))
         for (one, other), pose in zip(pairs, poses[1:] + poses[:1], strict=True)
     ]
     moved = []
     for one, other in pairs:
-        assert other.vehicle_to_world is not None
-        pose = other.vehicle_to_world.clone()
+        assert other.exposed_vehicle_to_world is not None
+        pose = other.exposed_vehicle_to_world.clone()
         pose[:3, 3] += pose[:3, 1]
-        moved.append((one, replace(other, vehicle_to_world=pose)))
+        moved.append((one, replace(other, exposed_vehicle_to_world=pose)))
     right, of_objects, count = shares(pairs)
     # Other drives' poses lead out of the image; a metre to the side, to other things.
     assert sum(len(correspondences(one, other)) for one, other in turned) < 0.1 * count

@@ -99,7 +99,7 @@ def test_images_without_points_are_refused() -> None:
     with pytest.raises(StudentError, match="no points or calibration; choose other --odin"):
         lidar_regions((image_of(None),), (4, 4), 2)
     with pytest.raises(StudentError, match="no pose"):
-        lidar_regions((replace(scene(ahead(0)), vehicle_to_world=None),), (4, 4), 2)
+        lidar_regions((replace(scene(ahead(0)), exposed_vehicle_to_world=None),), (4, 4), 2)
     with pytest.raises(StudentError, match="no panoptic label"):
         panoptic_regions((scene(ahead(0)),), (4, 4), 2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,3 +96,38 @@ def test_an_ablation_is_shown_as_a_difference() -> None:
     assert rows == [["as it is", "0.500", "-", "-"], ["lidar: mean", "-0.125", "-", "-"]]
     page = Page("branches")
     branches.fill_page(page, {"one": found})
+
+
+def test_over_seeds_of_an_arm_what_is_lost_has_a_mean_and_a_spread() -> None:
+    def run(ap50: float, without: float) -> list[Ablation]:
+        return [
+            Ablation(branch=None, replacement=None, images=1, objects=3, metrics={"AP50": ap50}, examples=[]),
+            Ablation(branch="lidar", replacement="mean", images=1, objects=3, metrics={"AP50": without}, examples=[]),
+            Ablation(branch="lidar", replacement="other image", images=1, objects=3, metrics={"AP50": 0}, examples=[]),
+        ]
+
+    header, rows = branches.seeds_table(
+        {"imitation-0": run(0.5, 0.4), "imitation-1": run(0.6, 0.3), "none-0": run(0.5, 0.5)}
+    )
+    assert header[:4] == ["arm", "without", "runs", "all"]
+    assert rows == [
+        ["imitation", "lidar", "2", "+0.200 ± 0.141", "-", "-", "-", "-"],
+        ["none", "lidar", "1", "+0.000", "-", "-", "-", "-"],
+    ]
+
+
+def test_runs_whose_clean_metrics_differ_are_not_called_equal() -> None:
+    better = [attacked(CLEAN, 0, 0.9), attacked(SUM, 4, 0.3)]
+    almost = [attacked(CLEAN, 0, 0.75), attacked(SUM, 4, 0.3)]
+    assert "within 10% of one's: almost." in attack.matching({"one": FOUND, "almost": almost, "better": better})
+    assert "none; train.py --loop.keep keeps the steps before" in attack.matching({"one": FOUND, "better": better})
+
+
+def test_steps_and_other_sources_are_no_points_of_the_curves_and_have_rows() -> None:
+    def of(plain: AttackResult, **more: Any) -> AttackResult:
+        return replace(plain, attack=replace(plain.attack, **more))
+
+    found = [*FOUND, of(attacked(SUM, 4, 0.5), steps=1), of(attacked(SUM, 4, 0.6), source="two")]
+    assert attack._curves({"one": found}) == attack._curves({"one": FOUND})
+    assert attack._matrix(found, 4) != attack._matrix(FOUND, 4)
+    assert [row[0] for row in attack.table({"one": found})[1]][-2:] == ["sum 4/255, 1 step", "sum 4/255 of two"]
