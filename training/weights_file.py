@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import pickle
@@ -30,17 +31,19 @@ class Weights:
     sha256: str
 
 
-def read_weights(url: str) -> Weights:
+def read_weights(url: str, entry_of_checkpoints: str = "model") -> Weights:
     """Return the state dict in a file of torch.save or, where the name ends in .safetensors, of safetensors.
 
     url: a path, or any URL that fsspec opens
-    A training checkpoint's `model` (or `state_dict`) entry is taken. Nothing but tensors is unpickled. Raises
-    TrainingError where the file holds no state dict; errors of the store pass through.
+    entry_of_checkpoints: the entry of a training's checkpoint that is taken, or else `state_dict`
+
+    Nothing but tensors, and the arguments beside them in a checkpoint, is unpickled. Raises TrainingError where the
+    file holds no state dict; errors of the store pass through.
     """
     with fsspec.open(url, "rb") as file:
         content: bytes = file.read()
     loaded = _read_safetensors(content, url) if url.endswith(".safetensors") else _read_torch(content, url)
-    for entry in ("model", "state_dict"):
+    for entry in (entry_of_checkpoints, "state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(entry), Mapping):
             loaded = loaded[entry]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
@@ -50,7 +53,9 @@ def read_weights(url: str) -> Weights:
 
 def _read_torch(content: bytes, url: str) -> Any:
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        # DINO's checkpoints have its command line in them.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         problem = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TrainingError(f"{url} is not a file of torch.save that holds tensors alone: {problem}") from error

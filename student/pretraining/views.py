@@ -86,7 +86,7 @@ class Views:
 
     first, second: float32 [B, 3, h, w] within 0 … 1
     crops: what of their images the two of each pair show: by it, losses of places in an image tell which cells of the
-        one view show what cells of the other do; BYOL's, of whole views, has no use for it
+        one view show what cells of the other do
     """
 
     first: Tensor
@@ -105,25 +105,52 @@ def make_views(
 
     generators: one on the CPU for each pair, from which all its numbers are drawn
     """
-    crops = []
-    colors: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for image, generator in zip(first, generators, strict=True):
-        crops.append(draw_crops(image.shape[-1], image.shape[-2], config, generator))
-        for number, drawn in enumerate(colors):
-            drawn.append(_draw_colors(number, config, generator))
+    crops = [
+        draw_crops(image.shape[-1], image.shape[-2], config, generator)
+        for image, generator in zip(first, generators, strict=True)
+    ]
+    shown = [
+        show(images, [pair[number] for pair in crops], number, generators, config, device)
+        for number, images in enumerate((first, second))
+    ]
+    return Views(shown[0], shown[1], crops)
 
-    def views(images: Sequence[Tensor], number: int) -> Tensor:
-        shown = [cut(image.to(device), pair[number], config.size) for image, pair in zip(images, crops, strict=True)]
-        return _recolored(torch.stack(shown), torch.stack(colors[number]))
 
-    return Views(views(first, 0), views(second, 1), crops)
+def show(
+    images: Sequence[Tensor],
+    crops: Sequence[Crop],
+    number: int,
+    generators: Sequence[torch.Generator],
+    config: ViewConfig,
+    device: torch.device,
+) -> Tensor:
+    """Return float32 [B, 3, h, w] within 0 … 1: a crop of each image uint8 [3, H, W], in changed colors.
+
+    number: 0 or 1, as which of two views they are blurred and inverted
+    generators: one on the CPU for each image, from which its colors are drawn
+    """
+    colors = torch.stack([_draw_colors(number, config, generator) for generator in generators])
+    shown = [cut(image.to(device), crop, config.size) for image, crop in zip(images, crops, strict=True)]
+    return _recolored(torch.stack(shown), colors)
+
+
+def centers(crops: Sequence[Crop], grid: tuple[int, int]) -> Tensor:
+    """Return where the centers of a grid's cells [h, w] on each view lie in its full image, float32 [B, h * w, 2]."""
+    height, width = grid
+    corners = torch.tensor([[crop.x0, crop.y0, crop.x1, crop.y1] for crop in crops], dtype=torch.float32)
+    mirrored = torch.tensor([crop.mirrored for crop in crops])
+    across, down = (torch.arange(width) + 0.5) / width, (torch.arange(height) + 0.5) / height
+    across = torch.where(mirrored[:, None], 1 - across, across)
+    x = corners[:, :1] + across * (corners[:, 2:3] - corners[:, :1])
+    y = corners[:, 1:2] + down * (corners[:, 3:] - corners[:, 1:2])
+    return torch.stack([x[:, None].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], 3).flatten(1, 2)
 
 
 def draw_crops(width: int, height: int, config: ViewConfig, generator: torch.Generator) -> tuple[Crop, Crop]:
     """Return the crops of a pair of images; after twenty second ones that overlap too little, the first one twice."""
-    first = _draw_crop(width, height, config, generator)
+    first = draw_crop(width, height, config, generator)
     for _ in range(_TRIES):
-        second = _draw_crop(width, height, config, generator)
+        second = draw_crop(width, height, config, generator)
         if first.shared(second) >= config.overlap:
             return first, second
     return first, first
@@ -142,7 +169,8 @@ def cut(image: Tensor, crop: Crop, size: tuple[int, int]) -> Tensor:
     return scaled.flip(-1) if crop.mirrored else scaled
 
 
-def _draw_crop(width: int, height: int, config: ViewConfig, generator: torch.Generator) -> Crop:
+def draw_crop(width: int, height: int, config: ViewConfig, generator: torch.Generator) -> Crop:
+    """Return one crop of an image."""
     drawn = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
     area = width * height * (config.area[0] + (config.area[1] - config.area[0]) * drawn[0])
     narrow, wide = map(math.log, config.aspect)

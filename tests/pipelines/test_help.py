@@ -10,6 +10,7 @@ import tyro.extras
 
 from pipelines.ablate import AblateConfig
 from pipelines.analyse import AttackConfig, CorruptionsConfig, InterpretConfig, ProbeConfig
+from pipelines.attention import AttentionConfig
 from pipelines.autolabel import AutolabelConfig
 from pipelines.build_lake import BuildLakeConfig
 from pipelines.cache_targets import CacheTargetsConfig
@@ -17,11 +18,13 @@ from pipelines.demo import DemoConfig
 from pipelines.evaluate import EvaluateConfig
 from pipelines.import_teacher import Detector, MaskRcnn, Spvnas
 from pipelines.pretrain import PretrainConfig
+from pipelines.segment import SegmentConfig
 from pipelines.train import TrainConfig
 from pipelines.train_teachers import TrainTeachersConfig
 
 COMMANDS: list[Any] = [
     AblateConfig,
+    AttentionConfig,
     AttackConfig,
     AutolabelConfig,
     BuildLakeConfig,
@@ -34,6 +37,7 @@ COMMANDS: list[Any] = [
     MaskRcnn,
     Spvnas,
     PretrainConfig,
+    SegmentConfig,
     ProbeConfig,
     TrainConfig,
     TrainTeachersConfig,

@@ -17,6 +17,7 @@ from datalake.commit import LakeError
 from pipelines import ablate, cache_targets, evaluate, import_teacher, pretrain, train, train_teachers
 from pipelines.ablate import AblateConfig
 from pipelines.analyse import AttackConfig, CorruptionsConfig, InterpretConfig, ProbeConfig
+from pipelines.attention import AttentionConfig
 from pipelines.autolabel import AutolabelConfig
 from pipelines.cache_targets import CacheTargetsConfig
 from pipelines.demo import DemoConfig
@@ -24,6 +25,7 @@ from pipelines.evaluate import EvaluateConfig
 from pipelines.import_teacher import Spvnas
 from pipelines.option_ranges import RANGES, check_options
 from pipelines.pretrain import PretrainConfig
+from pipelines.segment import SegmentConfig
 from pipelines.train_config import TrainConfig
 from pipelines.train_teachers import TrainTeachersConfig
 from student.config import AnchorShapes
@@ -37,6 +39,8 @@ WHOLE = [
     PretrainConfig(**PLACES),
     EvaluateConfig(lake="/nowhere", checkpoint="/nowhere"),
     AttackConfig(lake="/nowhere", checkpoint="/nowhere"),
+    AttentionConfig(**PLACES),
+    SegmentConfig(runs=("one=/nowhere",), **PLACES),
     InterpretConfig(lake="/nowhere", checkpoint="/nowhere"),
     ProbeConfig(lake="/nowhere", checkpoint="/nowhere"),
     CorruptionsConfig(lake="/nowhere", checkpoint="/nowhere"),

@@ -15,6 +15,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from datalake.commit import LakeError
+from datalake.export import export_split
+from datalake.lake import open_lake
+from datalake.store import Store
 from pipelines import pretrain, train
 from pipelines.pretrain import PretrainConfig
 from pipelines.train_config import TrainConfig
@@ -23,7 +27,12 @@ from pipelines.trunk_weights import load_pretrained
 from student.checkpoint import read_student
 from student.config import StudentConfig, StudentError
 from student.pretraining.byol import ByolConfig
+from student.pretraining.byol_dense import ByolDenseConfig
+from student.pretraining.byol_lidar import ByolLidarConfig
+from student.pretraining.dino import DinoConfig
+from student.pretraining.odin import OdinConfig
 from student.pretraining.views import ViewConfig
+from student.pretraining.vit import VitConfig
 from tests.student.students import TINY, build
 from tests.support.programs import Call, start
 from training.checkpoint import load_checkpoint
@@ -49,6 +58,10 @@ def settings(lake: str, out: Path) -> PretrainConfig:
         device="cpu",
         views=ViewConfig(size=(64, 32)),
         byol=ByolConfig(hidden=16, dimensions=8, recent=4),
+        byol_dense=ByolDenseConfig(hidden=16, dimensions=8, recent=4),
+        byol_lidar=ByolLidarConfig(hidden=16, dimensions=8, recent=4, places=16, crop=32),
+        dino=DinoConfig(prototypes=16, hidden=16, bottleneck=8, crops=2, crop_size=(32, 32), recent=4, frozen=0.4),
+        odin=OdinConfig(hidden=16, dimensions=8, recent=4, regions=3, start=0.3),
         loop=LoopConfig(steps=STEPS, warmup=0.1, diagnose_every=2, checkpoint_every=2, precision="float32"),
     )
 
@@ -114,13 +127,27 @@ class Killed(Exception):  # noqa: N818 - it is no error of the training
     """What ends a run."""
 
 
-@pytest.mark.parametrize("pairs", ["same", "shuffled"])
-def test_a_run_of_other_pairs_is_continued_likewise(split_lake: str, tmp_path: Path, pairs: Any) -> None:
+@pytest.mark.parametrize(
+    ("method", "pairs"),
+    [
+        ("byol", "same"),
+        ("byol", "shuffled"),
+        ("byol-dense", "same"),
+        ("byol-lidar", "next"),
+        ("dino", "next"),
+        ("odin", "next"),
+    ],
+)
+def test_a_run_of_other_methods_and_pairs_is_continued_likewise(
+    split_lake: str, tmp_path: Path, method: Any, pairs: Any
+) -> None:
     def stop(step: int, _metrics: Mapping[str, float]) -> None:
         if step == 3:
             raise Killed
 
-    configs = [replace(settings(split_lake, tmp_path / name), pairs=pairs) for name in ("whole", "stopped")]
+    configs = [
+        replace(settings(split_lake, tmp_path / name), method=method, pairs=pairs) for name in ("whole", "stopped")
+    ]
     device = torch.device("cpu")
     pretrain.pretrain(configs[0], device, QUIET)
     with pytest.raises(Killed):
@@ -166,7 +193,7 @@ def test_a_collapse_is_said_in_one_line(split_lake: str, tmp_path: Path, monkeyp
             parameters["projector.1.bias"].fill_(1.0)
         return objective
 
-    monkeypatch.setitem(pretrain.METHODS, "byol", constant)
+    monkeypatch.setitem(pretrain.METHODS, "byol", pretrain.MethodEntry(constant))
     config = settings(split_lake, tmp_path / "run")
     console = Console(width=200, record=True, file=(tmp_path / "printed").open("w"))
     pretrain.run(replace(config, optimizer=replace(config.optimizer, learning_rate=1e-9)), console)
@@ -181,6 +208,13 @@ def test_a_collapse_is_said_in_one_line(split_lake: str, tmp_path: Path, monkeyp
         (["--views.size", "60", "32"], "do not divide into cells of 32"),
         (["--views.area", "0.9", "0.3"], "--views.area 0.9 0.3: expected the smaller one first"),
         (["--batch", "7"], "has 6 pairs of an image and the next one of FRONT, fewer than one batch of 7"),
+        (["--method", "byol-lidar", "--pairs", "shuffled"], "show no place that byol-lidar could find"),
+        (["--method", "odin", "--odin.cell", "3"], "--views.size 64 32: no whole cells of 12 pixels"),
+        (["--method", "dino", "--dino.crop-size", "60", "32"], "do not divide into cells of 32"),
+        (
+            ["--method", "dino", "--dino.network", "vit", "--dino.vit.patch", "48"],
+            "--views.size 64 32: no whole patches",
+        ),
         (["--student.trunk", "timm:resnet18", "--student.trunk-weights", "w"], "starts from random weights"),
     ],
 )
@@ -218,6 +252,52 @@ def test_init_gives_a_student_exactly_the_trunk(split_lake: str, whole: Path, tm
         expected = own[name.removeprefix(prefix)] if name.startswith(prefix) else scratch[name]
         assert torch.equal(value, expected), name
     assert not all(torch.equal(value, scratch[name]) for name, value in given.items())
+
+
+def test_a_transformers_run_is_continued_and_gives_no_trunk(split_lake: str, tmp_path: Path) -> None:
+    config = settings(split_lake, tmp_path / "run")
+    vit = VitConfig(dimensions=16, blocks=1, heads=2, size=(64, 32))
+    config = replace(config, method="dino", dino=replace(config.dino, network="vit", vit=vit))
+    assert pretrain.run(replace(config, loop=replace(config.loop, steps=2)), QUIET) == 0
+    with pytest.raises(TrainingError, match="a run with other settings"):
+        pretrain.run(replace(config, dino=replace(config.dino, vit=replace(vit, blocks=2))), QUIET)
+    with pytest.raises(StudentError, match="not a pre-trained trunk"):
+        train.run(student_run(split_lake, tmp_path / "out", tmp_path / "run"), QUIET)
+
+
+def test_clips_of_a_folder_stand_for_a_lake(split_lake: str, tmp_path: Path, call: Call) -> None:
+    folder = tmp_path / "exported"
+    list(export_split(open_lake(split_lake), "train", Store(str(folder)), "coco"))
+
+    def stop(step: int, _metrics: Mapping[str, float]) -> None:
+        if step == 3:
+            raise Killed
+
+    clips, device = str(folder / "images" / "train"), torch.device("cpu")
+    whole, stopped = (
+        replace(settings(split_lake, tmp_path / name), lake=None, clips=clips) for name in ("whole", "stopped")
+    )
+    pretrain.pretrain(whole, device, QUIET)
+    with pytest.raises(Killed):
+        pretrain.pretrain(stopped, device, QUIET, stop)
+    pretrain.pretrain(stopped, device, QUIET)
+    assert log(tmp_path / "stopped") == log(tmp_path / "whole")
+    for image in (folder / "images").rglob("*.jpg"):
+        image.rename(image.with_name(f"other_{image.name}"))
+    with pytest.raises(TrainingError, match="clips_sha256"):
+        pretrain.pretrain(whole, device, QUIET)
+    with pytest.raises(LakeError, match="no points, which --method byol-lidar needs"):
+        pretrain.run(replace(whole, method="byol-lidar"), QUIET)
+    both = ["--clips", clips, *words(split_lake, tmp_path / "out")]
+    assert "expected either --lake or --clips" in call.refused(pretrain.main, both)
+
+
+@pytest.mark.parametrize("masks", ["lidar", "panoptic"])
+def test_regions_of_lidar_and_of_labels_reach_the_method(split_lake: str, tmp_path: Path, masks: Any) -> None:
+    config = settings(split_lake, tmp_path / "run")
+    config = replace(config, method="odin", odin=replace(config.odin, masks=masks), image_size=(96, 64))
+    assert pretrain.run(replace(config, loop=replace(config.loop, steps=3, diagnose_every=1)), QUIET) == 0
+    assert log(tmp_path / "run")[2]["regions"] > 1
 
 
 def test_a_trunk_that_has_changed_since_the_training_was_prepared_is_refused(whole: Path, tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from student.pretraining.byol import ByolConfig, ByolObjective, byol_loss, momentum_at
+from student.pretraining.byol import ByolConfig, ByolObjective, byol_loss
 from student.pretraining.collapse import COSINE, RANK, STD, VECTORS, RecentVectors, collapse_metrics, collapse_of
+from student.pretraining.self_distillation import momentum_at
 from student.pretraining.views import ViewConfig, Views
+from tests.student.pretraining.toys import SIDE, learn, plant_collapse
 from tests.student.students import TINY, sample
 from training.generators import Chance
 from training.objective import Batch
@@ -183,3 +185,15 @@ def test_the_newest_vectors_replace_the_oldest() -> None:
         recent.append(torch.tensor([[first], [first + 1]]))
     assert sorted(recent.vectors[:, 0].tolist()) == [1, 2, 3]
     assert float(recent.metrics()[VECTORS]) == 3
+
+
+def test_nothing_collapses_with_a_predictor_and_a_target() -> None:
+    learner = ByolObjective(TINY, ByolConfig(hidden=32, dimensions=16, recent=16), ViewConfig(size=(SIDE, SIDE)))
+    assert collapse_of(learn(learner, 50), 16) is None
+
+
+def test_without_them_the_alarm_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    learner = ByolObjective(TINY, ByolConfig(hidden=32, dimensions=16, recent=16), ViewConfig(size=(SIDE, SIDE)))
+    plant_collapse(learner, monkeypatch)
+    assert collapse_of(learn(learner, 100, 5e-3), 16) is not None
