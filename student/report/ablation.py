@@ -181,9 +181,11 @@ class Cost:
 def first_epoch_table(results: Results, fraction: float) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of every loss after one epoch, an arm a row; no row where nothing is known."""
     arms = results[fraction]
-    names = dict.fromkeys(
+    logged = {
         name for seeds in arms.values() for one in seeds.values() for name in one if name.startswith(_FIRST_EPOCH)
-    )
+    }
+    # Detection's losses first, which every arm has; those of methods have a slash more.
+    names = sorted(logged, key=lambda name: (name.count("/"), name))
     found = {name: {line.arm: str(line) for line in lines(results, fraction, name)} for name in names}
     header = ["arm", *(name.removeprefix(_FIRST_EPOCH) for name in names)]
     return header, [[arm, *(found[name].get(arm, "") for name in names)] for arm in arms] if names else []
