@@ -93,13 +93,14 @@ def check_source_list(data: bytes) -> None:
         _check_line(error)
         return
     assert names
+    text = _text(data)
     for name in names:
         assert name.strip(), f"a name of nothing in {data!r}"
         assert not {"\n", "\r", "\0"} & set(name), f"{name!r} is no line"
         # What is quoted in full is named as it is.
-        assert (
-            f'"{name}"'.encode() in data or f"'{name}'".encode() in data or name[0] not in "\"'" or name in _text(data)
-        )
+        quoted = f'"{name}"' in text or f"'{name}'" in text
+        assert quoted or not name.startswith("#"), f"{name!r} is a comment"
+        assert quoted or name[0] not in "\"'" or name in text
         if any(mark in name for mark in ("://", "::", "..", "**")) or name.startswith(("/", "~")):
             continue  # not of this folder: the network, or the whole disk
         refused: dict[str, str] = {}

@@ -19,8 +19,8 @@ def _skips_a_byte(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RecordFile, "_next_header", lambda self, offset: min(original(self, offset) + 1, self.size + 1))
 
 
-def _takes_quotes_for_names(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("datalake.source_list._named_in", lambda line: line[1:-1] if line[:1] == '"' else line or "")
+def _takes_comments_for_names(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("datalake.source_list._named_in", lambda line: line)
 
 
 def _trusts_names(patch: pytest.MonkeyPatch) -> None:
@@ -37,7 +37,7 @@ def _takes_any_json(patch: pytest.MonkeyPatch) -> None:
 
 _FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "records": _skips_a_byte,
-    "source_list": _takes_quotes_for_names,
+    "source_list": _takes_comments_for_names,
     "commit": _trusts_names,
     "lake": _trusts_counts,
     "card": _takes_any_json,

@@ -221,7 +221,10 @@ def test_workers_elsewhere_get_the_detector_that_was_checked(folder: Path) -> No
             ["none", "--distill", "fitnet"],
             "--distill fitnet: expected a detector to learn from, as --teachers NAME=RUN",
         ),
-        (["big=BIG", "--distill", "imitation", "fitnet"], "--distill imitation: expected a teacher with a card to"),
+        (
+            ["big=BIG", "--distill", "imitation", "fitnet"],
+            "--distill imitation: expected a teacher that answers with maps",
+        ),
     ],
 )
 def test_methods_and_teachers_that_do_not_go_together_are_refused_in_one_line(
