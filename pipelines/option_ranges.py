@@ -103,6 +103,8 @@ RANGES: dict[str, dict[str, Range]] = {
         "eval_samples": _COUNT,
         "seed": _SEED,
         "data_workers": _COUNT_OR_NONE,
+        "workers": _COUNT_OR_NONE,
+        "max_failures": _COUNT_OR_NONE,
     },
     "PretrainConfig": {
         "seed": _SEED,

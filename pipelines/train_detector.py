@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 
+from pipelines.cluster import cluster
 from pipelines.data import Frames
 from pipelines.device import device_of
 from pipelines.train import train_worker
@@ -89,10 +90,15 @@ def train_detector(
     plan = prepare_training(run, console, progress)
     steps = config.loop.steps
     device = device_of(run.device)
-    trained = train_worker(
-        plan, Distributed(device=device), lambda step, _metrics: progress("train", step, steps, "steps")
-    )
-    detector, _ = read_student(run.out)
+    if run.workers:
+        with cluster():
+            # Ray is imported where it is used: without `--workers` it is not needed.
+            from pipelines.train_on_ray import train_on_ray
+
+            train_on_ray(plan, console)
+    else:
+        train_worker(plan, Distributed(device=device), lambda step, _metrics: progress("train", step, steps, "steps"))
+    detector, checkpoint = read_student(run.out)
     detector = detector.to(device)
     stream = evaluation.stream(1, shuffle=False)
     count = min(stream.epoch_samples, eval_samples)
@@ -106,8 +112,8 @@ def train_detector(
     lake = run.open_lake(plan.snapshot)
     measured = {
         **result.metrics,
-        "training/steps": float(trained.steps),
-        "training/seconds": trained.seconds,
+        "training/steps": float(checkpoint.step),
+        "training/seconds": checkpoint.seconds,
     }
     seen = {run.split: tuple(sorted(plan.labelled_segments))}
     frames = TrainingData(lake=lake.store.url, snapshot=lake.snapshot, segments=seen, image_size=plan.config.size)

@@ -5,7 +5,8 @@
     FOLDER/detector    only with `--teacher detector`: student.safetensors in place of weights.safetensors
 
 Run it again after any interruption, with the same settings, and it continues. It runs by itself, or as
-`ray job submit --working-dir . -- python pipelines/train_teachers.py …` on a cluster. It needs no Ray.
+`ray job submit --working-dir . -- python pipelines/train_teachers.py …` on a cluster. With `--workers 2` each teacher
+is trained by two workers of Ray Train; with 0, the default, it needs no Ray.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import training.openmp  # isort: skip  # noqa: F401 - before torch
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -26,6 +27,7 @@ from datalake.lake import Lake, open_lake
 from datalake.loader import LoaderConfig, SampleStream
 from datalake.progress_bar import ProgressBar
 from datalake.sample import Sample
+from pipelines.cluster import cluster
 from pipelines.data import Frames, check_disjoint_splits
 from pipelines.device import device_of
 from pipelines.image_size import ImageSize, find_image_size, fixed
@@ -72,6 +74,10 @@ class TrainTeachersConfig:
     data_workers: int = 0
     # Where to train: cpu, cuda, cuda:1 …; by default on the GPU if there is one.
     device: str = "auto"
+    # Workers of Ray Train; 0: this process alone.
+    workers: int = 0
+    # How often lost workers are started again.
+    max_failures: int = 3
     # How SPVCNN is trained.
     spvcnn: SpvcnnTrainConfig = field(default_factory=SpvcnnTrainConfig)
     # How Mask R-CNN is trained.
@@ -87,25 +93,62 @@ def run(config: TrainTeachersConfig, console: Console) -> int:
     out = absolute(config.out)
     if config.teacher == "detector":
         return _run_detector(config, lake, f"{out}/detector", console)
-    for name in (config.teacher,) if config.teacher else ("spvcnn", "mask_rcnn"):
-        size = find_image_size(config.image_size, lake, config.cameras, console, run=f"{out}/{name}")
-        sized = with_whole_images(replace(config, image_size=size))
-        with run_lock(f"{out}/{name}"), ProgressBar(console) as bar:
-            data = teacher_data(lake, sized, points=name == "spvcnn", progress=bar.update)
-            context = RunContext(
-                folder=f"{out}/{name}",
-                seed=config.seed,
-                fingerprint=_fingerprint(sized, lake),
-                progress=bar.update,
-                distributed=Distributed(device=device_of(config.device)),
-            )
-            if name == "spvcnn":
-                card, confusion = train_spvcnn(sized.spvcnn, data, context)
-            else:
-                card, confusion = train_mask_rcnn(sized.mask_rcnn, data, context)
-        console.print(summary(card, confusion))
-        console.print(context.folder, soft_wrap=True, highlight=False)
+    # A worker of Ray may run in another folder.
+    located = replace(config, lake=absolute(config.lake), snapshot=lake.snapshot)
+    names: tuple[TeacherName, ...] = (config.teacher,) if config.teacher else ("spvcnn", "mask_rcnn")
+    for name in names:
+        folder = f"{out}/{name}"
+        size = find_image_size(config.image_size, lake, config.cameras, console, run=folder)
+        sized = with_whole_images(replace(located, image_size=size))
+        with run_lock(folder):
+            console.print(summary(*_trained(sized, name, folder, console)))
+        console.print(folder, soft_wrap=True, highlight=False)
     return 0
+
+
+def _trained(
+    config: TrainTeachersConfig, name: TeacherName, folder: str, console: Console
+) -> tuple[TeacherCard, Confusion]:
+    if config.workers:
+        # Both splits are checked here: workers that fail are started again.
+        teacher_data(open_lake(config.lake, config.snapshot), config, points=name == "spvcnn", progress=lambda *_: None)
+        with cluster():
+            # Ray is imported where it is used: without `--workers` it is not needed.
+            from pipelines.train_teachers_on_ray import train_teacher_on_ray
+
+            return train_teacher_on_ray(config, name, folder, console)
+    with ProgressBar(console) as bar:
+        found = train_worker(config, name, folder, Distributed(device=device_of(config.device)), progress=bar.update)
+    assert found is not None
+    return found
+
+
+def train_worker(
+    config: TrainTeachersConfig,
+    name: TeacherName,
+    folder: str,
+    distributed: Distributed,
+    *,
+    progress: Callable[[str, int, int, str], None] = lambda _stage, _done, _total, _unit: None,
+    on_step: Callable[[int, Mapping[str, float]], None] = lambda _step, _metrics: None,
+) -> tuple[TeacherCard, Confusion] | None:
+    """Train a teacher as one of the workers, from its checkpoint if there is one; return what the first has measured.
+
+    folder: the teacher's
+    """
+    lake = open_lake(config.lake, config.snapshot)
+    data = teacher_data(lake, config, points=name == "spvcnn", progress=progress)
+    context = RunContext(
+        folder=folder,
+        seed=config.seed,
+        fingerprint=_fingerprint(config, lake),
+        progress=progress,
+        distributed=distributed,
+        on_step=on_step,
+    )
+    if name == "spvcnn":
+        return train_spvcnn(config.spvcnn, data, context)
+    return train_mask_rcnn(config.mask_rcnn, data, context)
 
 
 def _run_detector(config: TrainTeachersConfig, lake: Lake, out: str, console: Console) -> int:
@@ -121,6 +164,8 @@ def _run_detector(config: TrainTeachersConfig, lake: Lake, out: str, console: Co
         seed=config.seed,
         data_workers=config.data_workers,
         device=config.device,
+        workers=config.workers,
+        max_failures=config.max_failures,
     )
     evaluation = Frames(lake=lake, split=config.eval_split, cameras=config.cameras, image_size=size, points=False)
     with run_lock(out), ProgressBar(console) as bar:

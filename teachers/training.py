@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -58,6 +58,7 @@ class RunContext:
     folder: any fsspec URL, for the checkpoint, the log, and in the end the teacher
     fingerprint: what, besides the teacher's own configuration, a resumed run must share with this one
     progress: called with the stage, units done and units in all
+    on_step: called with each step that is done and what was measured in it
     """
 
     folder: str
@@ -65,6 +66,12 @@ class RunContext:
     fingerprint: dict[str, Plain]
     progress: Callable[[str, int, int, str], None]
     distributed: Distributed = field(default_factory=Distributed)
+    on_step: Callable[[int, Mapping[str, float]], None] = lambda _step, _metrics: None
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether this worker evaluates the teacher and writes it: the first alone."""
+        return self.distributed.rank == 0
 
 
 def train_teacher(
@@ -102,6 +109,11 @@ def train_teacher(
         batches=batches, labelled=config.batch, seed=context.seed, fingerprint={**fingerprint, **context.fingerprint}
     )
     steps = config.loop.steps
+
+    def on_step(done: int, metrics: Mapping[str, float]) -> None:
+        context.progress("train", done, steps, "steps")
+        context.on_step(done, metrics)
+
     context.progress("train", 0, steps, "steps")
     trained = train(
         objective,
@@ -110,7 +122,7 @@ def train_teacher(
         inputs,
         RunDir(context.folder),
         distributed=context.distributed,
-        on_step=lambda done, _: context.progress("train", done, steps, "steps"),
+        on_step=on_step,
     )
     return {
         "training/steps": float(trained.steps),

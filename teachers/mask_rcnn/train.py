@@ -47,8 +47,11 @@ class MaskRcnnTrainConfig:
 
 def train_mask_rcnn(
     config: MaskRcnnTrainConfig, data: TeacherData, context: RunContext
-) -> tuple[TeacherCard, Confusion]:
-    """Train and evaluate a Mask R-CNN; write weights and card into the context's folder and return its metrics."""
+) -> tuple[TeacherCard, Confusion] | None:
+    """Train and evaluate a Mask R-CNN; write weights and card into the context's folder and return its metrics.
+
+    Of several workers the first alone evaluates and writes; the others return None.
+    """
     torch.manual_seed(context.seed)
     config = replace(config, network=config.network.resolved())
     options = config.network.to_options()
@@ -61,6 +64,8 @@ def train_mask_rcnn(
     pretrained = config.trunk_weights is not None
     objective = MaskRcnnObjective(network, options, min_pixels=config.min_pixels, pretrained=pretrained)
     trained = train_teacher(objective, config, has_panoptic, data, context)
+    if not context.evaluates:
+        return None
     # What is written must not depend on how the weights lay in memory.
     network = network.to(memory_format=torch.contiguous_format)
     raw = TeacherCard(

@@ -55,8 +55,12 @@ class SpvcnnTrainConfig:
         return replace(config, voxel_m=self.voxel_m, dropout=self.dropout)
 
 
-def train_spvcnn(config: SpvcnnTrainConfig, data: TeacherData, context: RunContext) -> tuple[TeacherCard, Confusion]:
+def train_spvcnn(
+    config: SpvcnnTrainConfig, data: TeacherData, context: RunContext
+) -> tuple[TeacherCard, Confusion] | None:
     """Train and evaluate an SPVCNN; write weights and card into the context's folder and return its metrics.
+
+    Of several workers the first alone evaluates and writes; the others return None.
 
     Raises TrainingError before the first step where there would be nothing to measure after the last.
     """
@@ -72,6 +76,8 @@ def train_spvcnn(config: SpvcnnTrainConfig, data: TeacherData, context: RunConte
         # columns; and under any autocast torchsparse 1.4 convolves in float16, in which small gradients are lost.
         config = replace(config, loop=replace(config.loop, precision="float32"))
     trained = train_teacher(objective, config, has_labels, data, context)
+    if not context.evaluates:
+        return None
     raw = TeacherCard(
         name="spvcnn",
         kind="regression",

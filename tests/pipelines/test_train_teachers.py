@@ -255,6 +255,25 @@ def test_each_teacher_continues_with_the_image_size_of_its_own_run(
     assert found == {name: str(size) for name, size in began.items()}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TEACHERS)
+def test_workers_of_ray_train_do_what_one_process_does(
+    lake: str, whole: Path, tmp_path: Path, name: TeacherName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    config = replace(settings(lake, tmp_path), teacher=name, workers=2, device="cpu")
+    assert run(config, Console(quiet=True)) == 0
+    alone, together = log(whole / name), log(tmp_path / name)
+    assert [line["learning_rate"] for line in together] == [line["learning_rate"] for line in alone]
+    # Before any step the weights are the same; what is drawn for augmentation, dropout and of the few boxes to learn
+    # from is each worker's own.
+    for loss in (loss for loss in alone[0] if loss.startswith("loss/")):
+        assert together[0][loss] == pytest.approx(alone[0][loss], rel=0.5), loss
+    cards = read_card(str(tmp_path / name)), read_card(str(whole / name))
+    assert cards[0].metrics.keys() == cards[1].metrics.keys()
+    assert cards[0].metrics["training/samples_read"] == cards[1].metrics["training/samples_read"]
+
+
 def test_other_settings_do_not_continue_a_run(lake: str, whole: Path) -> None:
     config = settings(lake, whole)
     other = replace(config, teacher="spvcnn", spvcnn=replace(config.spvcnn, voxel_m=0.4))
