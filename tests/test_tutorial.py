@@ -62,7 +62,7 @@ def test_the_outputs_that_it_shows_are_of_its_cells() -> None:
     assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
-    pictures = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    pictures = [output["data"]["image/jpeg"] for output in outputs if "image/jpeg" in output.get("data", {})]
     assert len(pictures) == 5
     for picture in pictures:
         assert min(Image.open(io.BytesIO(base64.b64decode(picture))).size) > 100

@@ -34,11 +34,11 @@ from student.pretraining.odin import OdinConfig
 from student.pretraining.views import ViewConfig
 from student.pretraining.vit import VitConfig
 from tests.student.students import TINY, build
+from tests.support.history import logged
 from tests.support.programs import Call, start
 from training.checkpoint import load_checkpoint
 from training.errors import TrainingError
 from training.loop import LoopConfig
-from training.metrics_log import read_history
 from training.run_dir import RunDir
 
 pytestmark = pytest.mark.integration
@@ -86,12 +86,6 @@ def trunk(out: Path) -> dict[str, Tensor]:
     return {name[6:]: value for name, value in weights(out).items() if name.startswith("trunk.")}
 
 
-def log(out: Path) -> list[dict[str, Any]]:
-    """Return a run's history without what the clock says."""
-    clock = {"images_per_second", "wait/data", "wait/teachers"}
-    return [{k: v for k, v in line.items() if k not in clock} for line in read_history(RunDir(str(out)))]
-
-
 @pytest.fixture(scope="module")
 def whole(split_lake: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run."""
@@ -117,7 +111,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one_to_the_last_bit(
     status, output, errors = call(pretrain.main, words(split_lake, out))
     assert status == 0, errors
     assert "pre-trained 6 steps in" in output
-    assert log(out) == log(whole)
+    assert logged(out) == logged(whole)
     found, expected = weights(out), weights(whole)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -155,7 +149,7 @@ def test_a_run_of_other_methods_and_pairs_is_continued_likewise(
     pretrain.pretrain(configs[1], device, QUIET)
     found, expected = weights(tmp_path / "stopped"), weights(tmp_path / "whole")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert log(tmp_path / "stopped") == log(tmp_path / "whole")
+    assert logged(tmp_path / "stopped") == logged(tmp_path / "whole")
 
 
 def test_a_batch_in_parts_keeps_its_pairs_together(split_lake: str, tmp_path: Path) -> None:
@@ -165,7 +159,7 @@ def test_a_batch_in_parts_keeps_its_pairs_together(split_lake: str, tmp_path: Pa
     pretrain.run(config, QUIET)
     in_parts = replace(config.loop, accumulate=2)
     pretrain.run(replace(config, out=str(tmp_path / "parts"), loop=in_parts), QUIET)
-    parts, together = (log(tmp_path / name)[0]["loss/byol"] for name in ("parts", "whole"))
+    parts, together = (logged(tmp_path / name)[0]["loss/byol"] for name in ("parts", "whole"))
     assert parts == pytest.approx(together, rel=1e-4)
 
 
@@ -281,7 +275,7 @@ def test_clips_of_a_folder_stand_for_a_lake(split_lake: str, tmp_path: Path, cal
     with pytest.raises(Killed):
         pretrain.pretrain(stopped, device, QUIET, stop)
     pretrain.pretrain(stopped, device, QUIET)
-    assert log(tmp_path / "stopped") == log(tmp_path / "whole")
+    assert logged(tmp_path / "stopped") == logged(tmp_path / "whole")
     for image in (folder / "images").rglob("*.jpg"):
         image.rename(image.with_name(f"other_{image.name}"))
     with pytest.raises(TrainingError, match="clips_sha256"):
@@ -297,7 +291,7 @@ def test_regions_of_lidar_and_of_labels_reach_the_method(split_lake: str, tmp_pa
     config = settings(split_lake, tmp_path / "run")
     config = replace(config, method="odin", odin=replace(config.odin, masks=masks), image_size=(96, 64))
     assert pretrain.run(replace(config, loop=replace(config.loop, steps=3, diagnose_every=1)), QUIET) == 0
-    assert log(tmp_path / "run")[2]["regions"] > 1
+    assert logged(tmp_path / "run")[2]["regions"] > 1
 
 
 def test_a_trunk_that_has_changed_since_the_training_was_prepared_is_refused(whole: Path, tmp_path: Path) -> None:

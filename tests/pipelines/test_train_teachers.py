@@ -27,11 +27,11 @@ from teachers.spvnas.train import SpvcnnTrainConfig
 from teachers.training import RunContext
 from tests.frames import COLUMNS, ROWS, int_matrix, make_frames, write_frames
 from tests.lakes import build_files
+from tests.support.history import logged
 from tests.support.programs import Call, start
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.errors import TrainingError
 from training.loop import LoopConfig
-from training.metrics_log import read_history
 from training.optimizer import OptimizerConfig
 from training.run_dir import RunDir
 from training.schedule import Schedule
@@ -95,13 +95,6 @@ def kill_after(process: subprocess.Popen[str], history: Path, lines: int) -> Non
     process.communicate()
 
 
-def log(folder: Path) -> list[dict[str, float]]:
-    """Return a teacher's history without what the clock says."""
-    clock = {"images_per_second", "wait/data", "wait/teachers"}
-    lines = read_history(RunDir(str(folder)))
-    return [{name: value for name, value in line.items() if name not in clock} for line in lines]
-
-
 @pytest.fixture(scope="module")
 def whole(lake: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an uninterrupted run leaves."""
@@ -121,7 +114,7 @@ def test_killed_runs_end_as_an_uninterrupted_one(
     status, output, errors = call(main, words)
     assert status == 0, errors
     for name in TEACHERS:
-        assert log(tmp_path / name) == log(whole / name)
+        assert logged(tmp_path / name) == logged(whole / name)
         cards = read_card(str(tmp_path / name)), read_card(str(whole / name))
         assert cards[0].weights_sha256 == cards[1].weights_sha256
         assert cards[0].statistics == cards[1].statistics
@@ -132,7 +125,7 @@ def test_killed_runs_end_as_an_uninterrupted_one(
 
 @pytest.mark.parametrize("name", TEACHERS)
 def test_the_log_shows_the_learning_rate_of_every_step(whole: Path, name: str) -> None:
-    lines = log(whole / name)
+    lines = logged(whole / name)
     steps = {"spvcnn": 14, "mask_rcnn": 5}[name]
     schedule = Schedule(peak=2e-3, steps=steps, warmup_steps=round(0.1 * steps))
     assert [line["step"] for line in lines] == list(range(steps))
@@ -263,7 +256,7 @@ def test_workers_of_ray_train_do_what_one_process_does(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     config = replace(settings(lake, tmp_path), teacher=name, workers=2, device="cpu")
     assert run(config, Console(quiet=True)) == 0
-    alone, together = log(whole / name), log(tmp_path / name)
+    alone, together = logged(whole / name), logged(tmp_path / name)
     assert [line["learning_rate"] for line in together] == [line["learning_rate"] for line in alone]
     # Before any step the weights are the same; what is drawn for augmentation, dropout and of the few boxes to learn
     # from is each worker's own.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +22,12 @@ from student.config import StudentError
 from student.distillation.batch import DetectionBatch
 from student.distillation.objective import DetectionObjective
 from teachers.autolabel.table import AutoLabels
+from tests.support.history import logged
 from tests.teachers.autolabel.evidences import evidence
 from tests.teachers.autolabel.hand_labels import label
 from training.distributed import Distributed
 from training.errors import TrainingError
 from training.loop import LoopConfig
-from training.metrics_log import HISTORY_FILE
 from training.objective import Batch
 
 pytestmark = pytest.mark.integration
@@ -50,12 +49,6 @@ def settings(lake: Lake, out: Path, **changes: object) -> TrainConfig:
         loop=LoopConfig(steps=4, checkpoint_every=1, precision="float32"),
     )
     return replace(config, **changes)  # type: ignore[arg-type]
-
-
-def log(out: Path) -> list[dict[str, float]]:
-    clock = {"images_per_second", "wait/data", "wait/teachers"}
-    lines = [json.loads(line) for line in (out / HISTORY_FILE).read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in clock} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +106,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(lake: Lake, whole: Path, tmp
     with pytest.raises(KeyboardInterrupt):
         train_worker(plan, Distributed(), on_step)
     assert run(config, QUIET) == 0
-    assert log(tmp_path) == log(whole)
+    assert logged(tmp_path) == logged(whole)
     expected, found = read_student(str(whole))[0].state_dict(), read_student(str(tmp_path))[0].state_dict()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 

@@ -23,10 +23,10 @@ from student.config import StudentError
 from student.detector import Student
 from student.distillation.trained import read_lgd
 from tests.pipelines.small_teachers import admit_ignorance
+from tests.support.history import logged
 from tests.teachers.cards import lidar_folder
 from training.distributed import Distributed
 from training.loop import LoopConfig
-from training.metrics_log import HISTORY_FILE
 
 pytestmark = pytest.mark.integration
 
@@ -50,12 +50,6 @@ def settings(lake: Lake, out: Path, *teachers: str, **changes: object) -> TrainC
     return replace(config, **changes)  # type: ignore[arg-type]
 
 
-def log(out: Path) -> list[dict[str, float]]:
-    clock = {"images_per_second", "wait/data", "wait/teachers"}
-    lines = [json.loads(line) for line in (out / HISTORY_FILE).read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in clock} for line in lines]
-
-
 @pytest.fixture(scope="module")
 def whole(drive_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `train.py --teachers none --distill lgd` leaves."""
@@ -74,7 +68,7 @@ def whole(drive_lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_without_a_teacher_the_student_learns_from_its_labels(whole: Path) -> None:
     student, checkpoint = read_student(str(whole))
     assert student.config.branches == ()
-    lines = log(whole)
+    lines = logged(whole)
     assert len(lines) == 3
     assert all(line[name] > 0 for line in lines for name in LOSSES - {"loss/lgd/depth"})
     assert all(line["gradient_norm/lgd"] > 0 for line in lines)
@@ -91,7 +85,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(drive_lake: Lake, whole: Pat
     with pytest.raises(KeyboardInterrupt):
         train_worker(prepare_training(config, QUIET, lambda *_: None), Distributed(), on_step)
     assert run(config, QUIET) == 0
-    assert log(tmp_path) == log(whole)
+    assert logged(tmp_path) == logged(whole)
     expected, found = (read_student(str(out))[1].objective for out in (whole, tmp_path))
     assert expected.keys() == found.keys()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
@@ -103,7 +97,7 @@ def test_beside_a_map_teacher_both_methods_teach(drive_lake: Lake, tmp_path: Pat
     once = LoopConfig(steps=1, precision="float32")
     config = settings(drive_lake, tmp_path / "out", teacher, distill=("imitation", "lgd"), loop=once)
     assert run(config, QUIET) == 0
-    assert {"loss/imitation/points", *LOSSES} <= set(log(tmp_path / "out")[0])
+    assert {"loss/imitation/points", *LOSSES} <= set(logged(tmp_path / "out")[0])
     # Alone it asks no teacher; the branch stays.
     alone = replace(config, distill=("lgd",))
     assert (alone.methods, alone.active_teachers) == (("lgd",), {})

@@ -21,16 +21,14 @@ from student.distillation.imitation import Imitation, ImitationConfig
 from student.distillation.objective import DetectionObjective, LossWeights
 from teachers.pool import LocalPool
 from tests.student.students import COLORS, HEIGHT, SHADES, TAUGHT, WIDTH, ColorTeacher, build, cycled, samples
+from tests.support.history import logged
 from training.loop import LoopConfig, TrainInputs, train
-from training.metrics_log import read_history
 from training.optimizer import OptimizerConfig
 from training.run_dir import RunDir
 
 pytestmark = pytest.mark.integration
 
 GOLDEN = Path(__file__).parents[1] / "assets/golden_loss_curve.json"
-# What a run logs that depends on when and how fast it is done.
-_CLOCK = {"images_per_second", "wait/data", "wait/teachers"}
 
 
 def loss_curve(folder: str) -> list[dict[str, float]]:
@@ -56,8 +54,7 @@ def loss_curve(folder: str) -> list[dict[str, float]]:
         train(objective, config, optimizer, inputs, RunDir(folder))
     finally:
         torch.set_num_threads(threads)
-    lines = read_history(RunDir(folder))
-    return [{name: value for name, value in line.items() if name not in _CLOCK} for line in lines]
+    return logged(folder)
 
 
 def test_a_tiny_students_losses_are_those_that_were_recorded(tmp_path: Path) -> None:

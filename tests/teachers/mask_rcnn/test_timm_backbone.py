@@ -22,8 +22,6 @@ from teachers.mask_rcnn.train import _load_trunk
 from tests.teachers.samples import losses_of, panoptic, sample
 from training.timm_model import TimmError
 
-pytest.importorskip("timm")
-
 ON_TIMM = MaskRcnnConfig(backbone="timm:resnet18", min_size=64, max_size=96).resolved()
 CAR = 2
 
