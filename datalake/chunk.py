@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,10 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from datalake.cloud import Cloud, list_rows, own_tensor, read_clouds
 from datalake.commit import LakeError
 from datalake.sample import Boxes3D, FrameSample, Lidar, Objects, Panoptic, Sample, SampleKey, Sweep, naming
-from datalake.sample_options import SampleOptions
+from datalake.sample_options import BOX_3D, SampleOptions
 from datalake.segment_files import SegmentFiles
 from datalake.sources.frame import LASERS, OBJECT_TYPES
 from datalake.sources.panoptic import PanopticError, decode_panoptic
-
-_BOX_3D = ("center_x_m", "center_y_m", "center_z_m", "length_m", "width_m", "height_m", "heading_rad")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class _OfFrame:
 
     boxes_3d: Boxes3D | None
     vehicle_to_world: torch.Tensor | None
-    sweeps: tuple[Sweep, ...]
+    sweeps: tuple[Sweep, ...] = ()
 
 
 class Chunk:
@@ -64,6 +62,7 @@ class Chunk:
             else:
                 rows |= {"image": part.images, "depth": part.images}
                 self._first = part.images.start
+        self._shared: dict[int, _OfFrame] = {}
         tables = files.read(group, columns, rows)
         self._read_frames(files, group, tables, part)
         if "image" in tables:
@@ -145,11 +144,13 @@ class Chunk:
 
     def _of_frame(self, timestamp_us: int) -> _OfFrame:
         options = self._options
-        return _OfFrame(
-            boxes_3d=self._boxes_3d(timestamp_us) if options.boxes_3d else None,
-            vehicle_to_world=_pose(self._poses[timestamp_us]) if options.poses else None,
-            sweeps=self._sweeps(timestamp_us) if options.sweeps else (),
-        )
+        if timestamp_us not in self._shared:
+            self._shared[timestamp_us] = _OfFrame(
+                boxes_3d=self._boxes_3d(timestamp_us) if options.boxes_3d else None,
+                vehicle_to_world=_pose(self._poses[timestamp_us]) if options.poses else None,
+            )
+        shared = self._shared[timestamp_us]
+        return replace(shared, sweeps=self._sweeps(timestamp_us)) if options.sweeps else shared
 
     def _sample(self, row: int, key: SampleKey, shared: _OfFrame) -> Sample:
         options = self._options
@@ -177,7 +178,7 @@ class Chunk:
         label = self._label_3d
         mine = np.flatnonzero(label["timestamp_us"] == timestamp_us)
         kinds, names = label["type"].take(mine).to_pylist(), label["object_id"].take(mine).to_pylist()
-        boxes = np.stack([label[name][mine] for name in _BOX_3D], axis=1).astype(np.float32)
+        boxes = np.stack([label[name][mine] for name in BOX_3D], axis=1).astype(np.float32)
         speed = np.stack([label[name][mine] for name in ("speed_x_mps", "speed_y_mps")], axis=1).astype(np.float32)
         return Boxes3D(
             boxes=torch.from_numpy(boxes),

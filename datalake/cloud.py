@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from datalake.sample import Sweep
-
-_COLUMNS = ("x_m", "y_m", "z_m", "intensity", "laser", "semantic_class")
+from datalake.sample_options import POINT
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Cloud:
 
 def read_clouds(point: dict[str, Any], lasers: Collection[int]) -> dict[int, Cloud]:
     """Return the points of each of these rows of `point`, by their time; of these lasers alone, if any are named."""
-    columns = {name: list_rows(point[name]) for name in _COLUMNS}
+    columns = {name: list_rows(point[name]) for name in POINT}
     clouds = {}
     for frame, timestamp_us in enumerate(point["timestamp_us"].tolist()):
         rows = {name: values[frame] for name, values in columns.items()}

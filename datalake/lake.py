@@ -178,7 +178,10 @@ class Lake:
         cameras: tuple[str, ...] = (),
         transform: Callable[[FrameSample], Any] | None = None,
     ) -> FrameDataset:
-        """Return the frames likewise, each with the images of some cameras together, or of none."""
+        """Return the frames likewise, each with the images of some cameras together, or of none.
+
+        Of a lake that `where` has narrowed, the times of images and frames are read at once: OSError where that fails.
+        """
         need("train", ("torch", "torchvision"), "a data set of frames")
         from datalake.sample_dataset import FrameDataset
         from datalake.sample_options import SampleOptions

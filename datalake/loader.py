@@ -130,7 +130,10 @@ class SampleStream(IterableDataset[Sample]):
         )
 
     def _check_shared_memory(self, workers: int) -> None:
-        """Raise LakeError where what waits in shared memory would not fit: a worker would die of it, without a word."""
+        """Raise LakeError where waiting images do not fit into shared memory: a worker would die of it, silently.
+
+        Points come on top; how many a frame has is known only when it is read.
+        """
         if not _SHARED_MEMORY.is_dir():
             return
         width, height = self.config.image_size or _FULL_SIZE

@@ -26,7 +26,8 @@ class RangeImage:
     image: float32 [H, W, 4], range in metres, intensity, elongation, and 1 or -1 in a no-label zone or not; -1 in all
         of a cell where nothing returned
     projections: int32 [H, W, 6], camera (as in table `point`), u and v, twice; 0 where there is none
-    segmentation: int32 [H, W, 2], instance and semantic class, 0 where there is none; None where nothing is labelled
+    segmentation: int32 [H, W, 2], instance and semantic class, 0 where there is none; None where nothing of the
+        frame is labelled
     """
 
     image: NDArray[np.float32]
@@ -37,8 +38,8 @@ class RangeImage:
 def read_range_images(lake: Lake, segment: str, timestamp_us: int) -> dict[tuple[str, int], RangeImage]:
     """Return the range images of a frame by laser ("TOP") and return (1, 2), those that have a point.
 
-    Cells are the record's, bit by bit, but for what was quarantined: those points are missing. A laser of which a frame
-    has both returns empty, or none, is left out.
+    Cells are the record's, bit by bit, but for what was quarantined: those points are missing. A return
+    without a point is left out.
 
     Raises LakeError for a frame that the lake does not have, or that was built when cells were not kept yet.
     """

@@ -3,8 +3,8 @@
     samples = open_lake(url).dataset_of_samples("train", SampleOptions(boxes_3d=True))
     samples[17]
 
-Only the rows of one image, or of one frame, are decoded, but Parquet's columns are compressed a row group of about
-eight images at a time: in a shuffled order `SampleStream`, which uses all of a row group, is faster.
+Parquet's columns are compressed a row group of about eight images at a time, and are decoded up to the row of the image
+or frame, labels as a whole: in a shuffled order `SampleStream`, which uses all of a row group, is faster.
 """
 
 from __future__ import annotations
@@ -70,7 +70,13 @@ class _LakeDataset(Dataset[Any], Generic[Item]):
         size = len(self)
         if not -size <= number < size:
             raise IndexError(f"{number}: there are {size:,}")
-        item = self._read(number % size)
+        try:
+            item = self._read(number % size)
+        except OSError:
+            # Files keep the failure of a store that did not answer; the next call is to ask it anew.
+            with self._opening:
+                self._open.clear()
+            raise
         return item if self.transform is None else self.transform(item)
 
     def __iter__(self) -> Iterator[Any]:

@@ -11,10 +11,10 @@ from datalake.sources.frame import LASERS
 _IMAGE = ["timestamp_us", "camera", "jpeg", "width", "height", "intrinsic", "camera_to_vehicle"]
 _PANOPTIC = ["panoptic", "panoptic_divisor"]
 _LABEL = ["timestamp_us", "camera", "type", "x0", "y0", "x1", "y1", "depth_m", "difficulty"]
-_POINT = ["x_m", "y_m", "z_m", "intensity", "laser", "semantic_class"]
+POINT = ["x_m", "y_m", "z_m", "intensity", "laser", "semantic_class"]
 _DEPTH = ["u", "v", "depth_m", "point"]
-_BOX = ["center_x_m", "center_y_m", "center_z_m", "length_m", "width_m", "height_m", "heading_rad"]
-_LABEL_3D = ["timestamp_us", "object_id", "type", *_BOX, "speed_x_mps", "speed_y_mps", "lidar_points", "difficulty"]
+BOX_3D = ["center_x_m", "center_y_m", "center_z_m", "length_m", "width_m", "height_m", "heading_rad"]
+_LABEL_3D = ["timestamp_us", "object_id", "type", *BOX_3D, "speed_x_mps", "speed_y_mps", "lidar_points", "difficulty"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class SampleOptions:
         columns = {}
         if self.points or self.poses:
             poses = ["vehicle_to_world"] if self.poses or self.sweeps else []
-            columns["point"] = ["timestamp_us", *(_POINT if self.points else []), *poses]
+            columns["point"] = ["timestamp_us", *(POINT if self.points else []), *poses]
         if self.boxes_3d:
             columns["label_3d"] = _LABEL_3D
         return columns

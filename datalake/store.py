@@ -140,8 +140,13 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """Return the bytes of object `name`, which is not empty; raises FileNotFoundError."""
-        # Without a start s3fs asks for the size first, and lists where there is none.
-        return bytes(self._ask(lambda: self.fs.cat_file(self.path(name), start=0), "read", name))
+        try:
+            # Without a start s3fs asks for the size first, and lists where there is none.
+            return bytes(self._ask(lambda: self.fs.cat_file(self.path(name), start=0), "read", name))
+        except StoreError as error:
+            if self._is_absent(error):
+                raise FileNotFoundError(str(error)) from error
+            raise
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
         """Return the bytes of each range, all asked for at the same time; raises StoreError where an object ends early.
@@ -202,10 +207,14 @@ class Store:
         except FileNotFoundError:
             return False
         except StoreError as error:
-            if self.is_web and getattr(error.__cause__, "status", None) in _ABSENT:
+            if self._is_absent(error):
                 return False
             raise
         return True
+
+    def _is_absent(self, error: StoreError) -> bool:
+        """Return whether a web server has refused what it does not have."""
+        return self.is_web and getattr(error.__cause__, "status", None) in _ABSENT
 
     def size(self, name: str) -> int:
         """Return the size of object `name` in bytes; raises FileNotFoundError."""

@@ -154,6 +154,8 @@ def _log_segment(
     origin: NDArray[np.float64] | None = None
     try:
         for group, chunk in enumerate(commit.chunks):
+            if not chunk.strip("0"):
+                continue
             tables = {table: _table(columns) for table, columns in files.read(group, _COLUMNS).items()}
             # `depth` has a row for each row of `image`.
             images = [

@@ -14,6 +14,7 @@ from datalake.__main__ import main
 from datalake.cache import RangeCache
 from datalake.lake import Lake, open_lake
 from datalake.loader import LoaderConfig, SampleStream
+from datalake.retry import UnavailableError
 from datalake.store import Store, StoreError
 from datalake.verify import verify
 from tests.drives import DRIVE_CAMERAS
@@ -113,3 +114,15 @@ def test_a_cache_spares_the_web_server_a_second_epoch(web: WebServer, tmp_path: 
     again = list(SampleStream(lake, config))
     assert all(equal(*pair) for pair in zip(first, again, strict=True))
     assert len(web.requests) == before
+
+
+def test_a_sample_is_asked_for_anew_after_an_outage(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(*_: object) -> list[bytes]:
+        raise UnavailableError("the server does not answer")
+
+    samples = open_lake(web.url).dataset_of_samples()
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "read_ranges", unavailable)
+        with pytest.raises(UnavailableError):
+            samples[0]
+    assert samples[0].key.camera == "FRONT"
