@@ -58,7 +58,6 @@ class TrainInputs:
     batches: returns this worker's batches from a cursor on, always the same, 0 being the first
     labelled, unlabelled: samples per step over all workers; in each batch labelled ones come first
     teach: adds the teachers' targets to each batch, in order; None: there are none
-    change_targets: applied to the targets before the step; a control
     seed: of every random number that is drawn while training
     fingerprint: of the data and the settings; a checkpoint of another is refused
     """
@@ -67,7 +66,6 @@ class TrainInputs:
     labelled: int
     unlabelled: int = 0
     teach: Callable[[Iterator[Batch]], Iterator[Taught]] | None = None
-    change_targets: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     seed: int = 0
     fingerprint: Mapping[str, Plain]
 
@@ -138,8 +136,6 @@ def train(
             data_s, teachers_s = source.seconds, taught.seconds
             batch, targets = next(taught)
             data_s, teachers_s = source.seconds - data_s, taught.seconds - teachers_s
-            if inputs.change_targets is not None:
-                targets = inputs.change_targets(targets)
             chance = Chance(inputs.seed, step, places)
             torch.manual_seed(_step_seed(inputs.seed, step, distributed.rank))
             optimizer.zero_grad()

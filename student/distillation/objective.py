@@ -111,8 +111,8 @@ class DetectionObjective(Objective):
         """Return `gradient_ratio/<method>` of each method that compares pyramids or what is made of them.
 
         The norm of the gradient of the method's weighted losses with respect to the pyramid, of all levels together,
-        over that of detection's losses. A method much above 1 decides what the backbone learns, and one much below
-        changes nothing. Imitation has none: its losses come before the pyramid.
+        over that of detection's losses: a method much above 1 decides what the backbone learns. Imitation has none: its
+        losses come before the pyramid.
 
         And `fusion/<branch>/weight` and `/gradient`, see `Backbone.selection`, where there are branches to select from.
 

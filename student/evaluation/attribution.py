@@ -98,6 +98,8 @@ def _of_batch(
     with torch.no_grad(), recorded_trunk(student) as trunk:
         levels = student.features(images).pyramid
     image, anchor, classes = _anchors_of(student, batch, levels, size)
+    if not len(classes):
+        return {}
     change = {name: own[name] - means[name] for name in own}
 
     def objectness(at: float) -> tuple[list[Tensor], Tensor]:

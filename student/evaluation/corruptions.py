@@ -19,8 +19,8 @@ from student.evaluation.run import Example, evaluate_student, most_labelled
 from training.generators import sample_generator
 
 CLEAN = "clean"
-# What each kind does to an image, from weak to strong. Noise, brightness, jpeg and fog are ImageNet-C's first, third
-# and fifth strength. Its blurs would leave nothing of objects of 8 pixels: these are weaker.
+# What each kind does to an image, from weak to strong. Noise, brightness, jpeg and fog's density are
+# ImageNet-C's first, third and fifth strength. Its blurs would leave nothing of objects of 8 pixels: these are weaker.
 STRENGTHS: dict[str, tuple[float, float, float]] = {
     # Standard deviation in pixels.
     "blur": (0.5, 1.0, 2.0),

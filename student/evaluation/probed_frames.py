@@ -147,10 +147,13 @@ def probe_frames(
             if len(some.labels):
                 probe, rate = tuned_probe(some, tuning[task.name], task.classes, seed)
                 constant = guess(some, task.classes)
-                probes.append((task, share, probe, rate, constant, scores_of(task.classes), scores_of(task.classes)))
+                frames = len(some.frame.unique())
+                probes.append(
+                    (task, share, frames, probe, rate, constant, scores_of(task.classes), scores_of(task.classes))
+                )
     judged = set()
     for _, maps, labels in _labelled(features, tasks, tell(examined)):
-        for task, _, probe, _, constant, scores, guessed in probes:
+        for task, _, _, probe, _, constant, scores, guessed in probes:
             known = _known(labels[task.name])
             if bool(known.any()):
                 judged.add(task.name)
@@ -162,12 +165,12 @@ def probe_frames(
             task=task.name,
             metric=task.metric,
             share=share,
-            frames=max(1, round(share * count)),
+            frames=frames,
             rate=rate,
             metrics=scores.metrics(),
             guessed=guessed.metrics(),
         )
-        for task, share, _, rate, _, scores, guessed in probes
+        for task, share, frames, _, rate, _, scores, guessed in probes
         if task.name in judged
     ]
 

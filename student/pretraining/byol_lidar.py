@@ -222,7 +222,9 @@ def visible_places(
     raised = pair.raised[shuffled]
     # Each kind gives half, and what the other has too little of.
     of_raised = min(int(raised.sum()), max(most // 2, most - int((~raised).sum())))
-    chosen = np.concatenate([shuffled[raised][:of_raised], shuffled[~raised][: most - of_raised]])
+    kept = np.concatenate([np.flatnonzero(raised)[:of_raised], np.flatnonzero(~raised)[: most - of_raised]])
+    # In the random order: what is measured of the first ones is measured of both kinds.
+    chosen = shuffled[np.sort(kept)]
     return both[:, chosen]
 
 

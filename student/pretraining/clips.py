@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from datalake.sample import Sample
 # What makes a pair: an image and itself; it and the same camera's next image; it and one of another segment, a control.
 Pairs = Literal["same", "next", "shuffled"]
 # What is added to the seed for the order of the other segments' images.
-_OF_OTHERS = 1 << 64
+OF_OTHERS = 1 << 64
 
 
 class ClipStream(SampleStream):
@@ -55,7 +55,7 @@ class ClipStream(SampleStream):
         self.epoch_samples = len(self._first) // config.global_batch * config.global_batch
         if self.epoch_samples == 0:
             raise LakeError(
-                f"{lake.store.url}: split {config.split!r} has {len(self._first)} pairs of an image and the next one"
+                f"{lake.store.url}: split {config.split!r} has {len(self._first)} pairs ({pairs})"
                 f" of {', '.join(config.cameras)}, fewer than one batch of {config.global_batch}"
             )
         if pairs == "shuffled" and len(set(self._segment.tolist())) < 2:
@@ -79,8 +79,8 @@ class ClipStream(SampleStream):
         if self.pairs == "next":
             return self._next[first]
         streams = min(self.config.streams, int((self._sizes > 0).sum()))
-        others = epoch_order(self._sizes, streams, self.config.seed + _OF_OTHERS, epoch)
-        return _of_other_segments(first, others, self._segment)
+        others = epoch_order(self._sizes, streams, self.config.seed + OF_OTHERS, epoch)
+        return of_other_segments(first, others, self._segment)
 
     def _visit(self, epoch: int, positions: NDArray[np.int64]) -> Iterator[Sample]:
         first = self.order(epoch)[positions]
@@ -114,8 +114,8 @@ def _successors(
     return following
 
 
-def _of_other_segments(
-    first: NDArray[np.int64], others: NDArray[np.int64], segment: NDArray[np.int32]
+def of_other_segments(
+    first: NDArray[np.int64], others: NDArray[np.int64], segment: NDArray[np.integer[Any]]
 ) -> NDArray[np.int64]:
     """Return for each position the image there among the others, or the next behind it that is of another segment."""
     second = others.copy()

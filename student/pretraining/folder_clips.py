@@ -20,15 +20,15 @@ from datalake.commit import LakeError
 from datalake.order import epoch_order
 from datalake.packed_batch import PackedBatch
 from datalake.sample import Objects, Panoptic, Sample, SampleKey
-from student.pretraining.clips import Pairs
+from student.pretraining.clips import OF_OTHERS, Pairs, of_other_segments
 from teachers.classes import CAMERA_CLASSES
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 _MASK = "_mask"
+# Modes of images whose values are numbers as they are.
+_NUMBERED = frozenset({"1", "L", "P", "I", "I;16"})
 # What masks show, as labels of a lake would have it: any object, and all else.
 _OBJECT, _REST = CAMERA_CLASSES.index("CAR"), CAMERA_CLASSES.index("STATIC")
-# What is added to the seed for the order of the other clips' images.
-_OF_OTHERS = 1 << 64
 
 
 class FolderClips(Dataset[list[Sample]]):
@@ -58,6 +58,8 @@ class FolderClips(Dataset[list[Sample]]):
         self._clip = clip_of
         self._sizes = np.bincount(clip_of[self._first], minlength=len(clips))
         self._steps = len(self._first) // batch
+        # The pairs of an epoch, once they are known: its number, first and second images.
+        self._known: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
         if not self._steps:
             raise LakeError(f"--clips {folder}: {len(self._first)} pairs, fewer than one batch of {batch}")
         if pairs == "shuffled" and len(set(clip_of.tolist())) < 2:
@@ -96,21 +98,20 @@ class FolderClips(Dataset[list[Sample]]):
     def numbers(self, step: int) -> NDArray[np.int64]:
         """Return which images a step's batch has, int64 [B] or [2 B], numbered as they lie in the folder."""
         epoch, part = divmod(step, self._steps)
+        if self._known is None or self._known[0] != epoch:
+            self._known = (epoch, *self._pairs_of(epoch))
+        _, first, second = self._known
+        places = slice(part * self.batch, (part + 1) * self.batch)
+        return first[places] if self.pairs == "same" else np.concatenate([first[places], second[places]])
+
+    def _pairs_of(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first and the second images of an epoch's pairs, int64 [N] each."""
         streams = int((self._sizes > 0).sum())
-        whole = self._first[epoch_order(self._sizes, streams, self.seed, epoch)]
-        first = whole[part * self.batch : (part + 1) * self.batch]
-        if self.pairs == "same":
-            return first
-        if self.pairs == "next":
-            return np.concatenate([first, first + 1])
-        others = epoch_order(self._sizes, streams, self.seed + _OF_OTHERS, epoch)
-        second = []
-        for position, number in enumerate(first.tolist(), part * self.batch):
-            place = position
-            while self._clip[others[place]] == self._clip[number]:
-                place = (place + 1) % len(others)
-            second.append(others[place])
-        return np.concatenate([first, np.array(second)])
+        first = self._first[epoch_order(self._sizes, streams, self.seed, epoch)]
+        if self.pairs != "shuffled":
+            return first, first + (self.pairs == "next")
+        others = epoch_order(self._sizes, streams, self.seed + OF_OTHERS, epoch)
+        return first, of_other_segments(first, others, self._clip)
 
     def _sample(self, number: int) -> Sample:
         path = self.images[number]
@@ -133,8 +134,10 @@ class FolderClips(Dataset[list[Sample]]):
 
     def _mask(self, path: Path) -> Panoptic:
         with Image.open(_mask_of(path)) as image:
-            values = np.asarray(image.convert("L").resize(self.image_size, Image.Resampling.NEAREST)).copy()
-        instance = torch.from_numpy(values).int()
+            # Numbers of objects, not colors: a palette's index, and all 16 bits.
+            plain = image if image.mode in _NUMBERED else image.convert("L")
+            values = np.asarray(plain.resize(self.image_size, Image.Resampling.NEAREST)).astype(np.int32)
+        instance = torch.from_numpy(values)
         return Panoptic(torch.where(instance > 0, _OBJECT, _REST).to(torch.uint8), instance)
 
 

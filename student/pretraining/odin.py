@@ -128,12 +128,13 @@ class OdinObjective(SelfDistillation):
         """Return the regions of the whole images int64 [n, B, h, w]; -1: none."""
         number, count = batch.whole.shape[:2]
         config = self._settings
-        fine = avg_pool2d(self.discovery_trunk(batch.whole.flatten(0, 1)).fine.float(), config.cell)
-        grid = (fine.shape[2], fine.shape[3])
+        stride = config.cell * self._student.stride
+        grid = batch.whole.shape[-2] // stride, batch.whole.shape[-1] // stride
         if progress < config.start:
-            return torch.zeros(number, count, *grid, dtype=torch.int64, device=fine.device)
+            return torch.zeros(number, count, *grid, dtype=torch.int64, device=batch.whole.device)
         if config.masks == "panoptic" and batch.given is not None:
             return batch.given
+        fine = avg_pool2d(self.discovery_trunk(batch.whole.flatten(0, 1)).fine.float(), config.cell)
         # The cells of both images of a pair are points of one set.
         rows = normalize(fine, dim=1).flatten(2).transpose(1, 2).unflatten(0, (number, count))
         points = rows.transpose(0, 1).flatten(1, 2)
@@ -148,7 +149,9 @@ class OdinObjective(SelfDistillation):
         return labels.unflatten(1, (number, *grid)).transpose(0, 1)
 
     def forward(self, batch: OdinViews, progress: float) -> dict[str, Loss]:
-        """Return the loss `odin`: 0 … 8 of a regression, 2 ln of the number of regions where nothing is told apart."""
+        """Return the loss `odin`: 0 … 8 of a regression; of others about 2 ln of the number of regions where nothing is
+        told apart and all are in both views.
+        """
         config, images = self._settings, torch.cat([batch.views.first, batch.views.second])
         found, size = self.discovered(batch, progress), (batch.whole.shape[-1], batch.whole.shape[-2])
         fine = avg_pool2d(self.trunk(images).fine, config.cell).float()
@@ -215,7 +218,7 @@ def detcon_loss(
 ) -> Tensor:
     """Return the loss of DetCon (Hénaff et al. 2021) of regions [B, K, d], each of which is there once or not at all.
 
-    The mean over all B K regions, of those in both views, of -ln of the share that the same region in the target's
+    The sum over the regions in both views, divided by B K, of -ln of the share that the same region in the target's
     other view has among all regions of all images in both of the target's views; itself in its own view is left out.
     Regions that are not there are no negatives.
 

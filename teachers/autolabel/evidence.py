@@ -107,6 +107,8 @@ def _points_inside(masks: Tensor, boxes: Tensor, seen: SeenPoints) -> NDArray[np
     edges = torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], 1).long().tolist()
     for row, (x0, y0, x1, y1) in enumerate(edges):
         here = np.flatnonzero((seen.u >= x0) & (seen.u < x1) & (seen.v >= y0) & (seen.v < y1))
+        if not len(here):
+            continue
         rows, columns = torch.arange(float(y0), y1)[None], torch.arange(float(x0), x1)[None]
         mask = masks_at(masks[row : row + 1], boxes[row : row + 1], rows, columns)[0].numpy()
         inside[row, here] = mask[seen.v[here] - y0, seen.u[here] - x0] >= _INSIDE

@@ -21,6 +21,7 @@ from training.errors import TrainingError
 from training.generators import Chance
 from training.objective import Batch, Loss, Objective, ParameterGroup
 
+_Convolution = nn.modules.conv._ConvNd
 _MASK_OF = torch.tensor(CAMERA_TO_MASK)
 # Of every hundred pixels some ninety are background, eight vehicles, and all pedestrians and cyclists share one.
 _PIXEL_WEIGHTS = (0.5, 1.0, 3.0, 5.0)
@@ -100,11 +101,17 @@ class MaskRcnnObjective(Objective):
         inside = [detector.backbone, detector.roi_heads.box_head, detector.roi_heads.mask_head]
         # The first matrix of a trunk, whichever, faces the image.
         entrance = next(weight for weight in detector.backbone.body.parameters() if weight.ndim > 1)
+        # Convolutions in groups, and tables, are no whole matrices.
+        matrices = {
+            id(layer.weight)
+            for layer in detector.modules()
+            if isinstance(layer, nn.Linear) or (isinstance(layer, _Convolution) and layer.groups == 1)
+        }
         hidden = [
             weight
             for part in inside
             for weight in part.parameters()
-            if weight.ndim > 1 and weight.requires_grad and weight is not entrance
+            if id(weight) in matrices and weight.requires_grad and weight is not entrance
         ]
         given = list(detector.backbone.body.parameters()) if self._pretrained else []
         return [ParameterGroup("mask_rcnn", list(self.parameters()), hidden, given)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from student.pretraining.attention_heads import best_order, head_loss, literal_loss
+from tests.student.pretraining.attention_heads import best_order, head_loss, literal_loss
 
 N = 192
 

@@ -126,3 +126,18 @@ def test_folders_that_do_not_do_are_refused(folder: Path) -> None:
     clips = FolderClips(str(folder), "same", SIZE, 16)
     with pytest.raises(LakeError, match=r"frame_3\.png: not an image that decodes"):
         clips[0]
+
+
+def test_a_mask_has_the_numbers_of_its_objects_whatever_their_colors(tmp_path: Path) -> None:
+    truth = np.array([[0, 1, 2], [300, 700, 0]])
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (3, 2)).save(folder / f"{name}.png")
+    palette = Image.fromarray(truth.clip(0, 2).astype(np.uint8), "P")
+    palette.putpalette([0, 0, 0, 0, 0, 1, 0, 0, 1])
+    palette.save(folder / "a_mask.png")
+    Image.fromarray(truth.astype(np.uint16)).save(folder / "b_mask.png")
+    clips = FolderClips(str(tmp_path), "same", (3, 2), 2, masks=True)
+    found = {one.key.camera: one.panoptic.instance.tolist() for one in clips[0] if one.panoptic is not None}
+    assert found == {"a.png": truth.clip(0, 2).tolist(), "b.png": truth.tolist()}
