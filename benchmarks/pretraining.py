@@ -5,10 +5,10 @@
     OUT/<arm>-<seed>/             the pre-trainings, by pipelines/pretrain.py
     OUT/segmented-<seed>/         clusters of their features beside all baselines, by pipelines/segment.py
     OUT/students/…                students from the trunks of --students and from scratch, with few labels
-    OUT/pretraining.json          every figure that the command has so far
+    OUT/pretraining.json          every figure, written when all are there
 
 Run again after any interruption it goes on where it was: what is done is not done again. One arm is a process of half
-an hour to some hours on a core; several of these commands, with other --arms or --seeds and one --out, share them.
+an hour to some hours on a core; commands with other --arms need an --out of their own.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def jobs_of(study: AblateConfig) -> list[Job]:
     """
     detectors = tuple(study.train.detectors)
     names = tuple(name for name in parse_teachers(study.train.teachers) if name not in detectors)
-    if taken := sorted({NONE, CLASSROOM, SHUFFLED} & set(names)):
+    if taken := sorted({NONE, CLASSROOM, SHUFFLED, _AUTOLABEL, *DISTILLATION_METHODS} & set(names)):
         raise StudentError(f"--train.teachers {taken[0]}: that is the name of an arm; call the teacher otherwise")
     known = (NONE, CLASSROOM, *(names if len(names) > 1 else ()), SHUFFLED)
     arms = study.arms or known
@@ -147,7 +147,7 @@ def jobs_of(study: AblateConfig) -> list[Job]:
         raise StudentError(
             "--train.workers: a study trains each student in one process; --parallel is how many at a time"
         )
-    if not names:
+    if not names and {CLASSROOM, SHUFFLED} & set(arms):
         raise StudentError("--train.teachers none: expected teachers whose help is to be measured")
     if study.steps and len(study.steps) != len(study.labelled_fractions):
         raise StudentError("--steps: expected a number for each of --labelled-fractions")
@@ -306,7 +306,7 @@ def _evaluated(job: Job) -> dict[str, float]:
     result = evaluate_student(
         student,
         frames.stream(config.batch, shuffle=False).loader(),
-        open_pool(named, grid, device, replace(cached, split=job.eval_split)),
+        open_pool(named, grid, device, replace(cached, split=job.eval_split)) if named else None,
         cell_means=cell_means(replace(frames, split=config.split), config.batch, mean_pool),
         bfloat16=uses_bfloat16(config.loop.precision, device),
     )

@@ -3,7 +3,8 @@
     OUT/metrics.json    how much each head's mask is of labelled objects, beside random weights and random masks
     OUT/report.html     the attention of each head of the last block, their mean and their masks, on six frames
 
-A run is of pretrain.py with `--dino.network vit`. `--weights FILE` takes published weights, DINO's or timm's, strictly.
+A run is of pretrain.py with `--dino.network vit`. `--weights NAME=FILE` takes published weights, DINO's or timm's,
+strictly.
 Attention that tells objects apart came of a million images and more (Caron et al. 2021); of ten thousand it is blurred.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import training.openmp  # isort: skip  # noqa: F401 - before torch
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import matplotlib as mpl
@@ -28,7 +29,7 @@ from pipelines.data import check_disjoint_splits
 from pipelines.device import device_of
 from pipelines.option_ranges import check_options
 from pipelines.paths import absolute
-from pipelines.segment import SegmentConfig, drawn_frames, read_cells, read_images
+from pipelines.segment import SegmentConfig, drawn_frames, finite, read_cells, read_images
 from student.config import StudentConfig, StudentError
 from student.evaluation.attention import HeadScores, best_head, head_scores
 from student.evaluation.bootstrap import PerSegment, mean_per_segment
@@ -101,7 +102,7 @@ def attention(config: AttentionConfig, console: Console) -> None:
         if not isinstance(cells, VitCells):
             raise StudentError(f"--runs {name}={url}: a trunk, which has no attention; give a run of a transformer")
         networks[name] = cells
-    for name, url in _named("--weights", config.weights).items():
+    for name, url in _named("--weights", config.weights, taken=networks).items():
         vit = vit_of(read_weights(absolute(url), "teacher").tensors, url)
         if any(side % vit.settings.patch for side in config.image_size):
             raise StudentError(f"--weights {name}={url}: patches of {vit.settings.patch}; choose another --image-size")
@@ -119,6 +120,8 @@ def attention(config: AttentionConfig, console: Console) -> None:
     with ProgressBar(console) as bar:
         images = read_images(lake, reading, config.split, config.images, bar)
         others = read_images(lake, reading, config.fit_split, config.fit_images, bar)
+        if not any(image.truth.count for image in others):
+            raise StudentError(f"--fit-split {config.fit_split}: no labelled object by which a head could be chosen")
         order = list(dict.fromkeys(image.segment for image in images))
         for number, (name, cells) in enumerate(networks.items()):
             bar.update("attention", number, len(networks), "networks")
@@ -131,12 +134,14 @@ def attention(config: AttentionConfig, console: Console) -> None:
     _write(config, metrics, images, maps, console)
 
 
-def _named(option: str, given: Sequence[str]) -> dict[str, str]:
-    found = {}
+def _named(option: str, given: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    found: dict[str, str] = {}
     for each in given:
         name, separator, url = each.partition("=")
         if not (name and separator and url):
             raise StudentError(f"{option} {each}: expected NAME=PLACE")
+        if name in found or name in taken:
+            raise StudentError(f"{option} {each}: the name is taken")
         found[name] = url
     return found
 
@@ -186,7 +191,7 @@ def _write(
 ) -> None:
     out = RunDir(absolute(config.out))
     found = {"metrics": metrics, "settings": asdict(config)}
-    out.write(METRICS_FILE, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
+    out.write(METRICS_FILE, (json.dumps(finite(found), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
     page = Page("ClassroomNet: what heads look at")
     page.text(
         "IoU of objects with the cells that hold 60 % of a head's attention: the best head for each object, the best of"

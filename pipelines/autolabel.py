@@ -1,8 +1,8 @@
 """Label images by two teachers: `python pipelines/autolabel.py --lake URL --teachers NAME=FOLDER … --name NAME`.
 
 The mask teacher proposes boxes, the lidar teacher confirms or refutes them. How likely a box is right is calibrated on
-the human labels of another split; no others matter. The labels become the table `autolabel_NAME` of the lake, from
-which `train.py --auto-labels NAME` learns.
+the human labels of another split; of all others only sizes matter, to `--image-size auto`. The labels become the table
+`autolabel_NAME` of the lake, from which `train.py --auto-labels NAME` learns.
 
 Runs by itself on this machine's cores, or unchanged as `ray job submit --working-dir . -- python pipelines/autolabel.py
 …` on a cluster. With `--local` it needs no Ray: its tasks run in processes of this machine. On a GPU it runs in this
@@ -300,8 +300,8 @@ def show(judgement: Judgement, console: Console) -> None:
             (row for row in judgement.rows if row.group == group), key=lambda row: SOURCES.index(row.source)
         ):
             first = f"{group} ({row.objects:,})" if row.source == SOURCES[0] else ""
-            figures = (row.precision, row.recall, row.ap50, row.abs_rel)
-            table.add_row(first, row.source, f"{row.labels:,}", *(_figure(value) for value in figures))
+            metrics = (row.precision, row.recall, row.ap50, row.abs_rel)
+            table.add_row(first, row.source, f"{row.labels:,}", *(_figure(value) for value in metrics))
     console.print(table)
     equal = Table(title="false labels at the recall of the mask teacher's labels", title_justify="left")
     for name in ("class", "recall", "mask", "consensus", "mask at .95 of it", "consensus at .95 of it"):

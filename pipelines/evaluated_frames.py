@@ -73,8 +73,12 @@ def check_unseen(run: str, checkpoint: Checkpoint, lake: Lake, examined: str, co
             trained |= {commit.segment for commit in seen.in_split(split)}
         except LakeError as error:
             # Runs are copied to other machines. What can be compared still is, and a line says so.
-            console.print(f"the lake of the training cannot be read, so this lake's split {split} is compared: {error}")
-            trained |= {commit.segment for commit in lake.in_split(split)}
+            known = split in lake.splits
+            told = f"this lake's split {split} is compared" if known else "it is unknown whether it saw these frames"
+            console.print(
+                f"the lake of the training cannot be read, so {told}: {error}", soft_wrap=True, highlight=False
+            )
+            trained |= {commit.segment for commit in lake.in_split(split)} if known else set()
     if shared := sorted(trained & {commit.segment for commit in lake.in_split(examined)}):
         raise LakeError(
             f"the student was trained on {len(shared)} segments of split {examined}, e.g. {shared[0]}: metrics on"

@@ -281,9 +281,9 @@ def run(config: PretrainConfig, console: Console) -> int:
         trained, measured = pretrain(
             config, device_of(config.device), console, lambda step, _: bar.update("pretrain", step, steps, "steps")
         )
-    figures = summary(measured)
+    metrics = summary(measured)
     console.print(
-        f"pre-trained {steps:,} steps in {trained.seconds:,.0f} s: {figures}; {absolute(config.out)}",
+        f"pre-trained {steps:,} steps in {trained.seconds:,.0f} s: {metrics}; {absolute(config.out)}",
         soft_wrap=True,
         highlight=False,
     )
@@ -294,6 +294,8 @@ def _check(config: PretrainConfig) -> None:
     """Raise StudentError or LakeError now for what would be found out later, or by nobody."""
     if config.student.trunk_weights is not None:
         raise StudentError("--student.trunk-weights: pre-training starts from random weights; leave them out")
+    if config.method == "byol-dense" and config.pairs != "same":
+        raise StudentError(f"--pairs {config.pairs}: byol-dense compares places of one image; give --pairs same")
     sizes = {"--views.size": config.views.size}
     if config.method == "dino":
         sizes["--dino.crop-size"] = config.dino.crop_size

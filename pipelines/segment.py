@@ -403,7 +403,7 @@ def _write(
         "settings": settings,
         "versions": installed_versions(_PACKAGES),
     }
-    out.write(METRICS_FILE, (json.dumps(_finite(found), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    out.write(METRICS_FILE, (json.dumps(finite(found), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
     page = Page("ClassroomNet: what features know of objects")
     page.text(f"{len(images)} images of {len({image.segment for image in images})} segments of split {config.split}.")
     fill_page(page, metrics, gains, images, drawn_frames(images), shown, config.cluster.clusters)
@@ -421,10 +421,10 @@ def _write(
     console.print(f"open {out.place(REPORT_FILE)}", soft_wrap=True, highlight=False)
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
     """Return it as JSON has it: null for what has no value, such as the mean over objects of which there are none."""
     if isinstance(value, Mapping):
-        return {name: _finite(each) for name, each in value.items()}
+        return {name: finite(each) for name, each in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 

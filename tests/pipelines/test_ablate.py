@@ -261,3 +261,10 @@ def test_losses_after_one_epoch_are_those_of_its_last_tenth() -> None:
     history = [{"step": step, "loss/box": float(step), "loss/kd": 1.0, "wait/data": 9.0} for step in range(50)]
     assert first_epoch_losses(history, 40) == {"first_epoch/box": 37.5, "first_epoch/kd": 1.0}
     assert first_epoch_losses(history, 51) == {}
+
+
+def test_arms_of_detectors_and_of_labels_alone_need_no_teacher_of_maps() -> None:
+    alone = replace(STUDY, train=replace(STUDY.train, teachers=("none",)), arms=("none", "lgd"))
+    assert [(job.arm, job.config.distill) for job in jobs_of(alone)][:2] == [("none", ("none",)), ("lgd", ("lgd",))]
+    with pytest.raises(StudentError, match=r"--train\.teachers pkd: that is the name of an arm"):
+        jobs_of(replace(STUDY, train=replace(STUDY.train, teachers=("pkd=/a",))))
